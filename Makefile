@@ -1,0 +1,52 @@
+# `make train` and `make test` set everything up in .venv first; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: setup data train test test-full lint format check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing; this takes some minutes the first time"
+	# torch first, in the pinned version: a newer one brings CUDA packages to machines without a GPU.
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[dev]'
+	touch $(STAMP)
+
+data: $(STAMP)
+	$(BIN)/python examples/build_stdlib_data.py --out data/stdlib
+
+# The main job: real data, a small Llama pre-trained, then fine-tuned with LoRA, both on two
+# processes with sequence parallelism over ZeRO-2. Replaces what an earlier `make train` left.
+train: data
+	$(BIN)/ulysses train examples/pt.yaml overwrite_output_dir=true
+	$(BIN)/ulysses train examples/sft.yaml val_size=0 eval_dataset=stdlib_qa_heldout \
+		output_dir=runs/sft overwrite_output_dir=true
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+test-full: $(STAMP)
+	$(BIN)/pytest --full
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# What CI runs.
+check: lint test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
