@@ -1,0 +1,60 @@
+"""Watches any PyTorch training: gradients, LoRA adapters, optimizer state, alerts.
+
+Two lines attach it to a Hugging Face or TRL Trainer::
+
+    monitor = ulysses_monitor.Monitor("runs/demo")
+    monitor.attach(trainer)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ulysses_monitor.analysis import RunReader, open_run
+    from ulysses_monitor.errors import InputError, UlyssesError
+    from ulysses_monitor.integrations import MonitorCallback
+    from ulysses_monitor.monitor import Monitor
+    from ulysses_monitor.records import Alert, Event, Metric, StepRecord
+    from ulysses_monitor.rules import Rule
+    from ulysses_monitor.sinks import MemorySink, Sink
+
+# Imported when asked for: reading a run needs no torch, watching one needs no transformers.
+_HOMES = {
+    "Alert": "records",
+    "Event": "records",
+    "InputError": "errors",
+    "MemorySink": "sinks",
+    "Metric": "records",
+    "Monitor": "monitor",
+    "MonitorCallback": "integrations",
+    "Rule": "rules",
+    "RunReader": "analysis",
+    "Sink": "sinks",
+    "StepRecord": "records",
+    "UlyssesError": "errors",
+    "open_run": "analysis",
+}
+
+__all__ = [
+    "Alert",
+    "Event",
+    "InputError",
+    "MemorySink",
+    "Metric",
+    "Monitor",
+    "MonitorCallback",
+    "Rule",
+    "RunReader",
+    "Sink",
+    "StepRecord",
+    "UlyssesError",
+    "open_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"ulysses_monitor.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

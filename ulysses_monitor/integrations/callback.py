@@ -1,0 +1,207 @@
+"""`MonitorCallback`: watches any Hugging Face or TRL Trainer, before gradients are clipped.
+
+A callback alone comes too late: transformers calls ``on_pre_optimizer_step`` after clipping, and
+under DeepSpeed the whole step happens inside ``accelerator.backward``. So the callback places, for
+the time of one training, four patches on instances that the Trainer owns:
+
+- ``trainer.get_batch_samples``: the step's micro-batches and their number of label tokens;
+- ``accelerator.backward``: each micro-batch's loss, as it is scaled for accumulation;
+- ``accelerator.clip_grad_norm_``, which the Trainer calls once a step on every path but
+  DeepSpeed's: gradients are reduced and not yet clipped;
+- under DeepSpeed the ZeRO optimizer's ``step`` instead.
+
+All are taken back when training ends.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.engines.deepspeed import is_deepspeed_engine
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.monitor import Monitor, describe_model
+from ulysses_monitor.patching import Undo, patch_method, undo_all
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["MonitorCallback", "attach"]
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_/]")
+
+
+def attach(monitor: Monitor, trainer: Any) -> MonitorCallback:
+    """Adds a `MonitorCallback` for `monitor` to `trainer`.
+
+    Raises:
+        InputError: `trainer` is not a `transformers.Trainer`.
+    """
+    if not isinstance(trainer, Trainer):
+        raise InputError(
+            f"monitor: attach() got a {type(trainer).__name__}; allowed is a transformers.Trainer "
+            "or a subclass of it, and watch(model, optimizer) for a plain loop"
+        )
+    callback = MonitorCallback(monitor)
+    trainer.add_callback(callback)
+    return callback
+
+
+class MonitorCallback(TrainerCallback):
+    """Connects a `Monitor` to the Trainer it is added to.
+
+    Args:
+        monitor: the monitor; its run starts with the training and ends with it.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._undos: list[Undo] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Finds the Trainer and its engine, opens the run, places the patches."""
+        undo_all(self._undos)  # of a training that raised before
+        trainer = _calling_trainer(self)
+        monitor = self.monitor
+        engine = _engine(trainer)
+        monitor.start(engine, step=state.global_step, info=_describe(trainer, state))
+        accelerator = trainer.accelerator
+        self._undos = [
+            patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer)),
+            patch_method(accelerator, "backward", self._backward),
+        ]
+        if is_deepspeed_engine(trainer.model_wrapped):
+            self._undos.append(engine.hook_step(monitor.gradients_ready, lambda: None))
+        else:
+            self._undos.append(patch_method(accelerator, "clip_grad_norm_", self._clip))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Completes the step's record."""
+        self.monitor.step_ends(state.global_step)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Records an evaluation's numbers as ``eval/<name>/total``."""
+        numbers = {
+            f"eval/{_NOT_IN_NAMES.sub('_', name.removeprefix('eval_'))}/total": float(value)
+            for name, value in (metrics or {}).items()
+            if isinstance(value, int | float) and name != "epoch"
+        }
+        self.monitor.record(numbers)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Records that a checkpoint was written."""
+        self.monitor.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the run and takes every patch back."""
+        self.finish("finished")
+
+    def finish(self, status: Any) -> None:
+        """Ends the run with `status`; for callers that see the training fail."""
+        undo_all(self._undos)
+        self.monitor.close(status)
+
+    # -- the patches ---------------------------------------------------------------------------
+
+    def _get_batch_samples(self, trainer: Trainer) -> Callable[..., Any]:
+        def get_batch_samples(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self.monitor.step_begins()
+            batches, label_tokens = original(*args, **kwargs)
+            peers = trainer.get_sp_size() * trainer.get_cp_size() * trainer.get_tp_size()
+            for batch in batches:
+                labels = _label_tokens(batch)
+                self.monitor.observe(
+                    tokens=_tokens(batch) / peers,
+                    loss_tokens=None if labels is None else labels / peers,
+                )
+            return batches, label_tokens
+
+        return get_batch_samples
+
+    def _backward(
+        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        self.monitor.observe(loss=loss)
+        return original(loss, *args, **kwargs)
+
+    def _clip(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.monitor.gradients_ready()
+        return original(*args, **kwargs)
+
+
+def _calling_trainer(callback: TrainerCallback) -> Trainer:
+    """The Trainer that is calling `callback`, found on the stack: transformers does not pass it.
+
+    Raises:
+        InputError: no caller is a Trainer that has this callback.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer) and callback in caller.callback_handler.callbacks:
+            return caller
+        frame = frame.f_back  # type: ignore[assignment]
+    raise InputError("monitor: MonitorCallback was called by something that is not a Trainer")
+
+
+def _engine(trainer: Trainer) -> Engine:
+    optimizer = trainer.optimizer
+    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer  # accelerate's wrappers
+    scaler = trainer.accelerator.scaler
+    return find_engine(
+        trainer.model_wrapped,
+        optimizer,
+        grad_scale=scaler.get_scale if scaler is not None else None,
+        clip_norm=lambda: trainer.args.max_grad_norm or None,
+    )
+
+
+def _describe(trainer: Trainer, state: TrainerState) -> dict[str, Any]:
+    return {
+        "trainer": type(trainer).__name__,
+        "model": describe_model(trainer.model),
+        "max_steps": state.max_steps,
+        "resumed_at_step": state.global_step or None,
+    }
+
+
+def _tokens(batch: Any) -> Tensor | float:
+    """Tokens of a micro-batch without padding, as far as its usual keys tell."""
+    if not isinstance(batch, Mapping):
+        return 0.0
+    if isinstance(batch.get("attention_mask"), Tensor):
+        tokens: Tensor = batch["attention_mask"].sum()
+        return tokens
+    ids = batch.get("input_ids")
+    return float(ids.numel()) if isinstance(ids, Tensor) else 0.0
+
+
+def _label_tokens(batch: Any) -> Tensor | None:
+    """Tokens that are predicted: labels but the first of each row, which nothing predicts."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.dim() < 2:
+        return None
+    return labels[..., 1:].ne(-100).sum()

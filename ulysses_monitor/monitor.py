@@ -1,0 +1,384 @@
+"""The monitor: wires engine, probes, rules, bus and sinks; knows no Trainer.
+
+One step, with every event marked::
+
+    step_begins()          # the step's batches are there
+    forward, backward      # observe(loss=..., tokens=..., loss_tokens=...) for each micro-batch
+    gradients_ready()      # reduced, unclipped: probes, ONE all-reduce, ONE copy to the host
+    engine clips, steps
+    step_ends()            # the record gets its times, goes to rules and to the bus
+
+`gradients_ready` runs on every rank; records, rules and sinks live on rank 0.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ulysses_monitor.bus import Bus
+from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.environment import describe_environment
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.patching import Undo, undo_all
+from ulysses_monitor.probes import (
+    AdamStateProbe,
+    Capture,
+    GradientProbe,
+    Layout,
+    ParameterProbe,
+    Probe,
+)
+from ulysses_monitor.ranks import agree_or_raise, rank, world_size
+from ulysses_monitor.records import Event, Metric, Schema, StepRecord
+from ulysses_monitor.rules import Rule, RuleSet, checked_rules
+from ulysses_monitor.sinks import Sink, TensorBoardSink, checked_sinks
+from ulysses_monitor.store import IfExists, RunDirectory, StoreSink
+
+__all__ = ["Monitor"]
+
+logger = logging.getLogger(__name__)
+
+Parts = list[tuple[tuple[str, ...], npt.NDArray[np.float64]]]
+Status = Literal["finished", "failed", "stopped"]
+
+
+@dataclass
+class _Step:
+    """What is gathered over one step on this rank."""
+
+    began: float = field(default_factory=time.perf_counter)
+    loss: Tensor | float = 0.0
+    has_loss: bool = False
+    tokens: Tensor | float = 0.0
+    loss_tokens: Tensor | float = 0.0
+    has_labels: bool = False
+    parts: Parts | None = None
+    """Names and values per probe, once the gradients were read."""
+    all_tokens: float = 0.0
+    """Tokens over all ranks, once the gradients were read."""
+    overhead: float = 0.0
+
+
+class Monitor:
+    """Watches one training run and records it in a run directory.
+
+    Attach it to a Trainer with `attach`, or watch a plain loop with `watch`.
+
+    Args:
+        run_dir: the run directory, such as ``runs/demo``.
+        sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`.
+        rules: ``"default"``, or rules; an empty list for none.
+        tensorboard: whether to write TensorBoard files.
+        sample_every: optimizer state and parameters are read at steps 1, 1 + N, 1 + 2N, ...
+        if_exists: ``refuse``, ``resume`` or ``overwrite`` a run that is there already; a training
+            that resumes from a checkpoint continues the run in any case.
+        config: what the user configured, for run.json.
+
+    Raises:
+        InputError: an argument is wrong; at the start of training, the directory is taken or the
+            engine is not supported.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        sinks: Sequence[Sink] = (),
+        rules: Literal["default"] | Iterable[Rule] = "default",
+        tensorboard: bool = True,
+        sample_every: int = 10,
+        if_exists: IfExists = "refuse",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if sample_every < 1:
+            raise InputError(f"monitor: sample_every is {sample_every}; allowed is 1 or more")
+        self.run_dir = Path(run_dir)
+        self._extra_sinks = checked_sinks(sinks)
+        self._rules = RuleSet(checked_rules(rules))
+        self._tensorboard = tensorboard
+        self._sample_every = sample_every
+        self._if_exists: IfExists = if_exists
+        self._config = dict(config or {})
+        self._undos: list[Undo] = []
+        self._directory: RunDirectory | None = None
+        self._bus: Bus | None = None
+        self._capture: Capture | None = None
+        self._schemas: dict[tuple[tuple[str, ...], ...], Schema] = {}
+        self._broken = False
+        self._current = _Step()
+        self._last_publish = 0.0
+        self.step = 0
+
+    # -- attaching ---------------------------------------------------------------------------
+
+    def attach(self, trainer: Any) -> None:
+        """Watches a HF or TRL Trainer: adds a `MonitorCallback` bound to it.
+
+        Raises:
+            InputError: `trainer` is not a `transformers.Trainer`.
+        """
+        from ulysses_monitor.integrations import attach
+
+        attach(self, trainer)
+
+    @contextmanager
+    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Monitor]:
+        """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
+
+        Give the loss with `observe`; call `before_clip` where the loop clips gradients itself.
+
+        Raises:
+            InputError: the engine is not supported, or the run directory is taken.
+        """
+        engine = find_engine(model, optimizer)
+        self.start(engine, info={"model": describe_model(model)})
+        self._undos.append(engine.hook_step(self.gradients_ready, self.step_ends))
+        status: Status = "failed"
+        try:
+            yield self
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        finally:
+            self.close(status)
+
+    # -- the life of a run -------------------------------------------------------------------
+
+    def start(
+        self, engine: Engine, *, step: int = 0, info: Mapping[str, Any] | None = None
+    ) -> None:
+        """Opens the run; every rank calls it.
+
+        Args:
+            engine: the engine view to read.
+            step: optimizer steps already done; more than 0 continues the run directory.
+            info: further entries for run.json.
+        """
+        self.close("failed")  # of a training that raised in this process before
+        self.step = step
+        layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+        probes: list[Probe] = [
+            GradientProbe(layout),
+            AdamStateProbe(layout),
+            ParameterProbe(layout),
+        ]
+        self._capture = Capture(engine, probes, self._sample_every)
+        self._current = _Step()
+        self._open("resume" if step else self._if_exists, engine, dict(info or {}))
+        atexit.register(self.close, "failed")
+        max_steps = (info or {}).get("max_steps")
+        about = {"engine": engine.name, "world_size": world_size(), "max_steps": max_steps}
+        self.event("start", about)
+
+    def _open(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> None:
+        """Rank 0 takes the run directory; where it cannot, every rank raises."""
+        error: Exception | None = None
+        if rank() == 0:
+            try:
+                self._take(if_exists, engine, info)
+            except OSError as e:
+                error = InputError(f"run directory {self.run_dir}: {e.strerror or e}")
+            except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
+                error = e
+        elsewhere = InputError("monitor: rank 0 could not take the run directory; see its message")
+        agree_or_raise(error, elsewhere, engine.device)
+
+    def _take(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> None:
+        """Opens the run directory and the sinks."""
+        self._directory = RunDirectory(self.run_dir, if_exists)
+        about = {"engine": engine.name, "world_size": world_size(), "config": self._config}
+        self._directory.start({**describe_environment(), **about, **info})
+        sinks: list[Sink] = [StoreSink(self._directory), *self._extra_sinks]
+        if self._tensorboard:
+            sinks.append(TensorBoardSink(self.run_dir / "tensorboard"))
+        self._bus = Bus(sinks)
+
+    def close(self, status: Status = "finished") -> None:
+        """Takes every hook back, writes everything out, ends the run; safe to call twice."""
+        undo_all(self._undos)
+        atexit.unregister(self.close)
+        self._capture = None
+        if self._bus is not None:
+            self.event("stop", {"status": status})
+            self._bus.close()
+            self._bus = None
+        if self._directory is not None:
+            try:
+                self._directory.finish(status)
+            except OSError as error:  # a full disk must not fail a training that is done
+                logger.error("monitor: run.json of %s: %s", self.run_dir, error)
+            self._directory = None
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def step_begins(self) -> None:
+        """Marks the start of a step's clock; without it a step starts where the last one ended."""
+        self._current.began = time.perf_counter()
+
+    def observe(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        tokens: Tensor | float = 0.0,
+        loss_tokens: Tensor | float | None = None,
+    ) -> None:
+        """Adds what this rank saw of the coming step; call it for each micro-batch.
+
+        Args:
+            loss: this micro-batch's part of the step's loss; parts are added up over micro-batches
+                and averaged over ranks. A scalar tensor is not copied to the host here.
+            tokens: tokens this rank trained on and no other rank did.
+            loss_tokens: those of them that carry a label.
+
+        Raises:
+            InputError: `loss` is a tensor of several elements.
+        """
+        step = self._current
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise InputError(
+                f"monitor: observe(loss=...) got a tensor of shape {list(loss.shape)}; "
+                "allowed is a scalar"
+            )
+        if loss is not None:
+            step.loss = step.loss + (loss.detach() if isinstance(loss, Tensor) else loss)
+            step.has_loss = True
+        if loss_tokens is not None:
+            step.loss_tokens = step.loss_tokens + loss_tokens
+            step.has_labels = True
+        step.tokens = step.tokens + tokens
+
+    def before_clip(self) -> None:
+        """Reads the step's gradients now; for loops that clip before ``optimizer.step()``."""
+        self.gradients_ready()
+
+    def gradients_ready(self) -> None:
+        """Reads the step: probes, one all-reduce, one copy. All ranks; once per step."""
+        step = self._current
+        if self._capture is None or step.parts is not None:
+            return
+        began = time.perf_counter()
+        extra = {
+            "loss": step.loss,
+            "has_loss": float(step.has_loss),
+            "tokens": step.tokens,
+            "loss_tokens": step.loss_tokens,
+            "has_labels": float(step.has_labels),
+        }
+        parts, sums = self._capture.read(self.step + 1, extra)
+        if self._bus is not None and not self._broken:
+            try:
+                parts.append(self._training_part(sums, parts, self._capture.engine))
+            except Exception:  # noqa: BLE001 - _give_up logs it
+                self._give_up()
+        step.parts, step.all_tokens = parts, sums["tokens"]
+        step.overhead += time.perf_counter() - began
+
+    def _training_part(
+        self, sums: Mapping[str, float], parts: Parts, engine: Engine
+    ) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+        metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
+        if sums["has_loss"]:
+            metrics["train/loss/total"] = sums["loss"] / sums["has_loss"]
+        if sums["has_labels"]:
+            metrics["train/loss_tokens/total"] = sums["loss_tokens"]
+        clip_norm = engine.clip_norm()
+        norm = next(
+            (v[n.index("grad/norm/total")] for n, v in parts if "grad/norm/total" in n), None
+        )
+        if clip_norm is not None and norm is not None:
+            metrics["grad/clip_coef/total"] = min(1.0, clip_norm / (norm + 1e-6))
+        return tuple(metrics), np.array(list(metrics.values()), np.float64)
+
+    def step_ends(self, step: int | None = None) -> None:
+        """Completes and publishes the step's record.
+
+        Args:
+            step: the step's number where the caller counts; otherwise the last one plus 1.
+        """
+        current, self._current = self._current, _Step()
+        self.step = self.step + 1 if step is None else step
+        if current.parts is None or self._bus is None or self._broken:
+            return
+        try:
+            self._publish(current, current.parts, self._bus)
+        except Exception:  # noqa: BLE001 - _give_up logs it
+            self._give_up()
+        self._current.began = time.perf_counter()
+
+    def _give_up(self) -> None:
+        """Stops recording after a defect: it may cost the records, never the training."""
+        self._broken = True
+        logger.exception("monitor: could not record step %d; recording is off", self.step)
+
+    def _publish(self, step: _Step, parts: Parts, bus: Bus) -> None:
+        began = time.perf_counter()
+        seconds = began - step.began
+        times = {"train/step_seconds/total": seconds}
+        if step.all_tokens:
+            times["train/tokens_per_second/total"] = step.all_tokens / seconds
+        times["monitor/overhead_seconds/total"] = step.overhead + self._last_publish
+        times |= {f"monitor/dropped_records/{n}": float(c) for n, c in bus.dropped().items()}
+        parts = [*parts, (tuple(times), np.array(list(times.values()), np.float64))]
+        record = StepRecord(
+            step=self.step,
+            time=time.time(),
+            schema=self._schema(tuple(names for names, _ in parts)),
+            values=np.concatenate([values for _, values in parts]),
+        )
+        bus.publish(record)
+        for alert in self._rules.observe(record):
+            bus.publish(alert.to_event(record.time))
+        # Known only now, so it is booked on the next record.
+        self._last_publish = time.perf_counter() - began
+
+    def _schema(self, groups: tuple[tuple[str, ...], ...]) -> Schema:
+        if groups not in self._schemas:
+            self._schemas[groups] = Schema(tuple(name for names in groups for name in names))
+        return self._schemas[groups]
+
+    # -- what happens between steps ------------------------------------------------------------
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Publishes an event at the current step; does nothing where no run is open."""
+        if self._bus is not None:
+            self._bus.publish(Event(kind=kind, step=self.step, time=time.time(), data=data))
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Publishes further metrics of the current step, such as an evaluation's; rank 0's count.
+
+        Raises:
+            InputError: a name is not of the form ``family/stat/scope``.
+        """
+        names = tuple(Metric(name=name).name for name in metrics)
+        if self._bus is not None and names:
+            values = np.array(list(metrics.values()), np.float64)
+            self._bus.publish(StepRecord(self.step, time.time(), self._schema((names,)), values))
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Class and parameter counts, for run.json."""
+    model = getattr(model, "module", model)
+    parameters = list(model.parameters())
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(_numel(p) for p in parameters),
+        "trainable_parameters": sum(_numel(p) for p in parameters if p.requires_grad),
+    }
+
+
+def _numel(param: nn.Parameter) -> int:
+    """Elements of the whole parameter, also where DeepSpeed ZeRO-3 left an empty stand-in."""
+    return int(getattr(param, "ds_numel", param.numel()))

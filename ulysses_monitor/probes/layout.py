@@ -1,0 +1,78 @@
+"""How parameters fall into layers and adapter pairs; made once per engine from names alone."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["AdapterPair", "Layout"]
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
+_LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<side>A|B)\.(?P<adapter>[^.]+)\.weight$")
+_LORA_EMBEDDING = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<side>A|B)\.(?P<adapter>[^.]+)$")
+
+
+@dataclass(frozen=True)
+class AdapterPair:
+    """The A and B of one LoRA adapter on one module, as indices into the layout's names."""
+
+    module: str
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and sizes of the trainable parameters, in the engine's order.
+
+    Attributes:
+        names: full parameter names [P].
+        numels: number of elements of each whole parameter [P].
+    """
+
+    names: tuple[str, ...]
+    numels: tuple[int, ...]
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Index of each layer that has a trainable parameter, ascending [L]."""
+        return tuple(sorted({i for i in self._layer_of if i is not None}))
+
+    @cached_property
+    def _layer_of(self) -> tuple[int | None, ...]:
+        found = (_LAYER.search(name) for name in self.names)
+        return tuple(int(m.group(1)) if m else None for m in found)
+
+    @cached_property
+    def scopes(self) -> tuple[str, ...]:
+        """Scope names in the order of `spread`: total, layers, parameters [1 + L + P]."""
+        layers = [f"layer/{i}" for i in self.layers]
+        return ("total", *layers, *(f"param/{name}" for name in self.names))
+
+    def spread(self, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Adds up sums per parameter [P] to total, layers and parameters [1 + L + P]."""
+        return np.concatenate(([sums.sum()], self._layer_matrix @ sums, sums))
+
+    @cached_property
+    def _layer_matrix(self) -> npt.NDArray[np.float64]:
+        rows = [[float(of == layer) for of in self._layer_of] for layer in self.layers]
+        return np.array(rows, np.float64).reshape(len(self.layers), len(self.names))
+
+    @cached_property
+    def adapter_pairs(self) -> tuple[AdapterPair, ...]:
+        """Every module that has both sides of an adapter; named with the adapter if several."""
+        sides: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+        for i, name in enumerate(self.names):
+            if match := _LORA.match(name) or _LORA_EMBEDDING.match(name):
+                sides[match["module"], match["adapter"]][match["side"]] = i
+        several = len({adapter for _, adapter in sides}) > 1
+        return tuple(
+            AdapterPair(f"{module}.{adapter}" if several else module, pair["A"], pair["B"])
+            for (module, adapter), pair in sides.items()
+            if len(pair) == 2
+        )

@@ -1,0 +1,25 @@
+"""Rules: record history in, alerts out; no tensors, no I/O."""
+
+from ulysses_monitor.rules.base import HISTORY, Rule, RuleSet
+from ulysses_monitor.rules.standard import (
+    LoraImbalance,
+    NoLabels,
+    NonFinite,
+    Spike,
+    VanishingGradient,
+    checked_rules,
+    default_rules,
+)
+
+__all__ = [
+    "HISTORY",
+    "LoraImbalance",
+    "NoLabels",
+    "NonFinite",
+    "Rule",
+    "RuleSet",
+    "Spike",
+    "VanishingGradient",
+    "checked_rules",
+    "default_rules",
+]

@@ -1,0 +1,145 @@
+"""The run directory: who may write it, and run.json.
+
+A lock that the operating system holds (``flock``) marks the one writer, so a crash leaves no lock
+behind. Nothing that a run recorded is overwritten unless the user asked for it by name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.records import METRIC_SCHEMA_VERSION
+
+__all__ = ["IfExists", "RunDirectory", "check_free", "is_locked"]
+
+IfExists = Literal["refuse", "resume", "overwrite"]
+
+_LOCK = ".lock"
+_OWN = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html")
+_SECRET = re.compile(
+    r"(token(?!i[sz]e)|secret|passw|(api|access|private)_?key|credential|webhook)", re.IGNORECASE
+)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process writes the run at `path`."""
+    try:
+        with (path / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that ask do not meet
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def check_free(path: Path, if_exists: IfExists) -> None:
+    """Checks that a run may be written at `path`, touching nothing.
+
+    Raises:
+        InputError: the directory is in use, or holds a run and `if_exists` is ``refuse``.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"run directory {path}: is a file; name a directory")
+    if is_locked(path):
+        raise InputError(f"run directory {path}: in use by a running training; choose another one")
+    if if_exists == "refuse" and (path / "run.json").exists():
+        raise InputError(
+            f"run directory {path}: already holds a run; choose another output_dir, or set "
+            "resume_from_checkpoint to continue it, or overwrite_output_dir=true to replace it"
+        )
+
+
+class RunDirectory:
+    """One run's directory, held for writing until `close`.
+
+    Args:
+        path: the directory; made if missing.
+        if_exists: what to do where a run is there already.
+
+    Raises:
+        InputError: see `check_free`.
+    """
+
+    def __init__(self, path: Path, if_exists: IfExists = "refuse") -> None:
+        check_free(path, if_exists)
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = _take_lock(path)
+        if if_exists == "overwrite":
+            self._remove_old()
+        self.metrics = path / "metrics"
+        self.metrics.mkdir(exist_ok=True)
+        self._info: dict[str, Any] = {}
+        if (path / "run.json").exists():
+            self._info = json.loads((path / "run.json").read_text())
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Writes run.json. Values under keys that name a secret are masked."""
+        starts = [*self._info.get("starts", []), time.time()]
+        self._info = {
+            "name": self.path.name,
+            "metric_schema_version": METRIC_SCHEMA_VERSION,
+            "status": "running",
+            "starts": starts,
+            **without_secrets(dict(info)),
+        }
+        self._write()
+
+    def finish(self, status: str) -> None:
+        """Marks the run ``finished``, ``failed`` or ``stopped`` and lets go of the directory."""
+        self._info |= {"status": status, "ended": time.time()}
+        self._write()
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the directory and leaves run.json as it is."""
+        # Closing alone keeps the lock for as long as a forked data loader worker lives.
+        if not self._lock.closed:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._lock.close()
+
+    def _write(self) -> None:
+        temporary = self.path / ".run.json.tmp"
+        temporary.write_text(json.dumps(self._info, indent=2, default=str) + "\n")
+        temporary.replace(self.path / "run.json")
+
+    def _remove_old(self) -> None:
+        """Removes what an earlier run wrote there, and nothing else."""
+        for name in _OWN:
+            old = self.path / name
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+
+
+def _take_lock(path: Path) -> IO[str]:
+    lock = (path / _LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(f"run directory {path}: in use by a running training") from None
+    os.set_inheritable(lock.fileno(), False)
+    return lock
+
+
+def without_secrets(value: Any, masked: bool = False) -> Any:
+    """`value` with every string under a key that names a secret masked, at any depth."""
+    if isinstance(value, Mapping):
+        return {
+            k: without_secrets(v, masked or bool(_SECRET.search(str(k)))) for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_secrets(v, masked) for v in value]
+    return "***" if masked and isinstance(value, str) and value else value
