@@ -1,0 +1,21 @@
+"""Trains Hugging Face models on long sequences: Ulysses attention, DeepSpeed ZeRO, LoRA."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ulysses_core.parallel import sequence_parallel
+    from ulysses_core.trainers import UlyssesTrainingManager
+
+# Imported when asked for: both need transformers.
+_HOMES = {"UlyssesTrainingManager": "trainers", "sequence_parallel": "parallel"}
+
+__all__ = ["UlyssesTrainingManager", "sequence_parallel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"ulysses_core.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""The command line: `ulysses train`, `doctor`, `report`."""
+
+from ulysses_core.cli.app import main
+
+__all__ = ["main"]

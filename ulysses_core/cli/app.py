@@ -1,0 +1,120 @@
+"""The commands and their exit codes.
+
+0 fine, 1 the run failed, 2 the user's input is wrong, 3 stopped by a rule or policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ulysses_monitor.errors import InputError, TrainingStoppedError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="ulysses",
+    help="Train LLMs on long sequences, watch them, and look at what happened.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_RANK_0_SPEAKS_FIRST = 10.0
+"""Seconds that another rank waits before it reports wrong input itself."""
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Override any key, dotted if nested.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, such as examples/sft.yaml.")],
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine; GPUs if any, else sequence_parallel_size."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Validate and print the plan; train nothing.")
+    ] = False,
+    adjust_lr: Annotated[
+        float | None, typer.Option(help="Multiply the base learning rate by this.")
+    ] = None,
+    debug: Annotated[bool, typer.Option(help="Log every decision.")] = False,
+) -> None:
+    """Train a model from a config."""
+    from ulysses_core.cli import train as command
+
+    _configure_logging(debug)
+    given = list(overrides or [])
+    if adjust_lr is not None:
+        given.append(f"adjust_lr={adjust_lr}")
+    raise typer.Exit(command.train(config, given, nproc, dry_run=dry_run, debug=debug))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A config to check against.")] = None,
+    overrides: Overrides = None,
+    nproc: Annotated[int | None, typer.Option(help="Processes it would run on.")] = None,
+) -> None:
+    """Say what this machine has, and what a config needs."""
+    from ulysses_core.cli.doctor import doctor as command
+
+    command(config, list(overrides or []), nproc)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/sft.")],
+) -> None:
+    """Write report.html into a run directory and name it."""
+    from ulysses_monitor.analysis import open_run, write_report
+
+    typer.echo(write_report(open_run(run)))
+
+
+def _configure_logging(debug: bool) -> None:
+    debug = debug or os.environ.get("ULYSSES_DEBUG") == "1"
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    level = logging.DEBUG if debug else logging.INFO
+    for name in ("ulysses_core", "ulysses_monitor"):
+        logging.getLogger(name).setLevel(level)
+
+
+def main() -> None:
+    """Runs the command line; wrong input becomes one line and exit code 2."""
+    # The deepspeed launcher puts --local_rank before the command; LOCAL_RANK says the same.
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")] or ["--help"]
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        message = error.format_message().splitlines()[0]
+        typer.echo(f"ulysses: {message.rstrip('.')}; try ulysses --help", err=True)
+        _leave(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("ulysses: interrupted", err=True)
+        _leave(1)
+    except InputError as error:
+        if os.environ.get("RANK", "0") != "0":
+            # Rank 0 says it, as a rule, and its launcher ends this one meanwhile.
+            time.sleep(_RANK_0_SPEAKS_FIRST)
+        typer.echo(f"ulysses: {error}", err=True)
+        _leave(2)
+    except TrainingStoppedError as error:
+        typer.echo(f"ulysses: stopped: {error}", err=True)
+        _leave(3)
+
+
+def _leave(code: int) -> None:
+    """Exits at once: other ranks may wait in a collective that this one will not join."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "RANK" in os.environ:
+        os._exit(code)
+    sys.exit(code)

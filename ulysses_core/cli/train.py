@@ -1,0 +1,186 @@
+"""`ulysses train`: check everything, then start the ranks; on a rank, train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ulysses_core.cli.launch import choose_processes, is_launched, launch
+from ulysses_core.cli.tables import plan_table, summary_table
+from ulysses_core.config import RunConfig, load_config
+from ulysses_monitor.errors import InputError
+
+__all__ = ["check", "train"]
+
+
+def train(
+    path: Path, overrides: list[str], nproc: int | None, *, dry_run: bool, debug: bool
+) -> int:
+    """Trains from a config, and returns the exit code.
+
+    Under a launcher this process is a rank and trains. Otherwise it checks the config, the data
+    and the run directory, and starts the ranks.
+
+    Raises:
+        InputError: something that the user gave is wrong.
+    """
+    if is_launched():
+        if nproc is not None:
+            raise InputError(
+                "--nproc is for runs without a launcher; torchrun and deepspeed set it"
+            )
+        config = load_config(path, overrides)
+        check(config, int(os.environ["WORLD_SIZE"]))
+        return _train_rank(config)
+    config = load_config(path, overrides)
+    processes = choose_processes(nproc, config.settings.sequence_parallel_size)
+    rows = check(config, processes)
+    if dry_run:
+        plan_table(config, processes, rows)
+        return 0
+    arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
+    if config.settings.output_dir is None:
+        from ulysses_core.trainers.manager import default_run_dir
+
+        arguments.append(f"output_dir={default_run_dir(config.name, time.time())}")
+    return launch(arguments, processes)
+
+
+def check(config: RunConfig, processes: int) -> dict[str, int]:
+    """Refuses what can be seen to be wrong before anything is started.
+
+    Returns:
+        Rows of each dataset.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    from ulysses_core.data import check_sources
+    from ulysses_core.parallel.groups import check_size
+    from ulysses_monitor.store import check_free
+
+    check_size(config.settings.sequence_parallel_size, processes)
+    _check_model(config)
+    _check_engine(config)
+    if not config.data.dataset:
+        raise InputError(f"{config.name}: dataset is not set; name one of dataset_info.json")
+    if config.settings.output_dir is not None:
+        resume = config.training.get("resume_from_checkpoint")
+        overwrite = config.settings.overwrite_output_dir
+        check_free(
+            config.settings.output_dir,
+            "resume" if resume else "overwrite" if overwrite else "refuse",
+        )
+        _check_resume(resume, config.settings.output_dir)
+    return check_sources(config.data, config.finetuning.stage)
+
+
+def _check_model(config: RunConfig) -> None:
+    for key in ("model_name_or_path", "tokenizer_name_or_path"):
+        name = getattr(config.model, key)
+        if name is None or Path(name).is_dir():
+            continue
+        # A hub name is owner/model; whatever else, or what begins like a path here, is a folder.
+        local = name.count("/") != 1 or name.startswith((".", "/", "runs/", "data/"))
+        if local or Path(name).parent.is_dir():
+            made_by = "; make train makes it" if name.startswith(("runs/", "data/stdlib/")) else ""
+            raise InputError(f"{key} {name}: no such folder{made_by}; name a folder with a model")
+
+
+def _check_engine(config: RunConfig) -> None:
+    if config.deepspeed is None or not config.settings.monitor.enabled:
+        return
+    stage = config.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2):
+        raise InputError(
+            f"deepspeed: the monitor cannot read ZeRO stage {stage}; use zero1 or zero2 (also with "
+            "offload), or set monitor=false"
+        )
+
+
+def _check_resume(resume: bool | str | None, output_dir: Path) -> None:
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise InputError(f"resume_from_checkpoint {resume}: no such folder")
+    if resume is True and not any(output_dir.glob("checkpoint-*")):
+        raise InputError(f"resume_from_checkpoint: {output_dir} has no checkpoint to resume from")
+
+
+def _train_rank(config: RunConfig) -> int:
+    from ulysses_core.trainers import UlyssesTrainingManager
+    from ulysses_monitor.sinks import ConsoleSink
+
+    _quiet_libraries()
+    signal.signal(signal.SIGTERM, _raise_exit)
+    is_first = os.environ["RANK"] == "0"
+    manager = UlyssesTrainingManager(config, sinks=[ConsoleSink()] if is_first else [])
+    try:
+        with manager:
+            manager.run_training()
+    except InputError:
+        raise
+    except Exception:  # noqa: BLE001 - reported whole, and it ends the process
+        traceback.print_exc()
+        return _leave(manager.run_dir, is_first)
+    if is_first and manager.run_dir is not None:
+        _show_result(manager.run_dir, config)
+    _end_process_group()
+    return 0
+
+
+def _show_result(run_dir: Path, config: RunConfig) -> None:
+    """Writes the report and prints the table; neither may fail a training that succeeded."""
+    if not config.settings.monitor.enabled:
+        typer.echo(f"model: {run_dir}")
+        return
+    from ulysses_monitor.analysis import open_run, write_report
+
+    run = open_run(run_dir)
+    try:
+        report: Path | None = write_report(run)
+    except Exception:
+        logging.getLogger(__name__).exception("the report could not be written")
+        report = None
+    summary_table(run, report)
+
+
+def _leave(run_dir: Path | None, is_first: bool) -> int:
+    if is_first and run_dir is not None:
+        typer.echo(f"ulysses: the run failed; what it recorded is in {run_dir}", err=True)
+    sys.stderr.flush()
+    # At once: other ranks may wait in a collective that this one will not join.
+    os._exit(1)
+
+
+def _end_process_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _raise_exit(*_: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _quiet_libraries() -> None:
+    """Libraries warn about what is meant so here; debugging shows all of it."""
+    if logging.getLogger("ulysses_core").level == logging.DEBUG:
+        return
+    import warnings
+
+    import datasets
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

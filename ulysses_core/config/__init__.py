@@ -1,0 +1,19 @@
+"""Reading and checking a training config."""
+
+from ulysses_core.config.load import load_config
+from ulysses_core.config.schema import (
+    FinetuningConfig,
+    ModelConfig,
+    MonitorConfig,
+    RunConfig,
+    RunSettings,
+)
+
+__all__ = [
+    "FinetuningConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "RunConfig",
+    "RunSettings",
+    "load_config",
+]

@@ -1,0 +1,59 @@
+"""DeepSpeed settings: by a shipped name, from a JSON file, or given in place."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ulysses_monitor.errors import InputError, nearest
+
+__all__ = ["SHIPPED", "load_deepspeed"]
+
+SHIPPED = ("zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
+
+
+def load_deepspeed(
+    value: str | dict[str, Any] | None, where: str
+) -> tuple[dict[str, Any] | None, int | None]:
+    """Resolves the config's ``deepspeed`` key.
+
+    Returns:
+        The settings without ``sequence_parallel_size``, and that size where they hold one.
+        DeepSpeed must not see it: it would divide gradients by sequence groups of its own.
+
+    Raises:
+        InputError: no such name or file, or the file is not a JSON object.
+    """
+    if value is None:
+        return None, None
+    settings = dict(value) if isinstance(value, dict) else _read(value, where)
+    size = settings.pop("sequence_parallel_size", None)
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise InputError(
+            f"{where}: deepspeed: sequence_parallel_size is {size!r}; allowed is 1, 2, …"
+        )
+    return settings, size
+
+
+def _read(value: str, where: str) -> dict[str, Any]:
+    if value in SHIPPED:
+        text = (
+            resources.files("ulysses_core.config").joinpath(f"deepspeed/{value}.json").read_text()
+        )
+    elif Path(value).is_file():
+        text = Path(value).read_text(encoding="utf-8")
+    else:
+        hint = nearest(value, SHIPPED)
+        raise InputError(
+            f"{where}: deepspeed={value!r} is no file{hint}; allowed is a path to a JSON file or "
+            f"one of {', '.join(SHIPPED)}"
+        )
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{value}, line {error.lineno}: not JSON: {error.msg}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{value}: is not a JSON object")
+    return settings

@@ -1,0 +1,50 @@
+"""Keys that LLaMA-Factory knows and this project does not serve, so that an error can say so."""
+
+from __future__ import annotations
+
+__all__ = ["UNSERVED_KEYS", "UNSERVED_VALUES"]
+
+_NAMES = """
+adapter_name_or_path adapter_folder cache_dir use_fast_tokenizer resize_vocab
+split_special_tokens add_tokens add_special_tokens new_special_tokens_config init_special_tokens
+model_revision low_cpu_mem_usage rope_scaling shift_attn mixture_of_depths use_unsloth
+use_unsloth_gc enable_liger_kernel moe_aux_loss_coef disable_gradient_checkpointing
+use_reentrant_gc upcast_layernorm upcast_lmhead_output train_from_scratch infer_backend
+offload_folder use_kv_cache use_v1_kernels infer_dtype hf_hub_token ms_hub_token om_hub_token
+print_param_status quantization_method quantization_bit quantization_type double_quantization
+quantization_device_map image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches
+video_max_pixels video_min_pixels video_fps video_maxlen use_audio_in_video audio_sampling_rate
+export_dir export_size export_device export_quantization_bit export_quantization_dataset
+export_quantization_nsamples export_quantization_maxlen export_legacy_format export_hub_model_id
+vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen
+sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend media_dir streaming
+buffer_size mix_strategy interleave_probs preprocessing_batch_size eval_num_beams
+eval_on_each_dataset tool_format enable_thinking preserve_thinking tokenized_path
+data_shared_file_system freeze_trainable_layers freeze_trainable_modules freeze_extra_modules
+loraplus_lr_ratio loraplus_lr_embedding pissa_iter pissa_convert create_new_adapter
+module_dropout oft_rank oft_block_size oft_target pref_beta pref_ftx pref_bco_weight pref_loss
+dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma ppo_buffer_size ppo_epochs
+ppo_score_norm ppo_target ppo_whiten_rewards ref_model ref_model_adapters
+ref_model_quantization_bit reward_model reward_model_adapters reward_model_quantization_bit
+reward_model_type ld_alpha use_galore galore_target galore_rank galore_update_interval
+galore_scale galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank
+apollo_update_interval apollo_scale apollo_proj apollo_proj_type apollo_scale_type
+apollo_layerwise apollo_scale_front use_badam badam_mode badam_start_block badam_switch_mode
+badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose use_swanlab
+swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir
+swanlab_lark_webhook_url swanlab_lark_secret pure_bf16 use_llama_pro use_adam_mini use_mca
+use_muon use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha freeze_vision_tower
+freeze_multi_modal_projector freeze_language_model compute_accuracy disable_shuffling
+early_stopping_steps include_effective_tokens_per_second ray_num_workers ray_init_kwargs
+master_addr master_port do_sample temperature top_p top_k num_beams max_length max_new_tokens
+repetition_penalty length_penalty skip_special_tokens predict_with_generate model_max_length
+block_diag_attn compute_dtype device_map
+"""
+
+UNSERVED_KEYS = frozenset(_NAMES.split())
+
+UNSERVED_VALUES = {
+    "stage": frozenset({"rm", "ppo", "dpo", "kto", "grpo"}),
+    "finetuning_type": frozenset({"freeze", "oft"}),
+}
+"""Values that LLaMA-Factory or the design knows, and this version does not serve."""

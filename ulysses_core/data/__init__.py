@@ -1,0 +1,16 @@
+"""Turns LLaMA-Factory style datasets into tokenised rows, and rows into batches."""
+
+from ulysses_core.data.collate import CausalCollator
+from ulysses_core.data.config import DataConfig, Stage
+from ulysses_core.data.load import DatasetPair, check_sources, load_datasets
+from ulysses_core.data.tokenize import DataStats
+
+__all__ = [
+    "CausalCollator",
+    "DataConfig",
+    "DataStats",
+    "DatasetPair",
+    "Stage",
+    "check_sources",
+    "load_datasets",
+]

@@ -1,0 +1,76 @@
+"""Packs short rows into long ones whose documents cannot see each other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["IGNORE_INDEX", "TokenRow", "best_fit_decreasing", "pack_rows"]
+
+IGNORE_INDEX = -100
+"""Label of a token that is not learned, as in `torch.nn.CrossEntropyLoss`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One row of token ids, with a label for each."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int] | None = None
+    """None in rows of one document; packed, it restarts at 0 where a document begins."""
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Distributes items over as few bins as the rule finds.
+
+    The longest item goes first, each into the fullest bin that still has room for it. At most
+    11/9 of the fewest possible bins, plus one (Johnson, 1974).
+
+    Args:
+        lengths: Size of each item, at most `capacity`.
+        capacity: Size of a bin.
+
+    Returns:
+        Indices of the items in each bin. Items keep their order within a bin, and bins are ordered
+        by their first item.
+    """
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect_left(rooms, (lengths[item], -1))
+        if place == len(rooms):
+            bins.append([])
+            room, chosen = capacity, len(bins) - 1
+        else:
+            room, chosen = rooms.pop(place)
+        bins[chosen].append(item)
+        insort(rooms, (room - lengths[item], chosen))
+    return sorted(sorted(items) for items in bins)
+
+
+def pack_rows(rows: Sequence[TokenRow], capacity: int) -> list[TokenRow]:
+    """Packs rows of at most `capacity` tokens into blocks of at most `capacity` tokens.
+
+    Args:
+        rows: One document each.
+        capacity: Longest block, in tokens.
+
+    Returns:
+        Blocks with `position_ids` that restart at 0 for each document. A document's first token has
+        no label, so the last token of the one before it predicts nothing.
+    """
+    bins = best_fit_decreasing([len(row.input_ids) for row in rows], capacity)
+    return [_join([rows[index] for index in items]) for items in bins]
+
+
+def _join(rows: Sequence[TokenRow]) -> TokenRow:
+    input_ids: list[int] = []
+    labels: list[int] = []
+    position_ids: list[int] = []
+    for row in rows:
+        input_ids += row.input_ids
+        labels += [IGNORE_INDEX, *row.labels[1:]]
+        position_ids += range(len(row.input_ids))
+    return TokenRow(input_ids, labels, position_ids)

@@ -1,0 +1,225 @@
+"""Sequence parallelism for the user's own Trainer, patched on instances and put back whole.
+
+What is right by construction here: DeepSpeed and DDP average gradients over the whole world, in
+every ZeRO stage, because they are given no sequence groups. Every rank's loss is the sum over its
+slice divided by the label tokens of the whole world and multiplied by the number of ranks; so the
+average of the gradients is the gradient of the token-weighted mean, as on one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import recursively_apply
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer
+
+from ulysses_core.parallel.attention import NAME, register
+from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
+from ulysses_core.parallel.groups import SequenceGroup, make_groups
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.patching import Undo, patch_method, undo_all
+
+__all__ = ["SequenceParallelHandle", "sequence_parallel"]
+
+_CORES = ("sdpa", "eager", None)
+
+
+class SequenceParallelHandle:
+    """What `sequence_parallel` did to a Trainer.
+
+    Attributes:
+        group: this rank's sequence group.
+    """
+
+    def __init__(self, group: SequenceGroup, undos: list[Undo]) -> None:
+        self.group = group
+        self._undos = undos
+
+    def restore(self) -> None:
+        """Puts the Trainer, its accelerator and its model back as they were."""
+        undo_all(self._undos)
+
+
+def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
+    """Spreads every row of `trainer`'s batches over `size` ranks; call it before `train()`.
+
+    Works with Hugging Face's Trainer on causal language models, on one process group of any
+    engine that averages gradients over all ranks (DDP, DeepSpeed ZeRO). Every rank must call it.
+
+    Args:
+        trainer: the Trainer; its model, accelerator and methods are patched on the instance.
+        size: ranks that share a row; must divide the number of processes.
+
+    Returns:
+        A handle whose `restore()` undoes it.
+
+    Raises:
+        InputError: the size does not divide the processes, or the model or a setting of the
+            Trainer cannot be run on slices of rows.
+    """
+    group = make_groups(size)
+    undos: list[Undo] = []
+    if size == 1:
+        return SequenceParallelHandle(group, undos)
+    _check_trainer(trainer)
+    patches = _Patches(trainer, group)
+    undos.append(_use_ulysses_attention(_causal_lm(trainer)))
+    undos += [
+        # What the Trainer divides token counts and batch sizes by. Not `get_sp_size`: it also
+        # means that DeepSpeed's own adapter multiplies the dataloader's length.
+        patch_method(trainer, "get_cp_size", lambda _: size),
+        patch_method(trainer, "compute_loss", patches.compute_loss),
+        patch_method(trainer, "_get_dataloader", patches.get_dataloader),
+        patch_method(trainer.accelerator, "gather_for_metrics", patches.gather_for_metrics),
+        _use_patched_gather(trainer),
+        _forget_eval_loaders(trainer),
+    ]
+    return SequenceParallelHandle(group, undos)
+
+
+class _Patches:
+    """The wrappers that go around the Trainer's methods."""
+
+    def __init__(self, trainer: Trainer, group: SequenceGroup) -> None:
+        self.trainer = trainer
+        self.group = group
+
+    def compute_loss(
+        self,
+        original: Callable[..., Any],
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of this rank's slices, scaled so that its average over ranks is the batch's."""
+        if not model.training:
+            # An evaluation averages the losses of batches: each is the mean over its own tokens.
+            num_items_in_batch = None
+        sharded = shard_batch(inputs, self.group)
+        own_count = num_items_in_batch is None and "shift_labels" in sharded
+        if own_count:
+            sharded["num_items_in_batch"] = self._label_tokens(sharded["shift_labels"])
+        loss, outputs = original(
+            model, sharded, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if own_count:
+            loss = loss * self.group.size
+        if not model.training:
+            loss = self._sum(loss) / self.group.size
+            if self.trainer.compute_metrics is not None:
+                outputs["logits"] = self._gather_rows(outputs["logits"], sharded["ulysses"].length)
+        return (loss, outputs) if return_outputs else loss
+
+    def get_dataloader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A dataloader that gives all ranks of a sequence group the same rows."""
+        loader = original(*args, **kwargs)
+        shard = getattr(loader, "batch_sampler", None)
+        if not isinstance(shard, BatchSamplerShard):
+            raise InputError(
+                "sequence parallel: the dataloader is not sharded by batches; streaming datasets "
+                "and accelerator_config.dispatch_batches are not supported"
+            )
+        if shard.num_processes != self.trainer.accelerator.num_processes:
+            raise InputError(
+                "sequence parallel: the sampler shares rows out to ranks itself; use another "
+                "train_sampling_strategy, such as random, sequential or group_by_length"
+            )
+        shard.num_processes = self.group.data_size
+        shard.process_index = self.group.data_rank
+        # One group reads every batch itself, so a short last batch stays short, as on one process.
+        shard.even_batches = shard.even_batches and self.group.data_size > 1
+        return loader
+
+    def gather_for_metrics(self, original: Callable[..., Any], data: Any, *_: Any) -> Any:  # noqa: ARG002
+        """Gathers rows once per sequence group, and drops those that only fill the last batch."""
+        accelerator = self.trainer.accelerator
+        state = accelerator.gradient_state
+
+        def first_of_each_group(gathered: Tensor) -> Tensor:
+            ranks = accelerator.num_processes
+            # [W * rows, ...] -> [W / n, rows, ...] -> [W / n * rows, ...]
+            rows: Tensor = gathered.unflatten(0, (ranks, -1))[:: self.group.size].flatten(0, 1)
+            drop = state.end_of_dataloader and state.remainder > 0
+            return rows[: state.remainder] if drop else rows
+
+        return recursively_apply(first_of_each_group, accelerator.gather(data))
+
+    def _label_tokens(self, shifted: Tensor) -> Tensor:
+        return self._sum(shifted.ne(IGNORE_INDEX).sum()).clamp(min=1)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        value = value.detach().clone()
+        dist.all_reduce(value, group=self.group.group)
+        return value
+
+    def _gather_rows(self, logits: Tensor, length: int) -> Tensor:
+        """Slices [B, s, V] to whole rows without padding [B, S', V]."""
+        slices = [torch.empty_like(logits) for _ in range(self.group.size)]
+        dist.all_gather(slices, logits.contiguous(), group=self.group.group)
+        return torch.cat(slices, dim=1)[:, :length]
+
+
+def _causal_lm(trainer: Trainer) -> PreTrainedModel:
+    """The transformers model inside the Trainer's model, without a PEFT wrapper around it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            f"sequence parallel: the model is a {type(model).__name__}; allowed is a "
+            "transformers.PreTrainedModel, with or without PEFT adapters"
+        )
+    return model
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    args = trainer.args
+    if args.label_smoothing_factor:
+        raise InputError("sequence parallel: label_smoothing_factor must be 0")
+    if trainer.compute_loss_func is not None:
+        raise InputError("sequence parallel: compute_loss_func sees slices of rows; leave it out")
+    model = _causal_lm(trainer)
+    name, config = type(model).__name__, model.config
+    core = config._attn_implementation
+    if core not in _CORES:
+        raise InputError(
+            f"sequence parallel: attn_implementation is {core!r}; allowed is 'sdpa' or 'eager'"
+        )
+    if not model._supports_attention_backend:
+        raise InputError(f"sequence parallel: {name} has no pluggable attention")
+    if getattr(config, "attn_logit_softcapping", None):
+        raise InputError(f"sequence parallel: {name} needs a soft cap, which sdpa does not have")
+
+
+def _use_patched_gather(trainer: Trainer) -> Undo:
+    """The Trainer holds a reference to the method, and takes a new one after each evaluation."""
+    before = trainer.gather_function
+    trainer.gather_function = trainer.accelerator.gather_for_metrics
+
+    def undo() -> None:
+        trainer.gather_function = before
+
+    return undo
+
+
+def _forget_eval_loaders(trainer: Trainer) -> Undo:
+    """The Trainer keeps them where workers persist; they were made for other shares of rows."""
+
+    def forget() -> None:
+        vars(trainer).pop("_eval_dataloaders", None)
+
+    forget()
+    return forget
+
+
+def _use_ulysses_attention(model: PreTrainedModel) -> Undo:
+    register()
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    return lambda: model.set_attn_implementation(before)

@@ -1,0 +1,201 @@
+"""`UlyssesTrainingManager`: one run from a config, the same path for the CLI and for Python."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from ulysses_core.config import RunConfig, load_config
+from ulysses_core.data import load_datasets
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.sinks import Sink
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+    from ulysses_core.parallel import SequenceParallelHandle
+    from ulysses_monitor.integrations import MonitorCallback
+
+__all__ = ["UlyssesTrainingManager", "default_run_dir"]
+
+logger = logging.getLogger(__name__)
+
+State = Literal["created", "ready", "running", "finished", "failed", "stopped"]
+
+
+class UlyssesTrainingManager:
+    """Trains one run; every process of a distributed run makes one.
+
+    Use it as a context manager, or call `cleanup` when done::
+
+        with UlyssesTrainingManager("examples/sft.yaml") as manager:
+            manager.run_training()
+
+    Args:
+        config: a config file, or a checked config.
+        overrides: ``key=value``, for a file.
+        sinks: further sinks for the monitor.
+
+    Raises:
+        InputError: the config is wrong.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | RunConfig,
+        overrides: Iterable[str] = (),
+        *,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.config = (
+            config if isinstance(config, RunConfig) else load_config(Path(config), overrides)
+        )
+        self._sinks = sinks
+        self._state: State = "created"
+        self.run_dir: Path | None = None
+        self.trainer: Trainer | None = None
+        self._parallel: SequenceParallelHandle | None = None
+        self._monitor: MonitorCallback | None = None
+
+    def __enter__(self) -> Self:
+        self.initialize()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cleanup()
+
+    def initialize(self) -> None:
+        """Loads data and model, builds the trainer, spreads rows, attaches the monitor.
+
+        Raises:
+            InputError: data, model or settings are wrong.
+        """
+        if self._state != "created":
+            return
+        import torch
+
+        if not torch.accelerator.is_available():
+            # DeepSpeed would take a compiler on the machine for a GPU.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if self.config.deepspeed is not None and "WORLD_SIZE" not in os.environ:
+            _be_the_only_rank()
+        from ulysses_core.parallel import sequence_parallel
+        from ulysses_core.trainers.build import (
+            build_model,
+            build_tokenizer,
+            build_training_arguments,
+        )
+        from ulysses_core.trainers.causal_lm import build_causal_lm_trainer
+
+        config = self.config
+        args = build_training_arguments(config)
+        self.run_dir = config.settings.output_dir or _agreed_default_dir(config.name, args.device)
+        args.output_dir = str(self.run_dir)
+        tokenizer = build_tokenizer(config.model)
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        data = load_datasets(config.data, config.finetuning.stage, tokenizer, seed)
+        if data.train is None:
+            raise InputError("dataset: no training data; set dataset")
+        model = build_model(config, tokenizer)
+        self.trainer = build_causal_lm_trainer(config, args, model, tokenizer, data)
+        self._parallel = sequence_parallel(self.trainer, config.settings.sequence_parallel_size)
+        self._monitor = self._attach_monitor()
+        self._state = "ready"
+
+    def _attach_monitor(self) -> MonitorCallback | None:
+        settings = self.config.settings
+        if not settings.monitor.enabled:
+            return None
+        from ulysses_monitor.integrations import attach
+        from ulysses_monitor.monitor import Monitor
+
+        assert self.run_dir is not None  # noqa: S101 - set by initialize
+        monitor = Monitor(
+            self.run_dir,
+            sinks=self._sinks,
+            rules="default" if settings.monitor.rules == "default" else [],
+            tensorboard=settings.monitor.tensorboard,
+            sample_every=settings.monitor.sample_every,
+            if_exists="overwrite" if settings.overwrite_output_dir else "refuse",
+            config=self.config.given,
+        )
+        return attach(monitor, self.trainer)
+
+    def run_training(self) -> dict[str, Any]:
+        """Trains, evaluates before and after where there is held-out data, saves the model.
+
+        Returns:
+            What `get_status` says afterwards.
+        """
+        self.initialize()
+        trainer = self.trainer
+        assert trainer is not None  # noqa: S101 - initialize made it
+        self._state = "running"
+        resume = self.config.training.get("resume_from_checkpoint")
+        try:
+            trainer.train(resume_from_checkpoint=resume)
+            trainer.save_model()
+            trainer.save_state()
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._state = "stopped" if stopped else "failed"
+            raise
+        self._state = "finished"
+        return self.get_status()
+
+    def get_status(self) -> dict[str, Any]:
+        """Where the run stands: state, run directory, step, all steps, the newest numbers."""
+        status: dict[str, Any] = {"state": self._state, "run_dir": self.run_dir}
+        if self.trainer is not None:
+            state = self.trainer.state
+            status |= {"step": state.global_step, "max_steps": state.max_steps}
+            status["log"] = state.log_history[-1] if state.log_history else {}
+        return status
+
+    def cleanup(self) -> None:
+        """Ends the run's records and puts every patched object back; safe to call twice."""
+        if self._monitor is not None:
+            self._monitor.finish(
+                self._state if self._state in ("finished", "stopped") else "failed"
+            )
+            self._monitor = None
+        if self._parallel is not None:
+            self._parallel.restore()
+            self._parallel = None
+
+
+def _be_the_only_rank() -> None:
+    """Describes one process as launchers do: DeepSpeed does not start without it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _agreed_default_dir(name: str, device: torch.device) -> Path:
+    """``runs/<name>-<time>`` with rank 0's time, so that all ranks name one directory."""
+    import torch
+    import torch.distributed as dist
+
+    now = torch.tensor([int(time.time())], device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(now, src=0)
+    return default_run_dir(name, int(now.item()))
+
+
+def default_run_dir(name: str, now: float) -> Path:
+    """``runs/<name>-<time>`` in local time."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
