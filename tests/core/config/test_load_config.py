@@ -1,0 +1,139 @@
+"""A config is read whole or refused in one line that says what, where and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ulysses_core.config import load_config
+from ulysses_monitor.errors import InputError
+
+MINIMAL = """
+model_name_or_path: some/model
+dataset: a, b
+learning_rate: 1e-4
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(text: str, name: str = "run.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def test_defaults_are_llama_factorys(write):
+    config = load_config(write(MINIMAL))
+    assert config.name == "run"
+    assert config.finetuning.stage == "sft"
+    assert config.finetuning.finetuning_type == "lora"
+    assert (config.finetuning.lora_rank, config.finetuning.lora_target) == (8, "all")
+    assert config.data.dataset == ["a", "b"]
+    assert config.data.cutoff_len == 2048
+    assert config.settings.sequence_parallel_size == 1
+    assert config.deepspeed is None
+
+
+def test_yaml_numbers_without_a_dot_become_numbers(write):
+    assert load_config(write(MINIMAL)).training["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_overrides_win_and_reach_into_mappings(write):
+    path = write(MINIMAL + "monitor:\n  sample_every: 5\n")
+    config = load_config(path, ["monitor.tensorboard=false", "lora_rank=4", "save_strategy=no"])
+    assert config.settings.monitor.sample_every == 5
+    assert not config.settings.monitor.tensorboard
+    assert config.finetuning.lora_rank == 4
+    assert config.training["save_strategy"] == "no"
+
+
+def test_monitor_can_be_a_switch(write):
+    assert not load_config(write(MINIMAL), ["monitor=false"]).settings.monitor.enabled
+
+
+def test_warmup_ratio_is_transformers_warmup_steps(write):
+    assert load_config(write(MINIMAL), ["warmup_ratio=0.1"]).training["warmup_steps"] == 0.1
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"])
+def test_shipped_deepspeed_settings_have_their_stage(write, name):
+    config = load_config(write(MINIMAL), [f"deepspeed={name}"])
+    zero = config.deepspeed["zero_optimization"]
+    assert zero["stage"] == int(name[4])
+    assert ("offload_optimizer" in zero) == name.endswith("offload")
+
+
+def test_sequence_parallel_size_is_read_from_the_deepspeed_json_and_kept_from_deepspeed(
+    write, tmp_path
+):
+    settings = {"zero_optimization": {"stage": 2}, "sequence_parallel_size": 2}
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    config = load_config(write(MINIMAL), [f"deepspeed={tmp_path / 'ds.json'}"])
+    assert config.settings.sequence_parallel_size == 2
+    assert "sequence_parallel_size" not in config.deepspeed
+    both = [f"deepspeed={tmp_path / 'ds.json'}", "sequence_parallel_size=4"]
+    assert load_config(write(MINIMAL), both).settings.sequence_parallel_size == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["lora_rnk=3"], r"unknown key 'lora_rnk' \(did you mean 'lora_rank'\?\)"),
+        (["learning_rte=3"], r"unknown key 'learning_rte' \(did you mean 'learning_rate'\?\)"),
+        (["quantization_bit=4"], "LLaMA-Factory's; this project does not serve it"),
+        (["stage=dpo"], "stage='dpo' is not served"),
+        (["stage=sfft"], "stage: Input should be 'pt' or 'sft', got 'sfft'"),
+        (["learning_rate=fast"], "learning_rate: .*number.*got 'fast'"),
+        (["eval_strategy=sometimes"], "eval_strategy: got 'sometimes'; allowed are no, steps"),
+        (["deepspeed=zero22"], r"deepspeed='zero22' is no file \(did you mean 'zero2'\?\)"),
+        (["cutoff_len=0"], "cutoff_len: Input should be greater than 0, got 0"),
+        (["model_config.model_type=llama"], "exactly one of model_name_or_path and model_config"),
+        (["monitor.sampel_every=3"], "monitor.sampel_every: Extra inputs are not permitted"),
+        (["nonsense"], "allowed is key=value"),
+        (["a=[1, 2"], "override 'a=.*not YAML"),
+        (["lora_rank.deep=1", "lora_rank=2", "lora_rank.deep=3"], "'lora_rank' is not a mapping"),
+        (["sequence_parallel_size=0"], "sequence_parallel_size: .*greater than 0"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(write, overrides, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        load_config(write(MINIMAL), overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1, 2", "line 1: not YAML|line 2: not YAML"),
+        ("just text", "is not a mapping"),
+        ("- a\n- b", "is not a mapping"),
+        ("", "is not a mapping"),
+        ("1: 2", "is not a mapping"),
+        ("seed: 1\nseed: 2", "key 'seed' twice"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(write, text, expected):
+    with pytest.raises(InputError, match=expected):
+        load_config(write(text))
+
+
+def test_a_missing_file_a_folder_and_binary_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_a_deepspeed_file_that_is_not_json_is_refused(write, tmp_path):
+    (tmp_path / "ds.json").write_text("{")
+    with pytest.raises(InputError, match=r"ds.json, line 1: not JSON"):
+        load_config(write(MINIMAL), [f"deepspeed={tmp_path / 'ds.json'}"])

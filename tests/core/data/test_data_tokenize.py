@@ -1,0 +1,140 @@
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from ulysses_core.data import DataConfig
+from ulysses_core.data.examples import Example, Message
+from ulysses_core.data.tokenize import build_row, share_budget, tokenize_pt, tokenize_sft
+from ulysses_monitor.errors import InputError
+
+TURNS = [([1, 2, 3], [4, 5]), ([6, 7], [8, 9])]
+X = -100
+
+
+def example(question: str, answer: str) -> Example:
+    return Example("", (Message("user", question), Message("assistant", answer)))
+
+
+def test_only_answers_have_labels() -> None:
+    row = build_row(TURNS, DataConfig())
+    assert row.input_ids == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert row.labels == [X, X, X, 4, 5, X, X, 8, 9]
+
+
+def test_train_on_prompt_labels_everything() -> None:
+    row = build_row(TURNS, DataConfig(train_on_prompt=True))
+    assert row.labels == row.input_ids
+
+
+def test_mask_history_labels_the_last_answer_only() -> None:
+    row = build_row(TURNS, DataConfig(mask_history=True))
+    assert row.input_ids == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert row.labels == [X, X, X, X, X, X, X, 8, 9]
+
+
+def test_turns_for_which_no_room_is_left_are_dropped() -> None:
+    row = build_row(TURNS, DataConfig(cutoff_len=5))
+    assert row.input_ids == [1, 2, 3, 4, 5]
+
+
+def test_mask_history_gives_the_last_turns_the_room() -> None:
+    row = build_row(TURNS, DataConfig(cutoff_len=4, mask_history=True))
+    assert row.input_ids == [6, 7, 8, 9]
+    assert row.labels == [X, X, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "budget", "kept"),
+    [
+        (3, 4, 10, (3, 4)),  # both fit
+        (100, 4, 10, (6, 4)),  # a short answer is kept whole
+        (4, 100, 10, (4, 6)),  # a short prompt is kept whole
+        (100, 100, 10, (5, 5)),  # both are long: in proportion
+        (30, 10, 16, (12, 4)),
+        (0, 100, 10, (0, 10)),
+        (100, 0, 10, (10, 0)),
+    ],
+)
+def test_prompt_and_answer_share_the_budget(
+    prompt: int, answer: int, budget: int, kept: tuple[int, int]
+) -> None:
+    assert share_budget(prompt, answer, budget) == kept
+
+
+def test_no_row_is_longer_than_cutoff_len() -> None:
+    for cutoff_len in range(1, 12):
+        for mask_history in (False, True):
+            row = build_row(TURNS, DataConfig(cutoff_len=cutoff_len, mask_history=mask_history))
+            assert len(row.input_ids) == len(row.labels) == min(cutoff_len, 9)
+
+
+def test_conversations_are_tokenised_and_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    # Each digit is one token.
+    examples = [example("1", "2"), example("1" * 50, "2"), example("1", "")]
+    config = DataConfig(template="empty", cutoff_len=10)
+    rows, stats = tokenize_sft(examples, tokenizer, config)
+    assert [len(row.input_ids) for row in rows] == [2, 10]
+    assert tokenizer.decode(rows[0].input_ids) == "12"
+    assert rows[0].labels == [X, *tokenizer("2")["input_ids"]]
+    assert (stats.examples, stats.dropped, stats.truncated, stats.rows) == (3, 1, 1, 2)
+    assert (stats.tokens, stats.trained_tokens) == (12, 2)
+
+
+def test_no_label_left_anywhere_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = DataConfig(template="empty", cutoff_len=1)
+    with pytest.raises(InputError, match=r"none of the 2 examples .* cutoff_len=1: raise"):
+        tokenize_sft([example("1", "2")] * 2, tokenizer, config)
+
+
+def test_sft_packs_when_asked_to(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = DataConfig(template="empty", cutoff_len=4, packing=True)
+    rows, stats = tokenize_sft([example("1", "2")] * 3, tokenizer, config)
+    assert [row.position_ids for row in rows] == [[0, 1, 0, 1], [0, 1]]
+    assert (stats.examples, stats.rows, stats.trained_tokens) == (3, 2, 3)
+
+
+def test_documents_form_one_stream_that_is_cut_into_blocks(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    rows, stats = tokenize_pt(["123", " ", "45678", "9"], tokenizer, DataConfig(cutoff_len=4))
+    assert [tokenizer.decode(row.input_ids) for row in rows] == ["123</s>", "4567", "8</s>9</s>"]
+    assert all(row.labels == row.input_ids for row in rows)
+    assert (stats.examples, stats.dropped, stats.rows, stats.tokens) == (4, 1, 3, 12)
+
+
+def test_a_short_remainder_is_dropped_unless_it_is_the_only_block(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    rows, _ = tokenize_pt(["12345"], tokenizer, DataConfig(cutoff_len=4))
+    assert [tokenizer.decode(row.input_ids) for row in rows] == ["1234"]
+    rows, _ = tokenize_pt(["12345"], tokenizer, DataConfig(cutoff_len=40))
+    assert [tokenizer.decode(row.input_ids) for row in rows] == ["12345</s>"]
+
+
+def test_documents_that_are_not_packed_are_cut_off(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = DataConfig(cutoff_len=4, packing=False)
+    rows, stats = tokenize_pt(["12", "123456"], tokenizer, config)
+    assert [tokenizer.decode(row.input_ids) for row in rows] == ["12</s>", "1234"]
+    assert stats.truncated == 1
+
+
+def test_neat_packing_keeps_documents_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = DataConfig(cutoff_len=6, neat_packing=True)
+    rows, _ = tokenize_pt(["12", "1234567", "3"], tokenizer, config)
+    assert [row.position_ids for row in rows] == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5], [0, 1]]
+    assert [row.labels[0] for row in rows] == [X, X, X]
+
+
+def test_a_tokenizer_that_begins_texts_with_bos_begins_each_document_so(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.add_bos_token = True
+    rows, _ = tokenize_pt(["1", "2"], tokenizer, DataConfig(packing=False))
+    assert [tokenizer.decode(row.input_ids) for row in rows] == ["<s>1</s>", "<s>2</s>"]
+
+
+def test_pt_needs_an_eos_token_and_some_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match="all of the 2 documents are blank"):
+        tokenize_pt(["", "\n"], tokenizer, DataConfig())
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="has none: set the tokenizer's eos_token"):
+        tokenize_pt(["1"], tokenizer, DataConfig())

@@ -1,0 +1,245 @@
+"""What `sequence_parallel` does to a Trainer, what it refuses, and that it can be undone.
+
+A check runs within two children, on every rank, and says there what is wrong.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from spawn import spawn
+from test_sequence_training import Case, build_model, build_trainer, forget_last_trainer
+from torch import Tensor
+
+import ulysses_core as uc
+from ulysses_monitor.errors import InputError, UlyssesError
+
+
+def metrics_of_nothing(prediction: Any) -> dict[str, float]:
+    """Its presence makes the Trainer gather logits."""
+    return {}
+
+
+def logits_of(trainer: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Whole rows of logits [B, S, V], through the Trainer as an evaluation does it."""
+    trainer.model.eval()
+    with torch.no_grad():
+        _, outputs = trainer.compute_loss(trainer.model, dict(inputs), return_outputs=True)
+    return outputs["logits"]
+
+
+@contextmanager
+def counted(counts: Counter[str]) -> Iterator[None]:
+    original = dist.all_to_all_single
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        counts["all_to_all_single"] += 1
+        return original(*args, **kwargs)
+
+    dist.all_to_all_single = call
+    try:
+        yield
+    finally:
+        dist.all_to_all_single = original
+
+
+# -- checks -----------------------------------------------------------------------------------
+
+
+def check_a_changed_document_leaves_the_other_bit_by_bit_as_it_was() -> None:
+    for model in ("llama", "mistral", "qwen3"):
+        trainer = build_trainer(Case(model=model), compute_metrics=metrics_of_nothing)
+        handle = uc.sequence_parallel(trainer, 2)
+        ids = torch.arange(1, 12).repeat(2, 1)
+        positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]]).repeat(2, 1)
+        inputs = {"input_ids": ids, "labels": ids, "position_ids": positions}
+        changed = inputs | {"input_ids": torch.cat([ids[:, :4] + 20, ids[:, 4:]], dim=1)}
+        before, after = logits_of(trainer, inputs), logits_of(trainer, changed)
+        assert before.shape == (2, 11, 61)
+        assert torch.equal(before[:, 4:], after[:, 4:])
+        assert not torch.allclose(before[:, :4], after[:, :4])
+        handle.restore()
+        forget_last_trainer()
+
+
+def check_an_attention_layer_makes_two_exchanges_forward_and_two_backward() -> None:
+    trainer = build_trainer(Case())
+    uc.sequence_parallel(trainer, 2)
+    ids = torch.arange(1, 12).repeat(2, 1)
+    forward: Counter[str] = Counter()
+    backward: Counter[str] = Counter()
+    with counted(forward):
+        loss = trainer.compute_loss(trainer.model.train(), {"input_ids": ids, "labels": ids})
+    with counted(backward):
+        loss.backward()
+    layers = 2
+    assert forward == backward == {"all_to_all_single": 2 * layers}
+
+
+def differing(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {k for k in before | after if before.get(k) is not after.get(k)}
+
+
+def check_restore_puts_everything_back() -> None:
+    untouched = build_trainer(Case(), compute_metrics=metrics_of_nothing)
+    start = dict(vars(untouched))
+    evaluated = untouched.evaluate()
+    by_evaluating = differing(start, vars(untouched)) | {"gather_function"}
+    forget_last_trainer()
+    trainer = build_trainer(Case(), compute_metrics=metrics_of_nothing)
+    before = dict(vars(trainer))
+    accelerator = set(vars(trainer.accelerator))
+    core = trainer.model.config._attn_implementation
+    handle = uc.sequence_parallel(trainer, 2)
+    assert trainer.model.config._attn_implementation == "ulysses"
+    assert trainer.get_cp_size() == 2
+    trainer.evaluate()
+    handle.restore()
+    handle.restore()  # a second time changes nothing
+    changed = differing(before, vars(trainer))
+    assert changed <= by_evaluating, changed - by_evaluating
+    assert trainer.gather_function is before["gather_function"]
+    assert set(vars(trainer.accelerator)) == accelerator
+    assert trainer.model.config._attn_implementation == core
+    again = trainer.evaluate()
+    assert again["eval_loss"] == evaluated["eval_loss"]
+
+
+def check_a_training_after_restore_is_as_if_nothing_had_been() -> None:
+    trainer = build_trainer(Case())
+    uc.sequence_parallel(trainer, 2).restore()
+    trainer.train()
+    forget_last_trainer()
+    plain = build_trainer(Case())
+    plain.train()
+    state = plain.model.state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, state[name]), name
+
+
+def check_loaders_of_persistent_workers_are_made_anew() -> None:
+    """The Trainer keeps them; they hold other shares of the rows with and without."""
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = build_trainer(Case(), **workers)
+    plain = trainer.evaluate()["eval_loss"]
+    handle = uc.sequence_parallel(trainer, 2)
+    sharded = trainer.evaluate()["eval_loss"]
+    handle.restore()
+    assert trainer.evaluate()["eval_loss"] == plain
+    forget_last_trainer()
+    fresh = build_trainer(Case())
+    uc.sequence_parallel(fresh, 2)
+    assert fresh.evaluate()["eval_loss"] == sharded
+
+
+def check_a_size_of_one_touches_nothing() -> None:
+    trainer = build_trainer(Case())
+    before = set(vars(trainer))
+    uc.sequence_parallel(trainer, 1).restore()
+    assert set(vars(trainer)) == before
+    assert trainer.model.config._attn_implementation != "ulysses"
+
+
+def check_a_call_around_the_trainer_says_what_to_do() -> None:
+    trainer = build_trainer(Case())
+    uc.sequence_parallel(trainer, 2)
+    with pytest.raises(UlyssesError, match=r"call handle.restore\(\) first"):
+        trainer.model(input_ids=torch.arange(6).unsqueeze(0))
+
+
+def refused(build: Callable[[], Any], word: str, size: int = 2, train: bool = False) -> None:
+    trainer = build()
+    implementation = trainer.model.config._attn_implementation
+    before = set(vars(trainer))
+    if train:
+        uc.sequence_parallel(trainer, size)
+        with pytest.raises(InputError, match=word):
+            trainer.train()
+    else:
+        with pytest.raises(InputError, match=word):
+            uc.sequence_parallel(trainer, size)
+        assert set(vars(trainer)) == before
+        assert trainer.model.config._attn_implementation == implementation
+    forget_last_trainer()
+
+
+def check_what_cannot_be_run_on_slices_is_refused() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    def flash() -> Any:
+        trainer = build_trainer(Case())
+        trainer.model.config._attn_implementation_internal = "flash_attention_2"
+        return trainer
+
+    def soft_cap() -> Any:
+        config = Gemma2Config(
+            hidden_size=16,
+            head_dim=8,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=61,
+        )
+        return build_trainer(Case(), model=Gemma2ForCausalLM(config).double())
+
+    refused(lambda: build_trainer(Case()), r"is 3 but 2 processes .*\[1, 2\]", size=3)
+    refused(lambda: build_trainer(Case()), "allowed is 1 or more", size=0)
+    refused(flash, "attn_implementation is 'flash_attention_2'")
+    refused(soft_cap, "needs a soft cap")
+    refused(lambda: build_trainer(Case(), label_smoothing_factor=0.1), "label_smoothing_factor")
+
+
+def check_rows_that_the_sampler_cannot_share_are_refused() -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, Tensor]]:
+            row = torch.arange(1, 9)
+            return iter([{"input_ids": row, "labels": row}] * 20)
+
+    refused(lambda: build_trainer(Case(), train_dataset=Stream()), "streaming", train=True)
+
+
+def check_the_model_trains_on_after_an_input_error() -> None:
+    trainer = build_trainer(Case(), label_smoothing_factor=0.1)
+    with pytest.raises(InputError):
+        uc.sequence_parallel(trainer, 2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+CHECKS = {name: f for name, f in sorted(globals().items()) if name.startswith("check_")}
+
+
+def run_checks() -> dict[str, str]:
+    """The child: every check; what went wrong, or nothing."""
+    words = {}
+    for name, check in CHECKS.items():
+        try:
+            check()
+            words[name] = ""
+        except Exception:  # noqa: BLE001 - it is told by the test of this check
+            words[name] = traceback.format_exc()
+        forget_last_trainer()
+    return words
+
+
+@pytest.fixture(scope="module")
+def words() -> list[dict[str, str]]:
+    return spawn(run_checks, 2, timeout=150)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_two_ranks(words: list[dict[str, str]], name: str) -> None:
+    for each in words:
+        assert each[name] == ""
+
+
+def test_the_model_of_the_checks_has_the_layers_they_count() -> None:
+    assert build_model(Case()).config.num_hidden_layers == 2

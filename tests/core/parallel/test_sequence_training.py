@@ -1,0 +1,343 @@
+"""Training with sequence parallelism against the same training on one process, in float64.
+
+Weights are compared after two SGD steps, per parameter and relative to its norm: Adam would hide a
+wrong scale, an absolute tolerance would hide a wrong small parameter.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from spawn import spawn
+from torch import Tensor
+
+VOCAB = 61
+IGNORE = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training. `rows` is the micro-batch of a whole sequence group."""
+
+    size: int = 2
+    groups: int = 1
+    zero: int = 0
+    model: str = "llama"
+    heads: int = 4
+    key_heads: int = 2
+    accumulate: int = 1
+    rows: int = 3
+    data: str = "ragged"
+    checkpointing: bool = False
+    evaluated: int = 7
+    """With several groups only a number that fills every batch gives one process's batches."""
+
+    @property
+    def label(self) -> str:
+        engine = f"zero{self.zero}" if self.zero else "ddp"
+        heads = f"h{self.heads}k{self.key_heads}"
+        extra = "-checkpointing" * self.checkpointing
+        return (
+            f"{self.model}-{heads}-{engine}-sp{self.size}x{self.groups}-ga{self.accumulate}"
+            f"-rows{self.rows}-{self.data}{extra}-eval{self.evaluated}"
+        )
+
+    @property
+    def alone(self) -> Case:
+        """The same training on one process."""
+        settings = vars(self) | {"size": 1, "groups": 1, "zero": 0, "rows": self.rows * self.groups}
+        return Case(**settings)
+
+
+# -- what is trained --------------------------------------------------------------------------
+
+
+def build_model(case: Case, **more: Any) -> Any:
+    import transformers
+
+    names = {"llama": "Llama", "qwen3": "Qwen3", "mistral": "Mistral"}
+    settings = {
+        "hidden_size": 8 * case.heads,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": case.heads,
+        "num_key_value_heads": case.key_heads,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    if case.model == "mistral":
+        settings["sliding_window"] = 5
+    name = names[case.model]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**settings | more)
+    return getattr(transformers, f"{name}ForCausalLM")(config).double()
+
+
+def examples(kind: str) -> list[dict[str, Tensor]]:
+    """Twelve rows; the lengths of a batch rarely divide by the number of ranks."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for _ in range(7 if kind == "short_epoch" else 12):
+        length = int(torch.randint(9, 22, (1,), generator=generator))
+        ids = torch.randint(1, VOCAB, (length,), generator=generator)
+        labels = ids.clone()
+        labels[: int(torch.randint(0, length, (1,), generator=generator))] = IGNORE
+        made.append({"input_ids": ids, "labels": labels})
+    return made
+
+
+def collate(kind: str) -> Any:
+    def pad(values: Tensor, size: int, value: int) -> Tensor:
+        missing = size - len(values)
+        return F.pad(values, (missing, 0) if kind == "left" else (0, missing), value=value)
+
+    def make(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        size = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            "input_ids": torch.stack([pad(row["input_ids"], size, 0) for row in rows]),
+            "labels": torch.stack([pad(row["labels"], size, IGNORE) for row in rows]),
+        }
+        mask = torch.stack([pad(torch.ones_like(row["input_ids"]), size, 0) for row in rows])
+        if kind == "packed":  # documents of 4 tokens and what remains, one row after the other
+            at = torch.arange(size)
+            batch["position_ids"] = torch.where(at < 4, at, at - 4).repeat(len(rows), 1)
+            batch["labels"][:, 4] = IGNORE
+        else:
+            batch["attention_mask"] = mask
+        half = -(-size // 2)  # tokens in a slice of two
+        if kind == "no_label_in_a_slice":
+            batch["labels"][:, half:] = IGNORE
+            batch["labels"][:, 1] = batch["input_ids"][:, 1]
+        if kind == "label_on_the_edge":
+            batch["labels"][:] = IGNORE
+            here = mask[:, half] == 1
+            batch["labels"][here, half] = batch["input_ids"][here, half]
+        return batch
+
+    return make
+
+
+def build_trainer(case: Case, *, model: Any = None, **more: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    deepspeed = {
+        "zero_optimization": {"stage": case.zero},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+    }
+    settings: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(prefix="sequence-"),
+        "per_device_train_batch_size": case.rows,
+        "per_device_eval_batch_size": 3,
+        "gradient_accumulation_steps": case.accumulate,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1e9,
+        "logging_steps": 1,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": case.checkpointing,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "deepspeed": deepspeed if case.zero else None,
+    }
+    keywords = {k: more.pop(k) for k in ("train_dataset", "compute_metrics") if k in more}
+    data = examples(case.data)
+    return Trainer(
+        build_model(case) if model is None else model,
+        TrainingArguments(**settings | more),
+        train_dataset=keywords.get("train_dataset", data),
+        eval_dataset=data[: case.evaluated],
+        data_collator=collate(case.data),
+        compute_metrics=keywords.get("compute_metrics"),
+    )
+
+
+def forget_last_trainer() -> None:
+    """accelerate keeps the first Trainer's engine for the life of the process."""
+    from accelerate.state import AcceleratorState, GradientState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    unset_hf_deepspeed_config()
+    for name in [n for n in os.environ if n.startswith("ACCELERATE_")]:
+        del os.environ[name]
+
+
+def fingerprint(prediction: Any) -> dict[str, float]:
+    """Depends on every label and on every logit of a labelled token, and on their places."""
+    labels = torch.as_tensor(prediction.label_ids)
+    logits = torch.as_tensor(prediction.predictions)[labels.ne(IGNORE)]
+    return {"logits": weighted(logits), "labels": weighted(labels.double())}
+
+
+def weighted(values: Tensor) -> float:
+    places = torch.linspace(0.5, 1.5, values.numel(), dtype=torch.float64)
+    return float(values.flatten().double() @ places)
+
+
+def train(case: Case) -> dict[str, Any]:
+    import ulysses_core as uc
+    import ulysses_monitor as um
+
+    trainer = build_trainer(case, compute_metrics=fingerprint)
+    sink = um.MemorySink()
+    folder = tempfile.mkdtemp(prefix="sequence-run-")
+    monitor = um.Monitor(folder, tensorboard=False, sinks=[sink], if_exists="overwrite", rules=[])
+    monitor.attach(trainer)
+    uc.sequence_parallel(trainer, case.size)
+    trainer.train()
+    evaluation = trainer.evaluate()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        "weights": {n: p.detach().double().clone() for n, p in model.state_dict().items()},
+        "losses": [entry["loss"] for entry in logged],
+        "metrics": [r.to_dict() for r in sink.records if "train/loss/total" in r],
+        "eval": {k: float(evaluation[k]) for k in ("eval_loss", "eval_logits", "eval_labels")},
+    }
+
+
+def train_all(cases: list[dict]) -> dict[str, Any]:
+    """The child: every case in turn; a case that fails on all ranks does not stop the others."""
+    if dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    results = {}
+    for settings in cases:
+        case = Case(**settings)
+        try:
+            results[case.label] = train(case)
+        except Exception:  # noqa: BLE001 - it is told by the test of this case
+            results[case.label] = {"error": traceback.format_exc()}
+        forget_last_trainer()
+    return results
+
+
+# -- the comparison ---------------------------------------------------------------------------
+
+TWO = [
+    Case(),
+    Case(heads=3, key_heads=3),
+    Case(key_heads=1, accumulate=3, rows=1),
+    Case(rows=7, data="short_epoch"),
+    Case(rows=2, accumulate=3, data="short_epoch"),
+    Case(data="no_label_in_a_slice"),
+    Case(data="label_on_the_edge"),
+    Case(data="left"),
+    Case(data="packed"),
+    Case(checkpointing=True),
+    Case(model="qwen3"),
+    Case(model="mistral"),
+    Case(model="mistral", data="packed"),
+    Case(zero=1),
+    Case(zero=1, accumulate=3, rows=1, data="packed"),
+    Case(zero=2),
+    Case(zero=2, accumulate=3, rows=2, data="short_epoch"),
+]
+FOUR = [
+    Case(size=2, groups=2, rows=2, evaluated=6),
+    Case(size=4, groups=1),
+    Case(size=2, groups=2, rows=1, accumulate=3, zero=2, evaluated=6),
+]
+GRID = [
+    Case(size=n, groups=4 // n, rows=1, zero=z, heads=h, key_heads=k, accumulate=ga, evaluated=6)
+    for n in (2, 4)
+    for z in (0, 1, 2)
+    for h, k in ((4, 4), (4, 1), (6, 3), (3, 3))
+    for ga in (1, 3)
+]
+
+
+def settings_of(cases: list[Case]) -> list[dict]:
+    return [vars(case) for case in cases]
+
+
+def alone(cases: list[Case]) -> dict[str, Any]:
+    unique = {case.alone.label: case.alone for case in cases}
+    return spawn(train_all, 1, args=[settings_of(list(unique.values()))], timeout=200)[0]
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Any]:
+    return alone([*TWO, *FOUR])
+
+
+@pytest.fixture(scope="module")
+def two() -> list[dict[str, Any]]:
+    return spawn(train_all, 2, args=[settings_of(TWO)], timeout=200)
+
+
+@pytest.fixture(scope="module")
+def four() -> list[dict[str, Any]]:
+    return spawn(train_all, 4, args=[settings_of(FOUR)], timeout=200)
+
+
+def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -> None:
+    truth = one[case.alone.label]
+    assert "error" not in truth, truth["error"]
+    bound = 1e-6 if case.zero else 1e-12  # ZeRO keeps its master weights in float32
+    start = build_model(case).state_dict()
+    for result in (each[case.label] for each in results):
+        assert "error" not in result, result["error"]
+        moved = 0.0
+        for name, weight in truth["weights"].items():
+            error = float((result["weights"][name] - weight).norm() / weight.norm())
+            assert error <= bound, f"{name}: relative error {error}"
+            moved = max(moved, float((weight - start[name]).norm() / weight.norm()))
+        assert moved > 1e-4  # otherwise there is nothing to compare
+        assert result["losses"] == pytest.approx(truth["losses"], rel=1e-4)
+        for name, value in truth["eval"].items():
+            assert result["eval"][name] == pytest.approx(value, rel=1e-5), name
+    assert_same_metrics(results[0][case.label]["metrics"], truth["metrics"])
+
+
+def assert_same_metrics(records: list[dict], truths: list[dict]) -> None:
+    """Also a wrong scale of the gradients, which the weights show only through the rate."""
+    assert len(records) == len(truths) == 2
+    for record, truth in zip(records, truths, strict=True):
+        assert record["train/loss_tokens/total"] == truth["train/loss_tokens/total"]
+        assert record["train/loss/total"] == pytest.approx(truth["train/loss/total"], rel=1e-5)
+        for name in (n for n in truth if n.startswith("grad/norm/")):
+            assert record[name] == pytest.approx(truth[name], rel=1e-5, abs=1e-12), name
+
+
+@pytest.mark.parametrize("case", TWO, ids=lambda c: c.label)
+def test_training_on_two_ranks_equals_one_process(
+    two: list[dict], one: dict[str, Any], case: Case
+) -> None:
+    assert_same_training(two, one, case)
+
+
+@pytest.mark.parametrize("case", FOUR, ids=lambda c: c.label)
+def test_training_on_four_ranks_equals_one_process(
+    four: list[dict], one: dict[str, Any], case: Case
+) -> None:
+    assert_same_training(four, one, case)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_the_whole_grid_on_four_ranks_equals_one_process() -> None:
+    truth = alone(GRID)
+    results = spawn(train_all, 4, args=[settings_of(GRID)], timeout=600)
+    for case in GRID:
+        assert_same_training(results, truth, case)

@@ -1,0 +1,430 @@
+"""The monitor on Hugging Face's Trainer: plain, DDP and DeepSpeed.
+
+A check runs within the children, on every rank, and says there what is wrong; each is a test here.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from spawn import spawn
+from torch import Tensor
+
+import ulysses_monitor as um
+
+VOCAB = 31
+
+
+def build_trainer(engine: str, folder: Path, *, trainer_class: Any = None, **more: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    deepspeed = {
+        "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+    }
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / "output"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0.1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "deepspeed": deepspeed if engine == "zero2" else None,
+    }
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=32,
+    )
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randint(0, VOCAB, (9,), generator=generator) for _ in range(64)]
+    data = [{"input_ids": row, "labels": row, "attention_mask": row * 0 + 1} for row in rows]
+    keywords = {k: more.pop(k) for k in ("compute_metrics", "callbacks") if k in more}
+    return (trainer_class or Trainer)(
+        LlamaForCausalLM(config),
+        TrainingArguments(**settings | more),
+        train_dataset=data,
+        eval_dataset=data[:8],
+        **keywords,
+    )
+
+
+def forget_last_trainer() -> None:
+    """accelerate keeps the first Trainer's engine for the life of the process."""
+    from accelerate.state import AcceleratorState, GradientState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    unset_hf_deepspeed_config()
+    for name in [n for n in os.environ if n.startswith("ACCELERATE_")]:
+        del os.environ[name]
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def weights(trainer: Any) -> dict[str, Tensor]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def zero_optimizer(trainer: Any) -> Any:
+    return getattr(trainer.model_wrapped, "optimizer", None)
+
+
+def monitored(engine: str, folder: Path, **more: Any) -> tuple[Any, um.Monitor, um.MemorySink]:
+    sink = um.MemorySink()
+    settings = {k: more.pop(k) for k in ("sinks", "sample_every", "if_exists") if k in more}
+    settings.setdefault("sinks", []).append(sink)
+    monitor = um.Monitor(folder / "run", tensorboard=False, **settings)
+    trainer = build_trainer(engine, folder, **more)
+    monitor.attach(trainer)
+    return trainer, monitor, sink
+
+
+# -- checks -----------------------------------------------------------------------------------
+
+
+def check_weights_are_bit_equal_and_no_patch_is_left(engine: str, folder: Path) -> None:
+    bare = build_trainer(engine, folder)
+    bare.train()
+    forget_last_trainer()
+    trainer, _, sink = monitored(engine, folder, sample_every=1)
+    before = {name: set(vars(getattr(trainer, name))) for name in ("accelerator",)}
+    trainer.train()
+    for name, weight in weights(bare).items():
+        assert torch.equal(weight, weights(trainer)[name]), name
+    assert vars(trainer).keys() == vars(bare).keys()
+    assert vars(trainer.accelerator).keys() == vars(bare.accelerator).keys()
+    assert not {"backward", "clip_grad_norm_"} & vars(trainer.accelerator).keys()
+    assert before["accelerator"] <= vars(trainer.accelerator).keys()
+    if engine == "zero2":
+        zero, other = zero_optimizer(trainer), zero_optimizer(bare)
+        assert vars(zero).keys() == vars(other).keys()
+        assert "step" not in vars(zero)
+    if rank() == 0:
+        assert [r.step for r in sink.records] == [1, 2, 3, 4]
+        for record, entry in zip(sink.records, trainer.state.log_history, strict=False):
+            assert record["grad/norm/total"] == pytest.approx(float(entry["grad_norm"]), rel=1e-3)
+            coefficient = 0.1 / (record["grad/norm/total"] + 1e-6)
+            assert coefficient < 0.5  # the norm is from before clipping
+            assert record["grad/clip_coef/total"] == pytest.approx(coefficient, rel=1e-5)
+            assert record["train/loss/total"] == pytest.approx(entry["loss"], abs=1e-3)
+            # 2 micro-batches of 2 rows, 9 tokens of which 8 are predicted
+            assert record["train/loss_tokens/total"] == 2 * 2 * 8 * world()
+
+
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "broadcast",
+    "reduce",
+    "reduce_scatter_tensor",
+    "gather",
+    "barrier",
+    "all_to_all_single",
+)
+
+
+@contextmanager
+def counted(counts: Counter[str]) -> Iterator[None]:
+    """Counts the calls of torch.distributed's collectives."""
+    originals = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, counting(name))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def collectives_per_step(engine: str, folder: Path, watched: bool) -> list[Counter[str]]:
+    from transformers import TrainerCallback
+
+    counts: Counter[str] = Counter()
+    steps: list[Counter[str]] = []
+
+    class Each(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            counts.clear()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            steps.append(Counter(counts))
+
+    if watched:
+        trainer, *_ = monitored(engine, folder, sample_every=3)
+    else:
+        trainer = build_trainer(engine, folder)
+    trainer.add_callback(Each())
+    with counted(counts):
+        trainer.train()
+    forget_last_trainer()
+    return steps
+
+
+def check_the_monitor_adds_one_all_reduce_to_a_step_sampled_or_not(
+    engine: str, folder: Path
+) -> None:
+    bare = collectives_per_step(engine, folder, watched=False)
+    watched = collectives_per_step(engine, folder, watched=True)
+    assert len(bare) == len(watched) == 4
+    for without, with_monitor in zip(bare, watched, strict=True):
+        with_monitor.subtract(without)
+        added = {name: count for name, count in with_monitor.items() if count}
+        assert added == {"all_reduce": 1}, added
+
+
+def check_a_probe_that_raises_on_one_rank_is_dropped_on_all(engine: str, folder: Path) -> None:
+    from ulysses_monitor.probes import GradientProbe
+
+    original, calls = GradientProbe.sums, []
+
+    def sums(self: GradientProbe, *args: Any) -> Tensor:
+        calls.append(1)
+        if rank() == world() - 1:
+            raise RuntimeError("broken on one rank")
+        return original(self, *args)
+
+    GradientProbe.sums = sums  # type: ignore[method-assign]
+    try:
+        trainer, _, sink = monitored(engine, folder, sample_every=1, max_steps=6)
+        trainer.train()
+    finally:
+        GradientProbe.sums = original  # type: ignore[method-assign]
+    assert trainer.state.global_step == 6
+    assert len(calls) == 3
+    for record in sink.records:
+        assert "grad/norm/total" not in record
+        assert record["param/norm/total"] > 0
+
+
+class RaisingSink:
+    """Always fails."""
+
+    def write(self, item: Any) -> None:
+        raise OSError("disk full")
+
+    def flush(self) -> None:
+        raise OSError("disk full")
+
+    def close(self) -> None:
+        raise OSError("disk full")
+
+
+def check_a_sink_that_always_raises_does_not_stop_the_training(engine: str, folder: Path) -> None:
+    trainer, *_ = monitored(engine, folder, sinks=[RaisingSink()])
+    trainer.train()
+    assert trainer.state.global_step == 4
+    if rank() == 0:
+        assert um.open_run(folder / "run").metrics().index.tolist() == [1, 2, 3, 4]
+        assert um.open_run(folder / "run").info["status"] == "finished"
+
+
+def check_a_taken_directory_is_the_users_error_on_every_rank(engine: str, folder: Path) -> None:
+    if rank() == 0:
+        (folder / "run").mkdir()
+        (folder / "run/run.json").write_text("{}")
+        (folder / "file").touch()
+    if dist.is_initialized():
+        dist.barrier()
+    trainer, *_ = monitored(engine, folder)
+    with pytest.raises(um.InputError):
+        trainer.train()
+    assert "get_batch_samples" not in vars(trainer)
+    forget_last_trainer()
+    trainer = build_trainer(engine, folder)
+    um.Monitor(folder / "file" / "run").attach(trainer)
+    with pytest.raises(um.InputError):
+        trainer.train()
+
+
+def check_resuming_from_a_checkpoint_continues_the_run(engine: str, folder: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
+    trainer, *_ = monitored(engine, folder, **saving)
+    trainer.train()
+    forget_last_trainer()
+    trainer, _, sink = monitored(engine, folder, **(saving | {"max_steps": 5}))
+    trainer.train(resume_from_checkpoint=str(folder / "output/checkpoint-2"))
+    if rank() != 0:
+        return
+    run = um.open_run(folder / "run")
+    assert [r.step for r in sink.records] == [3, 4, 5]
+    assert run.metrics().index.tolist() == [1, 2, 3, 4, 5]
+    assert run.metrics().loc[3, "grad/norm/total"] == pytest.approx(
+        sink.records[0]["grad/norm/total"], rel=1e-6
+    )
+    assert len(run.info["starts"]) == 2
+    assert run.info["resumed_at_step"] == 2
+    checkpoints = run.events("checkpoint")
+    assert {"checkpoint-2", "checkpoint-4"} <= set(checkpoints["path"])
+
+
+def check_a_training_that_raises_can_be_repeated_and_counts_nothing_twice(
+    engine: str, folder: Path
+) -> None:
+    from transformers import TrainerCallback
+
+    class Fails(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise ValueError("out of order")
+
+    trainer, _, sink = monitored(engine, folder, if_exists="overwrite")
+    failing = Fails()
+    trainer.add_callback(failing)
+    with pytest.raises(ValueError, match="out of order"):
+        trainer.train()
+    if rank() == 0:
+        assert um.open_run(folder / "run").info["status"] in ("running", "failed", "crashed")
+    trainer.remove_callback(failing)
+    trainer.train()
+    assert not {"backward", "clip_grad_norm_"} & vars(trainer.accelerator).keys()
+    assert "get_batch_samples" not in vars(trainer)
+    if rank() == 0:
+        entries = [e for e in trainer.state.log_history if "loss" in e]
+        records = [r for r in sink.records if "train/loss/total" in r]
+        assert [r.step for r in records] == [1, 2, 1, 2, 3, 4]
+        for record, entry in zip(records[2:], entries, strict=True):
+            assert record["train/loss/total"] == pytest.approx(entry["loss"], abs=1e-3)
+        assert um.open_run(folder / "run").info["status"] == "finished"
+
+
+def check_a_callback_finds_its_trainer_and_evaluations_are_recorded(
+    engine: str, folder: Path
+) -> None:
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        return {"accuracy": 0.5, "f1-macro of all": 0.25, "rewards/chosen": 1.5}
+
+    sink = um.MemorySink()
+    monitor = um.Monitor(folder / "run", tensorboard=False, sinks=[sink])
+    trainer = build_trainer(
+        engine,
+        folder,
+        eval_strategy="steps",
+        eval_steps=2,
+        compute_metrics=compute_metrics,
+        callbacks=[um.MonitorCallback(monitor)],
+    )
+    trainer.train()
+    if rank() != 0:
+        return
+    frame = um.open_run(folder / "run").metrics()
+    assert frame.index.tolist() == [1, 2, 3, 4]
+    logged = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    assert sorted(logged) == [2, 4]
+    for step, loss in logged.items():
+        assert frame.loc[step, "eval/loss/total"] == pytest.approx(loss, rel=1e-6)
+        assert frame.loc[step, "eval/accuracy/total"] == 0.5
+        assert frame.loc[step, "eval/f1_macro_of_all/total"] == 0.25
+        assert frame.loc[step, "eval/rewards/chosen/total"] == 1.5
+    info = um.open_run(folder / "run").info
+    assert (info["trainer"], info["world_size"], info["max_steps"]) == ("Trainer", world(), 4)
+    assert info["engine"] == {"plain": "plain", "ddp": "ddp", "zero2": "deepspeed-zero2"}[engine]
+
+
+CHECKS = {name: f for name, f in sorted(globals().items()) if name.startswith("check_")}
+ENGINES = {1: ["plain"], 2: ["ddp", "zero2"]}
+
+
+def why_not(engine: str, name: str) -> str:
+    if engine == "plain" and "all_reduce" in name:
+        return "one process has no collective"
+    if engine == "zero2" and "can_be_repeated" in name:
+        return "transformers cannot train twice with DeepSpeed on one Trainer"
+    return ""
+
+
+def run_checks(root: str, engines: list[str]) -> dict[str, str]:
+    """The child: every check with every engine; what went wrong, or nothing."""
+    if dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    words = {}
+    for engine in engines:
+        for name, check in CHECKS.items():
+            if why_not(engine, name):
+                continue
+            folder = Path(root, f"{engine}-{name}")
+            folder.mkdir(exist_ok=True, parents=True)
+            try:
+                check(engine, folder)
+                words[f"{engine}-{name}"] = ""
+            except Exception:  # noqa: BLE001 - it is told by the test of this check
+                words[f"{engine}-{name}"] = traceback.format_exc()
+            forget_last_trainer()
+    return words
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, str]]]:
+    root = str(tmp_path_factory.mktemp("hf"))
+    return {n: spawn(run_checks, n, args=[root, ENGINES[n]], timeout=200) for n in ENGINES}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("engine", ["plain", "ddp", "zero2"])
+def test_with(words: dict[int, list[dict[str, str]]], engine: str, name: str) -> None:
+    if reason := why_not(engine, name):
+        pytest.skip(reason)
+    for each in words[1 if engine == "plain" else 2]:
+        assert each[f"{engine}-{name}"] == ""
+
+
+def fail_in_training(root: str) -> None:
+    from transformers import Trainer
+
+    class Fails(Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 3:
+                raise ValueError("out of order")
+            return super().compute_loss(*args, **kwargs)
+
+    trainer, *_ = monitored("plain", Path(root), trainer_class=Fails)
+    trainer.train()
+
+
+def test_a_training_that_raises_leaves_a_run_that_opens(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="out of order"):
+        spawn(fail_in_training, 1, args=[str(tmp_path)], timeout=60)
+    run = um.open_run(tmp_path / "run")
+    assert run.info["status"] in ("failed", "crashed")
+    assert run.metrics().index.tolist()[:2] == [1, 2]

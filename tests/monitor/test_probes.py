@@ -1,0 +1,230 @@
+"""What is measured on one process's shards: exact sums, bad values, layouts, failures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ulysses_monitor.engines import PlainEngine, Shard
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout, ParameterProbe
+from ulysses_monitor.probes.sums import BLOCK, count_nonfinite, element_sums, square_sums
+
+
+def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) -> dict[str, float]:
+    sizes = tuple(1 if g is None else g.numel() for g in grads.values())
+    probe = GradientProbe(Layout(tuple(grads), sizes))
+    shards = [
+        Shard(i, 0, torch.zeros(1) if g is None else torch.zeros_like(g), g, {})
+        for i, g in enumerate(grads.values())
+    ]
+    values = probe.values(probe.sums(shards, scale).numpy())
+    return dict(zip(probe.names, values.tolist(), strict=True))
+
+
+# -- sums -------------------------------------------------------------------------------------
+
+
+def test_a_sum_of_20_million_squares_is_right_where_torchs_norm_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000_003, generator=generator) * 1e-3
+    truth = float(x.double().square().sum())
+    assert float(square_sums([x])[0]) == pytest.approx(truth, rel=1e-6)
+    truth_sum = float(x.square().double().sum())
+    assert float(element_sums([x.square()])) == pytest.approx(truth_sum, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 7])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-6), (torch.float64, 1e-13)]
+)
+def test_sums_are_right_at_every_remainder_of_a_block(
+    size: int, dtype: torch.dtype, bound: float
+) -> None:
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    truth = x.double()
+    assert float(square_sums([x])[0]) == pytest.approx(float(truth.square().sum()), rel=bound)
+    absolute = x.abs()
+    assert float(element_sums([absolute])) == pytest.approx(float(truth.abs().sum()), rel=bound)
+
+
+def test_sums_take_tensors_of_mixed_sizes_shapes_and_precisions_in_order() -> None:
+    tensors = [
+        torch.full((3,), 2.0),
+        torch.full((BLOCK + 1,), 1.0, dtype=torch.bfloat16),
+        torch.full((2, 2), 3.0, dtype=torch.float64),
+        torch.full((2, 2), 4.0, dtype=torch.float16).t(),
+    ]
+    truth = [12.0, BLOCK + 1.0, 36.0, 64.0]
+    assert square_sums(tensors).tolist() == pytest.approx(truth, rel=1e-7)
+    assert square_sums([]).shape == (0,)
+
+
+def test_half_precision_does_not_overflow_in_the_sum() -> None:
+    x = torch.full((64,), 60_000.0, dtype=torch.float16)
+    assert float(square_sums([x])[0]) == pytest.approx(64 * 60_000.0**2, rel=2e-3)
+
+
+def test_elements_that_are_not_finite_are_counted() -> None:
+    x = torch.zeros(10_000)
+    x[7], x[9_999], x[0] = math.nan, math.inf, -math.inf
+    assert float(count_nonfinite(x)) == 3.0
+
+
+# -- gradients --------------------------------------------------------------------------------
+
+
+def test_bad_elements_are_counted_by_parameter_and_norms_are_of_the_rest() -> None:
+    bad = torch.tensor([3.0, math.nan, 4.0, math.inf])
+    good = torch.tensor([12.0])
+    metrics = gradient_metrics({"layers.0.a": bad, "layers.1.a": good, "layers.1.none": None})
+    assert metrics["grad/nonfinite/param/layers.0.a"] == 2.0
+    assert metrics["grad/nonfinite/param/layers.1.a"] == 0.0
+    assert metrics["grad/nonfinite/layer/0"] == metrics["grad/nonfinite/total"] == 2.0
+    assert metrics["grad/norm/param/layers.0.a"] == pytest.approx(5.0)
+    assert metrics["grad/norm/layer/1"] == pytest.approx(12.0)
+    assert metrics["grad/norm/total"] == pytest.approx(13.0)
+    assert metrics["grad/norm/param/layers.1.none"] == 0.0
+
+
+def test_a_finite_gradient_whose_square_overflows_is_no_bad_value() -> None:
+    metrics = gradient_metrics({"w": torch.full((4,), 1e30)})
+    assert metrics["grad/nonfinite/total"] == 0.0
+    assert metrics["grad/norm/total"] == pytest.approx(2e30)
+
+
+def test_the_loss_scale_is_divided_out() -> None:
+    metrics = gradient_metrics({"w": torch.tensor([3.0, 4.0]) * 65_536}, scale=65_536.0)
+    assert metrics["grad/norm/total"] == pytest.approx(5.0)
+
+
+def test_adapter_ratios_are_per_module_and_the_total_is_their_median() -> None:
+    grads = {}
+    for i, (a, b) in enumerate([(1.0, 2.0), (1.0, 8.0), (0.0, 1.0), (0.0, 0.0)]):
+        grads[f"layers.{i}.q.lora_A.default.weight"] = torch.tensor([a])
+        grads[f"layers.{i}.q.lora_B.default.weight"] = torch.tensor([b])
+    metrics = gradient_metrics(grads)
+    ratios = [metrics[f"lora/grad_ratio_B_A/module/layers.{i}.q"] for i in range(4)]
+    np.testing.assert_array_equal(ratios, [2.0, 8.0, math.inf, math.nan])
+    assert metrics["lora/grad_ratio_B_A/total"] == 8.0
+
+
+def test_layers_and_adapters_are_found_by_the_names_of_common_models() -> None:
+    names = (
+        "model.layers.11.mlp.weight",
+        "transformer.h.2.attn.weight",
+        "encoder.layer.0.weight",
+        "blocks.1.weight",
+        "model.embed_tokens.weight",
+        "base.layers.0.q.lora_A.one.weight",
+        "base.layers.0.q.lora_B.one.weight",
+        "base.layers.0.q.lora_A.two.weight",
+        "base.layers.0.q.lora_B.two.weight",
+        "base.layers.0.v.lora_B.two.weight",
+        "base.embed.lora_embedding_A.one",
+        "base.embed.lora_embedding_B.one",
+    )
+    layout = Layout(names, (1,) * len(names))
+    assert layout.layers == (0, 1, 2, 11)
+    modules = [pair.module for pair in layout.adapter_pairs]
+    assert modules == ["base.layers.0.q.one", "base.layers.0.q.two", "base.embed.one"]
+    spread = dict(zip(layout.scopes, layout.spread(np.ones(len(names))), strict=True))
+    assert (spread["total"], spread["layer/0"], spread["layer/11"]) == (12.0, 6.0, 1.0)
+
+
+# -- optimizer state and parameters -----------------------------------------------------------
+
+
+def test_an_optimizer_without_moments_gives_no_metric() -> None:
+    probe = AdamStateProbe(Layout(("w",), (3,)))
+    momentum = {"momentum_buffer": torch.ones(3)}
+    totals = probe.sums([Shard(0, 0, torch.ones(3), None, momentum)], 1.0)
+    assert probe.values(totals.numpy()) is None
+    assert probe.values(probe.sums([], 1.0).numpy()) is None
+
+
+def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
+    layout = Layout(("w", "v"), (10, 4))
+    whole = torch.arange(1.0, 11.0)
+    state = {"exp_avg": whole, "exp_avg_sq": whole.square()}
+
+    def part(a: int, b: int) -> Shard:
+        return Shard(0, a, whole[a:b], whole[a:b], {k: v[a:b] for k, v in state.items()})
+
+    for probe in (GradientProbe(layout), AdamStateProbe(layout), ParameterProbe(layout)):
+        halves = probe.sums([part(0, 3)], 1.0) + probe.sums([part(3, 10)], 1.0)
+        together = probe.sums([part(0, 10)], 1.0)
+        torch.testing.assert_close(halves, together, rtol=1e-7, atol=0)
+        assert together.shape == (probe.size,)
+
+
+# -- reading a step ---------------------------------------------------------------------------
+
+
+class BrokenProbe(ParameterProbe):
+    """Fails in one of its two methods."""
+
+    def __init__(self, layout: Layout, where: str) -> None:
+        super().__init__(layout)
+        self.name, self.cost, self.where, self.calls = "broken", "every", where, 0
+        self.names = tuple(f"broken/x/{i}" for i in range(len(self.names)))
+
+    def sums(self, shards: Any, grad_scale: float) -> torch.Tensor:
+        self.calls += 1
+        if self.where == "sums":
+            raise RuntimeError("broken")
+        return super().sums(shards, grad_scale)
+
+    def values(self, totals: Any) -> Any:
+        if self.where == "values":
+            raise RuntimeError("broken")
+        return super().values(totals)
+
+
+def plain_engine() -> PlainEngine:
+    model = nn.Linear(3, 2)
+    model(torch.ones(1, 3)).sum().backward()
+    return PlainEngine(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("where", ["sums", "values"])
+def test_a_probe_that_raises_is_dropped_after_three_failures_and_harms_no_other(where: str) -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    broken = BrokenProbe(layout, where)
+    capture = Capture(engine, [broken, GradientProbe(layout)], sample_every=1)
+    for step in range(1, 6):
+        parts, sums = capture.read(step, {"loss": torch.tensor(2.0), "tokens": 3})
+        names = [name for group, _ in parts for name in group]
+        assert "grad/norm/total" in names
+        assert not any(name.startswith("broken/") for name in names)
+        assert sums == {"loss": 2.0, "tokens": 3.0}
+    assert broken.calls == 3
+
+
+def test_sampled_probes_are_read_at_the_first_step_and_every_nth_after_it() -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    capture = Capture(engine, [GradientProbe(layout), ParameterProbe(layout)], sample_every=4)
+    sampled = [len(capture.read(step, {})[0]) == 2 for step in range(1, 11)]
+    assert [i for i, yes in enumerate(sampled, 1) if yes] == [1, 5, 9]
+
+
+def test_an_engine_that_cannot_be_read_costs_the_metrics_and_not_the_training() -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    engine.grad_scale = lambda: 1 / 0
+    capture = Capture(engine, [GradientProbe(layout)], sample_every=1)
+    assert capture.read(1, {"loss": 1.0}) == ([], {"loss": 1.0})
+
+
+def test_models_that_cannot_be_watched_are_refused() -> None:
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="no trainable parameter"):
+        PlainEngine(frozen, optimizer)
