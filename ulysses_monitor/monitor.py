@@ -6,9 +6,10 @@ One step, with every event marked::
     forward, backward      # observe(loss=..., tokens=..., loss_tokens=...) for each micro-batch
     gradients_ready()      # reduced, unclipped: probes, ONE all-reduce, ONE copy to the host
     engine clips, steps
+    stepped(done)          # what the step did is looked at; it travels with the next one's vector
     step_ends()            # the record gets its times, goes to rules and to the bus
 
-`gradients_ready` runs on every rank; records, rules and sinks live on rank 0.
+`gradients_ready` and `stepped` run on every rank; records, rules and sinks live on rank 0.
 """
 
 from __future__ import annotations
@@ -24,21 +25,24 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from ulysses_monitor.bus import Bus
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.environment import describe_environment
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.flops import TrainingFlops, numel, peak_flops
 from ulysses_monitor.patching import Undo, undo_all
 from ulysses_monitor.probes import (
     AdamStateProbe,
+    AdapterProbe,
     Capture,
     GradientProbe,
     Layout,
     ParameterProbe,
     Probe,
+    ReplicaProbe,
+    UpdateProbe,
 )
 from ulysses_monitor.ranks import agree_or_raise, rank, world_size
 from ulysses_monitor.records import Event, Metric, Schema, StepRecord
@@ -64,10 +68,11 @@ class _Step:
     tokens: Tensor | float = 0.0
     loss_tokens: Tensor | float = 0.0
     has_labels: bool = False
+    attended: Tensor | float = 0.0
     parts: Parts | None = None
     """Names and values per probe, once the gradients were read."""
-    all_tokens: float = 0.0
-    """Tokens over all ranks, once the gradients were read."""
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """What was observed, over all ranks, once the gradients were read."""
     overhead: float = 0.0
 
 
@@ -81,7 +86,8 @@ class Monitor:
         sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`.
         rules: ``"default"``, or rules; an empty list for none.
         tensorboard: whether to write TensorBoard files.
-        sample_every: optimizer state and parameters are read at steps 1, 1 + N, 1 + 2N, ...
+        sample_every: optimizer state, parameters, adapters, updates and the likeness of replicas
+            are looked at in steps 1, 1 + N, 1 + 2N, ...
         if_exists: ``refuse``, ``resume`` or ``overwrite`` a run that is there already; a training
             that resumes from a checkpoint continues the run in any case.
         config: what the user configured, for run.json.
@@ -115,6 +121,7 @@ class Monitor:
         self._directory: RunDirectory | None = None
         self._bus: Bus | None = None
         self._capture: Capture | None = None
+        self._flops: TrainingFlops | None = None
         self._schemas: dict[tuple[tuple[str, ...], ...], Schema] = {}
         self._broken = False
         self._current = _Step()
@@ -134,17 +141,25 @@ class Monitor:
         attach(self, trainer)
 
     @contextmanager
-    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Monitor]:
+    def watch(
+        self, model: nn.Module, optimizer: Any = None, *, scaler: Any = None
+    ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
         Give the loss with `observe`; call `before_clip` where the loop clips gradients itself.
 
+        Args:
+            model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
+            optimizer: the optimizer, or accelerate's wrapper of it; DeepSpeed brings its own.
+            scaler: the `torch.amp.GradScaler`, if there is one; its ``step`` is then the step,
+                also where it skips the optimizer's for an overflow.
+
         Raises:
             InputError: the engine is not supported, or the run directory is taken.
         """
-        engine = find_engine(model, optimizer)
+        engine = find_engine(model, optimizer, scaler=scaler)
         self.start(engine, info={"model": describe_model(model)})
-        self._undos.append(engine.hook_step(self.gradients_ready, self.step_ends))
+        self._undos.append(engine.hook_step(self.gradients_ready, self._stepped_and_ends))
         status: Status = "failed"
         try:
             yield self
@@ -169,19 +184,33 @@ class Monitor:
         """
         self.close("failed")  # of a training that raised in this process before
         self.step = step
-        layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
-        probes: list[Probe] = [
-            GradientProbe(layout),
-            AdamStateProbe(layout),
-            ParameterProbe(layout),
-        ]
-        self._capture = Capture(engine, probes, self._sample_every)
+        self._capture = self._make_capture(engine)
+        self._flops = TrainingFlops.of(engine.model)
         self._current = _Step()
         self._open("resume" if step else self._if_exists, engine, dict(info or {}))
         atexit.register(self.close, "failed")
         max_steps = (info or {}).get("max_steps")
         about = {"engine": engine.name, "world_size": world_size(), "max_steps": max_steps}
         self.event("start", about)
+
+    def _make_capture(self, engine: Engine) -> Capture:
+        layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+        probes: list[Probe] = [
+            GradientProbe(layout),
+            AdamStateProbe(layout),
+            ParameterProbe(layout),
+        ]
+        if layout.adapter_pairs:
+            adapters = AdapterProbe(layout, engine, wanted=self._next_is_sampled)
+            self._undos.append(adapters.close)
+            probes.append(adapters)
+        if engine.replica_sets and world_size() > engine.replica_sets:
+            probes.append(ReplicaProbe(layout, engine))
+        updates = UpdateProbe(layout, engine.optimizer)
+        return Capture(engine, probes, self._sample_every, [updates])
+
+    def _next_is_sampled(self) -> bool:
+        return self._capture is not None and self._capture.is_sampled(self.step + 1)
 
     def _open(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> None:
         """Rank 0 takes the run directory; where it cannot, every rank raises."""
@@ -234,6 +263,7 @@ class Monitor:
         loss: Tensor | float | None = None,
         tokens: Tensor | float = 0.0,
         loss_tokens: Tensor | float | None = None,
+        attended: Tensor | float = 0.0,
     ) -> None:
         """Adds what this rank saw of the coming step; call it for each micro-batch.
 
@@ -242,6 +272,8 @@ class Monitor:
                 and averaged over ranks. A scalar tensor is not copied to the host here.
             tokens: tokens this rank trained on and no other rank did.
             loss_tokens: those of them that carry a label.
+            attended: pairs of tokens that attention looked at, the sum of squared row lengths;
+                counts in `train/mfu/total`.
 
         Raises:
             InputError: `loss` is a tensor of several elements.
@@ -259,6 +291,7 @@ class Monitor:
             step.loss_tokens = step.loss_tokens + loss_tokens
             step.has_labels = True
         step.tokens = step.tokens + tokens
+        step.attended = step.attended + attended
 
     def before_clip(self) -> None:
         """Reads the step's gradients now; for loops that clip before ``optimizer.step()``."""
@@ -276,15 +309,34 @@ class Monitor:
             "tokens": step.tokens,
             "loss_tokens": step.loss_tokens,
             "has_labels": float(step.has_labels),
+            "attended": step.attended,
         }
-        parts, sums = self._capture.read(self.step + 1, extra)
+        captured = self._capture.read(self.step + 1, extra)
+        step.parts, step.sums = captured.parts, captured.extra
         if self._bus is not None and not self._broken:
             try:
-                parts.append(self._training_part(sums, parts, self._capture.engine))
+                if captured.of_previous:
+                    self._publish_record(captured.of_previous, self._bus)
+                part = self._training_part(step.sums, step.parts, self._capture.engine)
+                step.parts.append(part)
             except Exception:  # noqa: BLE001 - _give_up logs it
                 self._give_up()
-        step.parts, step.all_tokens = parts, sums["tokens"]
         step.overhead += time.perf_counter() - began
+
+    def stepped(self, done: bool = True) -> None:
+        """Looks at what the optimizer step did, before a scheduler changes its settings.
+
+        Args:
+            done: false where the step was skipped for an overflow.
+        """
+        if self._capture is not None:
+            began = time.perf_counter()
+            self._capture.stepped(done)
+            self._current.overhead += time.perf_counter() - began
+
+    def _stepped_and_ends(self, done: bool) -> None:
+        self.stepped(done)
+        self.step_ends()
 
     def _training_part(
         self, sums: Mapping[str, float], parts: Parts, engine: Engine
@@ -327,11 +379,20 @@ class Monitor:
         began = time.perf_counter()
         seconds = began - step.began
         times = {"train/step_seconds/total": seconds}
-        if step.all_tokens:
-            times["train/tokens_per_second/total"] = step.all_tokens / seconds
+        if tokens := step.sums["tokens"]:
+            times["train/tokens_per_second/total"] = tokens / seconds
+            peak = peak_flops(self._capture.engine.device) if self._capture else None
+            if peak is not None and self._flops is not None:
+                done = self._flops.of_step(tokens, step.sums["attended"])
+                times["train/mfu/total"] = done / (seconds * peak * world_size())
         times["monitor/overhead_seconds/total"] = step.overhead + self._last_publish
         times |= {f"monitor/dropped_records/{n}": float(c) for n, c in bus.dropped().items()}
-        parts = [*parts, (tuple(times), np.array(list(times.values()), np.float64))]
+        self._publish_record([*parts, (tuple(times), np.array([*times.values()], np.float64))], bus)
+        # Known only now, so it is booked on the next record.
+        self._last_publish = time.perf_counter() - began
+
+    def _publish_record(self, parts: Parts, bus: Bus) -> None:
+        """Publishes a record of the current step, and the alerts that rules make of it."""
         record = StepRecord(
             step=self.step,
             time=time.time(),
@@ -341,8 +402,6 @@ class Monitor:
         bus.publish(record)
         for alert in self._rules.observe(record):
             bus.publish(alert.to_event(record.time))
-        # Known only now, so it is booked on the next record.
-        self._last_publish = time.perf_counter() - began
 
     def _schema(self, groups: tuple[tuple[str, ...], ...]) -> Schema:
         if groups not in self._schemas:
@@ -374,11 +433,6 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "class": type(model).__name__,
-        "parameters": sum(_numel(p) for p in parameters),
-        "trainable_parameters": sum(_numel(p) for p in parameters if p.requires_grad),
+        "parameters": sum(map(numel, parameters)),
+        "trainable_parameters": sum(numel(p) for p in parameters if p.requires_grad),
     }
-
-
-def _numel(param: nn.Parameter) -> int:
-    """Elements of the whole parameter, also where DeepSpeed ZeRO-3 left an empty stand-in."""
-    return int(getattr(param, "ds_numel", param.numel()))

@@ -182,9 +182,9 @@ def test_one_schema_serves_all_records_with_the_same_names(tmp_path: Path) -> No
         for seed in range(9):
             step_once(model, optimizer, seed)
             monitor.record({"eval/loss/total": 1.0})
-    # Each schema is an open file of the store: the first step has no optimizer
-    # state; then there are sampled steps, the others, and evaluations.
-    assert len({record.schema for record in sink.records}) == 4
+    # Each schema is an open file of the store: the first step has no optimizer state; then
+    # there are sampled steps, what those did, the others, and evaluations.
+    assert len({record.schema for record in sink.records}) == 5
 
 
 def test_a_further_metric_with_a_wrong_name_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,23 @@ from torch import nn
 
 from ulysses_monitor.engines import PlainEngine, Shard
 from ulysses_monitor.errors import InputError
-from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout, ParameterProbe
-from ulysses_monitor.probes.sums import BLOCK, count_nonfinite, element_sums, square_sums
+from ulysses_monitor.probes import (
+    AdamStateProbe,
+    Capture,
+    GradientProbe,
+    Layout,
+    ParameterProbe,
+    Reading,
+    UpdateProbe,
+)
+from ulysses_monitor.probes.adapters import _squared_norms
+from ulysses_monitor.probes.sums import (
+    BLOCK,
+    careful_statistics,
+    element_sums,
+    square_sums,
+    statistics,
+)
 
 
 def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) -> dict[str, float]:
@@ -23,8 +38,10 @@ def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) 
         Shard(i, 0, torch.zeros(1) if g is None else torch.zeros_like(g), g, {})
         for i, g in enumerate(grads.values())
     ]
-    values = probe.values(probe.sums(shards, scale).numpy())
-    return dict(zip(probe.names, values.tolist(), strict=True))
+    totals = probe.read(Reading(shards, scale)).numpy()
+    if not np.isfinite(totals).all():
+        totals = probe.read(Reading(shards, scale, careful=True)).numpy()
+    return dict(zip(probe.names, probe.values(totals).tolist(), strict=True))
 
 
 # -- sums -------------------------------------------------------------------------------------
@@ -70,10 +87,31 @@ def test_half_precision_does_not_overflow_in_the_sum() -> None:
     assert float(square_sums([x])[0]) == pytest.approx(64 * 60_000.0**2, rel=2e-3)
 
 
-def test_elements_that_are_not_finite_are_counted() -> None:
-    x = torch.zeros(10_000)
-    x[7], x[9_999], x[0] = math.nan, math.inf, -math.inf
-    assert float(count_nonfinite(x)) == 3.0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [1, BLOCK + 5, (1 << 18) + 3, (1 << 19) + BLOCK])
+def test_the_statistics_of_a_tensor_are_right_at_every_size(size: int, dtype: torch.dtype) -> None:
+    """One piece of the cache's size, several, and remainders."""
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    x[::7] = 0.0
+    truth = x.double()
+    magnitudes = truth.abs()
+    expected = [truth.square().sum(), magnitudes.sum(), magnitudes.max(), (truth != 0).sum()]
+    for found in (statistics([torch.ones(3).to(dtype), x])[:, 1], careful_statistics([x])[:4, 0]):
+        assert found.tolist() == pytest.approx([float(v) for v in expected], rel=2e-6)
+
+
+def test_the_statistics_leave_the_tensors_as_they_were() -> None:
+    x = torch.randn(BLOCK + 1)
+    before = x.clone()
+    statistics([x])
+    careful_statistics([x])
+    assert torch.equal(x, before)
+
+
+def test_what_is_not_finite_is_counted_and_left_out_of_the_rest() -> None:
+    x = torch.ones(10_000)
+    x[7], x[9_999], x[0], x[1] = math.nan, math.inf, -math.inf, 0.0
+    assert careful_statistics([x])[:, 0].tolist() == [9996.0, 9996.0, 1.0, 9999.0, 3.0]
 
 
 # -- gradients --------------------------------------------------------------------------------
@@ -90,6 +128,13 @@ def test_bad_elements_are_counted_by_parameter_and_norms_are_of_the_rest() -> No
     assert metrics["grad/norm/layer/1"] == pytest.approx(12.0)
     assert metrics["grad/norm/total"] == pytest.approx(13.0)
     assert metrics["grad/norm/param/layers.1.none"] == 0.0
+    assert metrics["grad/abs_mean/param/layers.0.a"] == pytest.approx(3.5)
+    assert metrics["grad/abs_mean/total"] == pytest.approx(19 / 4)
+    assert metrics["grad/abs_mean/tensor_mean"] == pytest.approx((3.5 + 12 + 0) / 3)
+    assert metrics["grad/max/total"] == metrics["grad/max/layer/1"] == 12.0
+    assert metrics["grad/max/param/layers.0.a"] == 4.0
+    assert metrics["grad/zero_frac/param/layers.1.none"] == 1.0
+    assert metrics["grad/zero_frac/layer/0"] == 0.0
 
 
 def test_a_finite_gradient_whose_square_overflows_is_no_bad_value() -> None:
@@ -143,9 +188,24 @@ def test_layers_and_adapters_are_found_by_the_names_of_common_models() -> None:
 def test_an_optimizer_without_moments_gives_no_metric() -> None:
     probe = AdamStateProbe(Layout(("w",), (3,)))
     momentum = {"momentum_buffer": torch.ones(3)}
-    totals = probe.sums([Shard(0, 0, torch.ones(3), None, momentum)], 1.0)
+    totals = probe.read(Reading([Shard(0, 0, torch.ones(3), None, momentum)], 1.0))
     assert probe.values(totals.numpy()) is None
-    assert probe.values(probe.sums([], 1.0).numpy()) is None
+    assert probe.values(probe.read(Reading([], 1.0)).numpy()) is None
+
+
+def test_an_optimizer_with_one_moment_gives_that_one() -> None:
+    """Lion keeps the first; Adafactor, for a matrix, neither."""
+    probe = AdamStateProbe(Layout(("lion", "matrix"), (3, 4)))
+    shards = [
+        Shard(0, 0, torch.ones(3), None, {"exp_avg": torch.ones(3)}, steps=1.0),
+        Shard(1, 0, torch.ones(4), None, {}, steps=1.0),
+    ]
+    found = probe.values(probe.read(Reading(shards, 1.0)).numpy())
+    metrics = dict(zip(probe.names, found.tolist(), strict=True))
+    assert metrics["optim/exp_avg_norm/param/lion"] == pytest.approx(math.sqrt(3))
+    assert metrics["optim/exp_avg_norm/total"] == pytest.approx(math.sqrt(3))
+    assert math.isnan(metrics["optim/exp_avg_norm/param/matrix"])
+    assert math.isnan(metrics["optim/exp_avg_sq_mean/total"])
 
 
 def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
@@ -157,28 +217,64 @@ def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
         return Shard(0, a, whole[a:b], whole[a:b], {k: v[a:b] for k, v in state.items()})
 
     for probe in (GradientProbe(layout), AdamStateProbe(layout), ParameterProbe(layout)):
-        halves = probe.sums([part(0, 3)], 1.0) + probe.sums([part(3, 10)], 1.0)
-        together = probe.sums([part(0, 10)], 1.0)
-        torch.testing.assert_close(halves, together, rtol=1e-7, atol=0)
-        assert together.shape == (probe.size,)
+        halves = [probe.read(Reading([s], 1.0)) for s in (part(0, 3), part(3, 10))]
+        together = probe.read(Reading([part(0, 10)], 1.0))
+        size = probe.size
+        torch.testing.assert_close(
+            halves[0][:size] + halves[1][:size], together[:size], rtol=1e-7, atol=0
+        )
+        assert torch.equal(torch.maximum(*halves)[size:], together[size:])
+        assert together.shape == (size + probe.maxima * 2,)
+
+
+# -- updates and adapters ----------------------------------------------------------------------
+
+
+def test_a_large_model_with_an_unknown_optimizer_has_no_update_ratio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rather than a copy of its parameters."""
+    monkeypatch.setattr("ulysses_monitor.probes.updates.COPY_LIMIT", 5)
+    model = nn.Linear(3, 2)
+    probe = UpdateProbe(Layout(("w",), (6,)), torch.optim.SGD(model.parameters(), lr=1.0))
+    shards = [Shard(0, 0, model.weight.detach(), None, {}, {"lr": 1.0})]
+    probe.before_step(shards)
+    probe.after_step(shards)
+    assert probe.values(probe.read(Reading([], 1.0)).numpy()) is None
+
+
+@pytest.mark.parametrize("rank", [1, 2, 8, 64])
+def test_the_norms_of_a_product_come_from_its_small_matrix(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    a, b = (torch.randn(s, generator=generator).double() for s in ((rank, 300), (200, rank)))
+    found = _squared_norms((b.t() @ b) @ (a @ a.t()))
+    product = b @ a
+    truth = [float(product.square().sum()), float(torch.linalg.matrix_norm(product, 2) ** 2)]
+    assert found.tolist() == pytest.approx(truth, rel=1e-6)
+
+
+def test_equal_singular_values_have_their_number_as_stable_rank() -> None:
+    squares = _squared_norms(torch.eye(16, dtype=torch.float64) * 9)
+    assert float(squares[0] / squares[1]) == pytest.approx(16.0, rel=1e-5)
+    assert _squared_norms(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [0.0, 0.0]
 
 
 # -- reading a step ---------------------------------------------------------------------------
 
 
 class BrokenProbe(ParameterProbe):
-    """Fails in one of its two methods."""
+    """Fails in one of its methods."""
 
     def __init__(self, layout: Layout, where: str) -> None:
         super().__init__(layout)
         self.name, self.cost, self.where, self.calls = "broken", "every", where, 0
         self.names = tuple(f"broken/x/{i}" for i in range(len(self.names)))
 
-    def sums(self, shards: Any, grad_scale: float) -> torch.Tensor:
+    def read(self, reading: Reading) -> torch.Tensor:
         self.calls += 1
-        if self.where == "sums":
+        if self.where == "read":
             raise RuntimeError("broken")
-        return super().sums(shards, grad_scale)
+        return super().read(reading)
 
     def values(self, totals: Any) -> Any:
         if self.where == "values":
@@ -192,18 +288,18 @@ def plain_engine() -> PlainEngine:
     return PlainEngine(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-@pytest.mark.parametrize("where", ["sums", "values"])
+@pytest.mark.parametrize("where", ["read", "values"])
 def test_a_probe_that_raises_is_dropped_after_three_failures_and_harms_no_other(where: str) -> None:
     engine = plain_engine()
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     broken = BrokenProbe(layout, where)
     capture = Capture(engine, [broken, GradientProbe(layout)], sample_every=1)
     for step in range(1, 6):
-        parts, sums = capture.read(step, {"loss": torch.tensor(2.0), "tokens": 3})
-        names = [name for group, _ in parts for name in group]
+        captured = capture.read(step, {"loss": torch.tensor(2.0), "tokens": 3})
+        names = [name for group, _ in captured.parts for name in group]
         assert "grad/norm/total" in names
         assert not any(name.startswith("broken/") for name in names)
-        assert sums == {"loss": 2.0, "tokens": 3.0}
+        assert captured.extra == {"loss": 2.0, "tokens": 3.0}
     assert broken.calls == 3
 
 
@@ -211,7 +307,7 @@ def test_sampled_probes_are_read_at_the_first_step_and_every_nth_after_it() -> N
     engine = plain_engine()
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     capture = Capture(engine, [GradientProbe(layout), ParameterProbe(layout)], sample_every=4)
-    sampled = [len(capture.read(step, {})[0]) == 2 for step in range(1, 11)]
+    sampled = [len(capture.read(step, {}).parts) == 2 for step in range(1, 11)]
     assert [i for i, yes in enumerate(sampled, 1) if yes] == [1, 5, 9]
 
 
@@ -220,7 +316,26 @@ def test_an_engine_that_cannot_be_read_costs_the_metrics_and_not_the_training() 
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     engine.grad_scale = lambda: 1 / 0
     capture = Capture(engine, [GradientProbe(layout)], sample_every=1)
-    assert capture.read(1, {"loss": 1.0}) == ([], {"loss": 1.0})
+    captured = capture.read(1, {"loss": 1.0})
+    assert (captured.parts, captured.extra) == ([], {"loss": 1.0})
+
+
+class BrokenFollowUp(UpdateProbe):
+    """Fails after the step."""
+
+    def after_step(self, shards: Any) -> None:
+        raise RuntimeError("broken")
+
+
+def test_a_follow_up_that_raises_is_dropped_after_three_failures() -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    broken = BrokenFollowUp(layout, engine.optimizer)
+    capture = Capture(engine, [GradientProbe(layout)], 1, [broken])
+    for step in range(1, 7):
+        assert not capture.read(step, {}).of_previous
+        capture.stepped(done=True)
+    assert capture._failures["updates"] == 3
 
 
 def test_models_that_cannot_be_watched_are_refused() -> None:

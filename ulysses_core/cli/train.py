@@ -69,7 +69,6 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
 
     check_size(config.settings.sequence_parallel_size, processes)
     _check_model(config)
-    _check_engine(config)
     if not config.data.dataset:
         raise InputError(f"{config.name}: dataset is not set; name one of dataset_info.json")
     if config.settings.output_dir is not None:
@@ -93,17 +92,6 @@ def _check_model(config: RunConfig) -> None:
         if local or Path(name).parent.is_dir():
             made_by = "; make train makes it" if name.startswith(("runs/", "data/stdlib/")) else ""
             raise InputError(f"{key} {name}: no such folder{made_by}; name a folder with a model")
-
-
-def _check_engine(config: RunConfig) -> None:
-    if config.deepspeed is None or not config.settings.monitor.enabled:
-        return
-    stage = config.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (1, 2):
-        raise InputError(
-            f"deepspeed: the monitor cannot read ZeRO stage {stage}; use zero1 or zero2 (also with "
-            "offload), or set monitor=false"
-        )
 
 
 def _check_resume(resume: bool | str | None, output_dir: Path) -> None:

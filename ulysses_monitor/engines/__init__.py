@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ulysses_monitor.engines.base import Engine, Shard
-from ulysses_monitor.engines.deepspeed import DeepSpeedEngine, is_deepspeed_engine
+from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, unwrapped
+from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
+from ulysses_monitor.engines.deepspeed import deepspeed_engine, is_deepspeed_engine
+from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
 from ulysses_monitor.engines.plain import PlainEngine
 from ulysses_monitor.errors import InputError
 
-__all__ = ["DeepSpeedEngine", "Engine", "PlainEngine", "Shard", "find_engine"]
+__all__ = [
+    "AfterStep",
+    "DDPEngine",
+    "Engine",
+    "FSDPEngine",
+    "PlainEngine",
+    "Replica",
+    "Shard",
+    "find_engine",
+    "is_deepspeed_engine",
+]
 
 
-def find_engine(model: nn.Module, optimizer: torch.optim.Optimizer | None, **plain: Any) -> Engine:
+def find_engine(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    scaler: Any = None,
+    clip_norm: Callable[[], float | None] | None = None,
+) -> Engine:
     """Finds the engine behind `model`.
 
     Args:
-        model: a module, a DDP module, or a DeepSpeed engine.
-        optimizer: the optimizer; a DeepSpeed engine brings its own.
-        **plain: passed to `PlainEngine`.
+        model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
+        optimizer: the optimizer, or accelerate's wrapper of it; a DeepSpeed engine brings its own.
+        scaler: the `torch.amp.GradScaler`, if any; accelerate's wrapper brings its own.
+        clip_norm: gives the norm that the caller will clip to; a DeepSpeed engine knows it.
 
     Raises:
         InputError: the engine is not supported.
     """
     if is_deepspeed_engine(model):
-        return DeepSpeedEngine(model)
+        return deepspeed_engine(model)
     if optimizer is None:
         raise InputError("monitor: watch(model, optimizer) needs the optimizer that trains model")
-    return PlainEngine(model, optimizer, **plain)
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
+        optimizer = inner  # accelerate's wrapper
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(
+            f"monitor: the optimizer is a {type(optimizer).__name__}; "
+            "allowed is a torch.optim.Optimizer"
+        )
+    refuse_fsdp1(model)
+    view = FSDPEngine if is_fsdp(unwrapped(model)) else DDPEngine if is_ddp(model) else PlainEngine
+    return view(model, optimizer, scaler=scaler, clip_norm=clip_norm)

@@ -1,81 +1,158 @@
-"""Plain torch and DistributedDataParallel: whole parameters, gradients alike on all ranks."""
+"""Plain torch: whole parameters on one process, in any precision, with or without a GradScaler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler, OptState
 
-from ulysses_monitor.engines.base import Shard, trainable_parameters
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo
+from ulysses_monitor.engines.base import (
+    AfterStep,
+    Replica,
+    Shard,
+    like,
+    trainable_parameters,
+    unwrapped,
+    write_gradient,
+)
+from ulysses_monitor.patching import Undo, patch_method, undo_all
 
-__all__ = ["PlainEngine"]
+__all__ = ["PlainEngine", "steps_of"]
 
 
 class PlainEngine:
-    """A model and a `torch.optim.Optimizer`, on one process or replicated by DDP.
-
-    Replicas hold the same gradients after DDP's reduction, so the ranks share the reading:
-    each reads a part of the parameters of about equal size, none is read twice.
+    """A model and a `torch.optim.Optimizer`; the base of the engines that keep ``param.grad``.
 
     Args:
-        model: the model, or the DDP module around it.
+        model: the model, wrapped or not.
         optimizer: the optimizer that owns the parameters.
-        grad_scale: gives the loss scale where a `GradScaler` is used.
+        scaler: the `GradScaler` that steps the optimizer, if any.
         clip_norm: gives the norm that the caller will clip to, for `grad/clip_coef/total`.
 
     Raises:
-        InputError: the model has no trainable parameter, or is sharded (FSDP).
+        InputError: the model has no trainable parameter.
     """
+
+    name = "plain"
+    group: dist.ProcessGroup | None = None
+    replica_sets = 0
+    replica_set = 0
+    replicates_gradients = True
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        grad_scale: Callable[[], float] | None = None,
+        scaler: GradScaler | None = None,
         clip_norm: Callable[[], float | None] | None = None,
     ) -> None:
-        replicated = isinstance(model, nn.parallel.DistributedDataParallel)
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        self.name = "ddp" if replicated else "plain"
+        self.model = unwrapped(model)
         self.optimizer = optimizer
-        self.grad_scale = grad_scale or (lambda: 1.0)
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_norm = clip_norm or (lambda: None)
-        named = trainable_parameters(model)
-        if not named:
-            raise InputError("monitor: the model has no trainable parameter, so nothing to watch")
-        if any(hasattr(p, "device_mesh") for _, p in named):
-            raise InputError(
-                "monitor: the model's parameters are sharded (FSDP2); "
-                "supported engines are plain torch, DDP and DeepSpeed ZeRO-1/2"
-            )
-        self._named = named
-        self.device = named[0][1].device
-        self._own = _own_share([p.numel() for _, p in named], replicated)
+        self._named = trainable_parameters(self.model)
+        self.device = self._named[0][1].device
+        self._settings = {
+            param: group for group in optimizer.param_groups for param in group["params"]
+        }
+        self._held = frozenset(self.held())
 
     def parameters(self) -> list[tuple[str, int]]:
         """See `Engine.parameters`."""
         return [(name, p.numel()) for name, p in self._named]
 
+    def held(self) -> list[int]:
+        """See `Engine.held`."""
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+            return []  # replicas that some other means keeps alike: rank 0 speaks for all
+        return list(range(len(self._named)))
+
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        for i in self._own:
-            param = self._named[i][1]
+        for i, (_, param) in enumerate(self._named):
             state = self.optimizer.state.get(param, {})
-            tensors = {k: v for k, v in state.items() if _is_like(v, param)}
-            yield Shard(i, 0, param.detach(), param.grad, tensors)
+            yield Shard(
+                i,
+                0,
+                param.detach(),
+                param.grad,
+                like(state, param),
+                self._settings.get(param, {}),
+                steps_of(state),
+                counted=i in self._held,
+            )
+
+    def replicas(self) -> Iterator[Replica]:
+        """See `Engine.replicas`."""
+        return iter(())
+
+    def whole(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.whole`."""
+        return param.detach()
+
+    def piece(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.piece`."""
+        return param.detach()
+
+    def grad_scale(self) -> Tensor | float:
+        """See `Engine.grad_scale`; 1 once the caller has unscaled the gradients."""
+        if self._scaler is None:
+            return 1.0
+        # A tensor on the device: GradScaler's own get_scale() would wait for it.
+        scale = self._scaler._get_scale_async()
+        states = self._scaler._per_optimizer_states
+        # A look-up would create the entry, as the scaler's own step does.
+        unscaled = id(self.optimizer) in states and (
+            states[id(self.optimizer)]["stage"] is OptState.UNSCALED
+        )
+        return 1.0 if unscaled or scale is None else scale
 
     def learning_rates(self) -> list[float]:
         """See `Engine.learning_rates`."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def hook_step(self, before: Callable[[], None], after: Callable[[], None]) -> Undo:
-        """Hooks `optimizer.step()`; callers that clip do so earlier, see `Monitor.before_clip`."""
+    def set_gradient(self, shard: Shard, value: Tensor) -> None:
+        """See `Engine.set_gradient`."""
+        write_gradient(shard, value, self._named[shard.index][0])
+
+    def gradients_written(self) -> None:
+        """See `Engine.gradients_written`."""
+
+    def hook_step(self, before: Callable[[], None], after: AfterStep) -> Undo:
+        """Hooks `optimizer.step()`, or the `GradScaler`'s, which may leave the former out.
+
+        Callers that clip do so earlier, see `Monitor.before_clip`.
+        """
+        if self._scaler is None:
+            return self._hook_optimizer(before, lambda: after(True))
+        stepped = False
+
+        def note() -> None:
+            nonlocal stepped
+            stepped = True
+
+        def step(original: Callable[..., Any], optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal stepped
+            if optimizer is not self.optimizer:
+                return original(optimizer, *args, **kwargs)
+            stepped = False
+            before()
+            result = original(optimizer, *args, **kwargs)
+            after(stepped)
+            return result
+
+        undos = [
+            self._hook_optimizer(lambda: None, note),
+            patch_method(self._scaler, "step", step),
+        ]
+        return lambda: undo_all(undos)
+
+    def _hook_optimizer(self, before: Callable[[], None], after: Callable[[], None]) -> Undo:
         pre = self.optimizer.register_step_pre_hook(lambda *_: before())
         post = self.optimizer.register_step_post_hook(lambda *_: after())
 
@@ -86,20 +163,7 @@ class PlainEngine:
         return undo
 
 
-def _is_like(value: object, param: torch.Tensor) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == param.shape
-
-
-def _own_share(numels: list[int], replicated: bool) -> list[int]:
-    """Indices of the parameters that this rank reads: largest first to the least loaded rank."""
-    if not replicated:
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
-            return []  # replicas that some other means keeps alike: rank 0 speaks for all
-        return list(range(len(numels)))
-    load, own = [0] * dist.get_world_size(), []
-    for i in sorted(range(len(numels)), key=lambda i: -numels[i]):
-        rank = load.index(min(load))
-        load[rank] += numels[i]
-        if rank == dist.get_rank():
-            own.append(i)
-    return sorted(own)
+def steps_of(state: Mapping[str, Any]) -> Tensor | float | None:
+    """The optimizer's own count of steps in `state`, if it keeps one."""
+    steps = state.get("step")
+    return steps if isinstance(steps, Tensor | float | int) else None

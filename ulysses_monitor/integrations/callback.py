@@ -8,7 +8,8 @@ the time of one training, four patches on instances that the Trainer owns:
 - ``accelerator.backward``: each micro-batch's loss, as it is scaled for accumulation;
 - ``accelerator.clip_grad_norm_``, which the Trainer calls once a step on every path but
   DeepSpeed's: gradients are reduced and not yet clipped;
-- under DeepSpeed the ZeRO optimizer's ``step`` instead.
+- the engine's step: under DeepSpeed it is the moment to read, elsewhere it tells when the step
+  is done.
 
 All are taken back when training ends.
 """
@@ -20,12 +21,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from ulysses_monitor.engines import Engine, find_engine
-from ulysses_monitor.engines.deepspeed import is_deepspeed_engine
+from ulysses_monitor.engines import Engine, find_engine, is_deepspeed_engine
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.monitor import Monitor, describe_model
 from ulysses_monitor.patching import Undo, patch_method, undo_all
@@ -79,10 +78,10 @@ class MonitorCallback(TrainerCallback):
             patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer)),
             patch_method(accelerator, "backward", self._backward),
         ]
-        if is_deepspeed_engine(trainer.model_wrapped):
-            self._undos.append(engine.hook_step(monitor.gradients_ready, lambda: None))
-        else:
+        if not is_deepspeed_engine(trainer.model_wrapped):
             self._undos.append(patch_method(accelerator, "clip_grad_norm_", self._clip))
+        # Where the step was read before it was clipped, this does not read it again.
+        self._undos.append(engine.hook_step(monitor.gradients_ready, monitor.stepped))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -126,16 +125,34 @@ class MonitorCallback(TrainerCallback):
     # -- the patches ---------------------------------------------------------------------------
 
     def _get_batch_samples(self, trainer: Trainer) -> Callable[..., Any]:
+        made_late = False
+
+        def count(batch: Any) -> None:
+            # Ranks that share rows share their tokens. `get_sp_size` is not among them: DeepSpeed's
+            # own sequence parallelism has cut the rows before they come here.
+            peers = trainer.get_cp_size() * trainer.get_tp_size()
+            labels = _label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
+            self.monitor.observe(
+                tokens=_tokens(batch) / peers,
+                loss_tokens=None if labels is None else labels / peers,
+            )
+
+        def prepare_inputs(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            batch = original(*args, **kwargs)
+            if trainer.model.training:  # not an evaluation between steps
+                count(batch)
+            return batch
+
         def get_batch_samples(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            nonlocal made_late
             self.monitor.step_begins()
             batches, label_tokens = original(*args, **kwargs)
-            peers = trainer.get_sp_size() * trainer.get_cp_size() * trainer.get_tp_size()
             for batch in batches:
-                labels = _label_tokens(batch)
-                self.monitor.observe(
-                    tokens=_tokens(batch) / peers,
-                    loss_tokens=None if labels is None else labels / peers,
-                )
+                if isinstance(batch, Mapping):
+                    count(batch)
+                elif not made_late:  # prompts: GRPO and its kin make batches of them just in time
+                    made_late = True
+                    self._undos.append(patch_method(trainer, "_prepare_inputs", prepare_inputs))
             return batches, label_tokens
 
         return get_batch_samples
@@ -167,14 +184,10 @@ def _calling_trainer(callback: TrainerCallback) -> Trainer:
 
 
 def _engine(trainer: Trainer) -> Engine:
-    optimizer = trainer.optimizer
-    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer  # accelerate's wrappers
-    scaler = trainer.accelerator.scaler
     return find_engine(
         trainer.model_wrapped,
-        optimizer,
-        grad_scale=scaler.get_scale if scaler is not None else None,
+        trainer.optimizer,
+        scaler=trainer.accelerator.scaler,
         clip_norm=lambda: trainer.args.max_grad_norm or None,
     )
 
@@ -188,20 +201,40 @@ def _describe(trainer: Trainer, state: TrainerState) -> dict[str, Any]:
     }
 
 
+_ROW_MASKS = (
+    ("attention_mask",),
+    ("prompt_mask", "completion_mask"),  # GRPO, RLOO
+    ("chosen_attention_mask", "rejected_attention_mask"),  # ORPO, CPO
+)
+"""Masks [B, S], 0 for padding, that together are the rows a micro-batch trains on."""
+
+
 def _tokens(batch: Any) -> Tensor | float:
-    """Tokens of a micro-batch without padding, as far as its usual keys tell."""
+    """Tokens that a micro-batch trains on without padding, as far as its usual keys tell.
+
+    KTO's ``KL_*`` rows and references are run without gradients, so they do not count.
+    """
     if not isinstance(batch, Mapping):
         return 0.0
-    if isinstance(batch.get("attention_mask"), Tensor):
-        tokens: Tensor = batch["attention_mask"].sum()
-        return tokens
+    for names in _ROW_MASKS:
+        masks = [m for m in map(batch.get, names) if isinstance(m, Tensor) and m.dim() == 2]
+        if len(masks) == len(names):
+            return sum((mask.ne(0).sum() for mask in masks), start=0.0)
     ids = batch.get("input_ids")
     return float(ids.numel()) if isinstance(ids, Tensor) else 0.0
 
 
-def _label_tokens(batch: Any) -> Tensor | None:
-    """Tokens that are predicted: labels but the first of each row, which nothing predicts."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    if not isinstance(labels, Tensor) or labels.dim() < 2:
+def _label_tokens(batch: Any, shifted: bool) -> Tensor | None:
+    """Tokens that are predicted; where the loss is `shifted`, nothing predicts a row's first."""
+    if not isinstance(batch, Mapping):
         return None
-    return labels[..., 1:].ne(-100).sum()
+    for name, start in (("shift_labels", 0), ("labels", int(shifted))):
+        labels = batch.get(name)
+        if isinstance(labels, Tensor) and labels.dim() > 1:
+            return labels[..., start:].ne(-100).sum()
+    mask = batch.get("completion_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    whole_rows = "completion_ids" not in batch  # as DPO's and KTO's, unlike GRPO's
+    labelled: Tensor = mask[:, 1:] if whole_rows else mask * batch.get("tool_mask", 1)
+    return labelled.sum()

@@ -1,16 +1,25 @@
 """Probes: what is measured on an engine's shards."""
 
-from ulysses_monitor.probes.base import Probe
-from ulysses_monitor.probes.capture import Capture
+from ulysses_monitor.probes.adapters import AdapterProbe
+from ulysses_monitor.probes.base import FollowUp, Probe, Reading
+from ulysses_monitor.probes.capture import Capture, Captured
+from ulysses_monitor.probes.consistency import ReplicaProbe
 from ulysses_monitor.probes.layout import AdapterPair, Layout
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
+from ulysses_monitor.probes.updates import UpdateProbe
 
 __all__ = [
     "AdamStateProbe",
     "AdapterPair",
+    "AdapterProbe",
     "Capture",
+    "Captured",
+    "FollowUp",
     "GradientProbe",
     "Layout",
     "ParameterProbe",
     "Probe",
+    "Reading",
+    "ReplicaProbe",
+    "UpdateProbe",
 ]

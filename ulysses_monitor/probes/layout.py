@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AdapterPair", "Layout"]
+__all__ = ["AdapterPair", "Layout", "median", "named"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
 _LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<side>A|B)\.(?P<adapter>[^.]+)\.weight$")
@@ -22,6 +22,9 @@ class AdapterPair:
     """The A and B of one LoRA adapter on one module, as indices into the layout's names."""
 
     module: str
+    """What the metrics call it: the path, with the adapter's name if there are several."""
+    path: str
+    adapter: str
     a: int
     b: int
 
@@ -58,6 +61,11 @@ class Layout:
         """Adds up sums per parameter [P] to total, layers and parameters [1 + L + P]."""
         return np.concatenate(([sums.sum()], self._layer_matrix @ sums, sums))
 
+    def spread_max(self, maxima: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The largest of all, of each layer, and per parameter, from that per parameter [P]."""
+        layers = [maxima[row > 0].max() for row in self._layer_matrix]
+        return np.concatenate(([maxima.max()], layers, maxima))
+
     @cached_property
     def _layer_matrix(self) -> npt.NDArray[np.float64]:
         rows = [[float(of == layer) for of in self._layer_of] for layer in self.layers]
@@ -72,7 +80,20 @@ class Layout:
                 sides[match["module"], match["adapter"]][match["side"]] = i
         several = len({adapter for _, adapter in sides}) > 1
         return tuple(
-            AdapterPair(f"{module}.{adapter}" if several else module, pair["A"], pair["B"])
+            AdapterPair(
+                f"{module}.{adapter}" if several else module, module, adapter, pair["A"], pair["B"]
+            )
             for (module, adapter), pair in sides.items()
             if len(pair) == 2
         )
+
+
+def named(prefix: str, layout: Layout) -> tuple[str, ...]:
+    """The names of a metric that has every scope."""
+    return tuple(f"{prefix}/{scope}" for scope in layout.scopes)
+
+
+def median(values: npt.NDArray[np.float64]) -> float:
+    """The median of those that are not NaN; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")

@@ -10,63 +10,79 @@ import torch
 from torch import Tensor
 
 from ulysses_monitor.engines import Shard
-from ulysses_monitor.probes.layout import Layout
+from ulysses_monitor.probes.base import Reading
+from ulysses_monitor.probes.layout import Layout, median, named
 from ulysses_monitor.probes.sums import (
-    count_nonfinite,
+    careful_statistics,
     element_sums,
-    finite_square_sum,
+    index_tensor,
     square_sums,
+    statistics,
 )
 from ulysses_monitor.records import Cost
 
-__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe"]
+__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "spread_rows"]
 
 Array = npt.NDArray[np.float64]
 
+_SQUARES, _ABS, _NONZERO, _BAD = range(4)
+
 
 class GradientProbe:
-    """``grad/norm/*``, ``grad/nonfinite/*`` and ``lora/grad_ratio_B_A/*``.
+    """``grad/*`` and ``lora/grad_ratio_B_A/*``.
 
-    Elements that are NaN or Inf are counted under ``grad/nonfinite`` and left out of the norms, so
-    that one bad tensor does not hide the others.
+    Elements that are NaN or Inf are counted under ``grad/nonfinite`` and left out of the rest, so
+    that one bad tensor does not hide the others. A parameter that got no gradient counts as zeros.
     """
 
     name = "gradients"
     cost: Cost = "every"
+    maxima = 1
+    rechecks = True
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.size = 2 * len(layout.names)
+        self.size = 4 * len(layout.names)
         pairs = layout.adapter_pairs
         self._pair_a = np.array([pair.a for pair in pairs], np.intp)
         self._pair_b = np.array([pair.b for pair in pairs], np.intp)
-        self.names = (*_named("grad/norm", layout), *_named("grad/nonfinite", layout))
+        kinds = ("norm", "abs_mean", "zero_frac", "nonfinite", "max")
+        self.names = tuple(n for kind in kinds for n in named(f"grad/{kind}", layout))
+        self.names += ("grad/abs_mean/tensor_mean",)
         if pairs:
             modules = (f"lora/grad_ratio_B_A/module/{pair.module}" for pair in pairs)
             self.names += (*modules, "lora/grad_ratio_B_A/total")
 
-    def sums(self, shards: Sequence[Shard], grad_scale: float) -> Tensor:
-        """Sums of squares [P], then counts of non-finite elements [P]."""
-        held = [(s.index, s.grad) for s in shards if s.grad is not None]
+    def read(self, reading: Reading) -> Tensor:
+        """Sums of squares, of absolute values, of non-zeros, of non-finites [P]; maxima [P]."""
+        held = [(s.index, s.grad) for s in reading.shards if s.grad is not None]
         grads = [grad for _, grad in held]
-        squares, bad = square_sums(grads), torch.zeros(len(grads), dtype=torch.float64)
-        bad = bad.to(squares.device)
-        # An overflowing square is as suspect as a NaN: look closer, but only then.
-        for i in (~squares.isfinite()).nonzero().flatten().tolist():
-            bad[i] = count_nonfinite(grads[i])
-            squares[i] = finite_square_sum(grads[i])
-        total = torch.zeros(2, len(self.layout.names), dtype=torch.float64, device=squares.device)
-        index = torch.tensor([i for i, _ in held], dtype=torch.long, device=squares.device)
-        total[0].index_add_(0, index, squares / grad_scale**2)
-        total[1].index_add_(0, index, bad)
-        return total.flatten()
+        found = (careful_statistics if reading.careful else statistics)(grads)
+        squares, magnitudes, largest, nonzero = found[:4]
+        bad = found[4] if reading.careful else torch.zeros_like(squares)
+        scale = reading.grad_scale
+        rows = [squares / scale**2, magnitudes / scale, nonzero, bad, largest / scale]
+        return spread_rows(torch.stack(rows), [i for i, _ in held], self.layout)
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
-        squares, bad = totals.reshape(2, -1)
-        values = [np.sqrt(self.layout.spread(squares)), self.layout.spread(bad)]
+        rows = totals.reshape(5, -1)
+        largest = rows[4]
+        spread = [self.layout.spread(row) for row in rows[:4]]
+        numels = self.layout.spread(np.array(self.layout.numels, np.float64))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = spread[_ABS] / (numels - spread[_BAD])
+            tensor_mean = (rows[_ABS] / (self.layout.numels - rows[_BAD])).mean()
+        values = [
+            np.sqrt(spread[_SQUARES]),
+            means,
+            1.0 - spread[_NONZERO] / numels,
+            spread[_BAD],
+            self.layout.spread_max(largest),
+            np.array([tensor_mean]),
+        ]
         if len(self._pair_a):
-            values.append(self._ratios(np.sqrt(squares)))
+            values.append(self._ratios(np.sqrt(rows[_SQUARES])))
         return np.concatenate(values)
 
     def _ratios(self, norms: Array) -> Array:
@@ -77,50 +93,65 @@ class GradientProbe:
         a, b = norms[self._pair_a], norms[self._pair_b]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = b / a
-        known = ratios[~np.isnan(ratios)]
-        return np.append(ratios, np.median(known) if len(known) else np.nan)
+        return np.append(ratios, median(ratios))
 
 
 class AdamStateProbe:
     """``optim/exp_avg_norm/*`` and ``optim/exp_avg_sq_mean/*``: the state that enters this step.
 
-    An optimizer that keeps neither (SGD, Adafactor) gives no metric; neither does the first step,
-    before which there is no state.
+    A moment that the optimizer does not keep (SGD; Adafactor's factored second moment; 8-bit
+    states) gives no metric; neither does the first step, before which there is no state. A
+    parameter that never got a gradient has a state of zeros, whether the optimizer keeps it or not.
     """
 
     name = "optimizer_state"
     cost: Cost = "sampled"
+    maxima = 0
+    rechecks = False
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.size = 3 * len(layout.names)
+        self.size = 4 * len(layout.names)
         self.names = (
-            *_named("optim/exp_avg_norm", layout),
-            *_named("optim/exp_avg_sq_mean", layout),
+            *named("optim/exp_avg_norm", layout),
+            *named("optim/exp_avg_sq_mean", layout),
         )
 
-    def sums(self, shards: Sequence[Shard], grad_scale: float) -> Tensor:  # noqa: ARG002
-        """Squares of the first moment [P], sums of the second [P], elements that have state [P]."""
-        held = [s for s in shards if {"exp_avg", "exp_avg_sq"} <= s.state.keys()]
-        squares = square_sums([s.state["exp_avg"] for s in held])
-        device = squares.device
-        total = torch.zeros(3, len(self.layout.names), dtype=torch.float64, device=device)
-        if held:
-            index = torch.tensor([s.index for s in held], device=device)
-            means = element_sums([s.state["exp_avg_sq"] for s in held])
-            numels = torch.tensor([float(s.param.numel()) for s in held], dtype=torch.float64)
-            total[0].index_add_(0, index, squares)
-            total[1].index_add_(0, index, means)
-            total[2].index_add_(0, index, numels.to(device))
-        return total.flatten()
+    def read(self, reading: Reading) -> Tensor:
+        """Squares of the first moment, elements that have it, the same two of the second [P]."""
+        first = [s for s in reading.shards if "exp_avg" in s.state]
+        second = [s for s in reading.shards if "exp_avg_sq" in s.state]
+        # Without any state there is nothing; beside others that have one, zeros.
+        bare = [s for s in reading.shards if not s.state and s.steps is None]
+        sums = [
+            (square_sums([s.state["exp_avg"] for s in first]), first),
+            (None, [*first, *bare]),
+            (element_sums([s.state["exp_avg_sq"] for s in second]), second),
+            (None, [*second, *bare]),
+        ]
+        device = next((s.param.device for s in reading.shards), torch.device("cpu"))
+        rows = [self._row(values, shards, device) for values, shards in sums]
+        return torch.cat(rows)
+
+    def _row(self, values: Tensor | None, shards: Sequence[Shard], device: torch.device) -> Tensor:
+        if values is None:
+            row = np.zeros(len(self.layout.names))
+            for s in shards:
+                row[s.index] += s.param.numel()
+            return torch.from_numpy(row).to(device, non_blocking=True)
+        if not shards:
+            return torch.zeros(len(self.layout.names), dtype=torch.float64, device=device)
+        return spread_rows(values[None], [s.index for s in shards], self.layout)
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`."""
-        squares, sums, numels = (self.layout.spread(row) for row in totals.reshape(3, -1))
-        if not numels[0]:
+        squares, first, sums, second = totals.reshape(4, -1)
+        spread = self.layout.spread
+        if not squares.any() and not sums.any():
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.concatenate([np.sqrt(squares), sums / numels])
+            norms = np.where(spread(first) > 0, np.sqrt(spread(squares)), np.nan)
+            return np.concatenate([norms, spread(sums) / spread(second)])
 
 
 class ParameterProbe:
@@ -128,23 +159,30 @@ class ParameterProbe:
 
     name = "parameters"
     cost: Cost = "sampled"
+    maxima = 0
+    rechecks = False
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.size = len(layout.names)
-        self.names = _named("param/norm", layout)
+        self.names = named("param/norm", layout)
 
-    def sums(self, shards: Sequence[Shard], grad_scale: float) -> Tensor:  # noqa: ARG002
+    def read(self, reading: Reading) -> Tensor:
         """Sums of squares [P]."""
-        squares = square_sums([s.param for s in shards])
-        total = torch.zeros(self.size, dtype=torch.float64, device=squares.device)
-        index = torch.tensor([s.index for s in shards], dtype=torch.long, device=squares.device)
-        return total.index_add_(0, index, squares)
+        squares = square_sums([s.param for s in reading.shards])
+        return spread_rows(squares[None], [s.index for s in reading.shards], self.layout)
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
         return np.sqrt(self.layout.spread(totals))
 
 
-def _named(prefix: str, layout: Layout) -> tuple[str, ...]:
-    return tuple(f"{prefix}/{scope}" for scope in layout.scopes)
+def spread_rows(rows: Tensor, indices: Sequence[int], layout: Layout) -> Tensor:
+    """Values of held shards [R, H] in their parameters' places, zeros elsewhere, flat [R * P].
+
+    A parameter is held at most once by a rank.
+    """
+    placed = torch.zeros(len(rows), len(layout.names), dtype=torch.float64, device=rows.device)
+    if len(indices):
+        placed.index_copy_(1, index_tensor(tuple(indices), rows.device), rows.double())
+    return placed.flatten()

@@ -1,24 +1,36 @@
-"""Sums over local shards that are exact enough to compare engines by.
+"""Sums over local shards that are exact enough to compare engines by, in bounded memory.
 
-torch's fp32 norm on CPU adds naively: its relative error is 4e-3 at 50 million elements. Here rows
-of `BLOCK` elements are reduced by torch's kernels and added in float64: the same speed on large
-tensors, an error near 1e-8. torch's `sum` adds pairwise and needs no such help.
+torch's fp32 norm on CPU adds naively: its relative error is 4e-3 at 50 million elements. Here each
+piece of a tensor is reduced by torch's kernels and pieces are added in float64: about the same
+speed, an error near 1e-7. torch's `sum` adds pairwise and needs no such help.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "count_nonfinite", "element_sums", "finite_square_sum", "square_sums"]
+__all__ = [
+    "BLOCK",
+    "careful_statistics",
+    "element_sums",
+    "index_tensor",
+    "pieces_of",
+    "square_sums",
+    "statistics",
+]
 
 BLOCK = 4096
 """Elements that are added in the tensor's own precision before float64 takes over."""
 
-_CHUNK = 1 << 22
-"""Elements of a temporary where one is needed; parameters can be far larger."""
+_CPU_PIECE = 1 << 18
+"""Elements of a piece on the CPU: 1 MiB, which stays in the cache while it is read four times."""
+
+_GPU_PIECE = 1 << 24
+"""Elements of a piece on a GPU: float32 still counts them one by one."""
 
 
 def square_sums(tensors: Sequence[Tensor]) -> Tensor:
@@ -36,11 +48,16 @@ def square_sums(tensors: Sequence[Tensor]) -> Tensor:
     for accumulator in (torch.float32, torch.float64):
         norms, owners = _block_norms(tensors, accumulator)
         if norms:
-            owner = torch.tensor(owners, device=sums.device)
-            counts = torch.tensor([len(part) for part in norms], device=sums.device)
-            squares = torch.cat(norms).double().square()
-            sums.index_add_(0, owner.repeat_interleave(counts), squares)
+            spread = [i for i, part in zip(owners, norms, strict=True) for _ in range(len(part))]
+            index = index_tensor(tuple(spread), sums.device)
+            sums.index_add_(0, index, torch.cat(norms).double().square())
     return sums
+
+
+@lru_cache(maxsize=64)
+def index_tensor(indices: tuple[int, ...], device: torch.device) -> Tensor:
+    """`indices` on `device`; kept, because copying them there would wait for a GPU each step."""
+    return torch.tensor(indices, dtype=torch.long, device=device)
 
 
 def _block_norms(
@@ -72,19 +89,106 @@ def element_sums(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([t.sum(dtype=_accumulator(t)).double() for t in tensors])
 
 
-def count_nonfinite(tensor: Tensor) -> Tensor:
-    """Number of NaN and Inf elements as a float64 scalar tensor; a block's temporary at a time."""
-    chunks = tensor.reshape(-1).split(_CHUNK)
-    return torch.stack([(~c.isfinite()).sum() for c in chunks]).sum().double()
+def statistics(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of squares, sum and maximum of absolute values, and count of non-zeros of each tensor.
+
+    On the CPU a piece is read from memory once and from the cache for the rest.
+
+    Args:
+        tensors: dense tensors of any shape and floating type, on one device.
+
+    Returns:
+        float64 tensor [4, len(tensors)] on their device; not finite where a tensor is not.
+    """
+    if not tensors:
+        return torch.zeros(4, 0, dtype=torch.float64)
+    device = tensors[0].device
+    size = _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
+    owners, pieces = [], []
+    for i, tensor in enumerate(tensors):
+        for piece in pieces_of(tensor, size):
+            owners.append(i)
+            pieces.append(piece)
+    found = _on_cpu(pieces) if device.type == "cpu" else _on_gpu(pieces)
+    if len(pieces) == len(tensors):
+        return found
+    owner = index_tensor(tuple(owners), device)
+    result = torch.zeros(4, len(tensors), dtype=torch.float64, device=device)
+    result.index_add_(1, owner, found)
+    result[2] = 0.0
+    result[2].scatter_reduce_(0, owner, found[2], "amax")
+    return result
 
 
-def finite_square_sum(tensor: Tensor) -> Tensor:
-    """Sum of squares of the finite elements as a float64 scalar tensor, in bounded memory."""
-    chunks = tensor.reshape(-1).split(_CHUNK)
-    squares = [c.double().nan_to_num(0.0, posinf=0.0, neginf=0.0).square().sum() for c in chunks]
-    return torch.stack(squares).sum()
+def pieces_of(tensor: Tensor, size: int = _CPU_PIECE) -> Iterator[Tensor]:
+    """The tensor's elements, flat, at most `size` at a time."""
+    flat = tensor.reshape(-1)
+    return iter((flat,) if flat.numel() <= size else flat.split(size))
+
+
+def _on_cpu(pieces: list[Tensor]) -> Tensor:
+    """[4, pieces], each piece by way of one buffer of its accumulator's type."""
+    buffers = {d: torch.empty(_CPU_PIECE, dtype=d) for d in {_accumulator(p) for p in pieces}}
+    result = torch.empty(len(pieces), 4, dtype=torch.float64)
+    for piece, row in zip(pieces, result, strict=True):
+        buffer = buffers[_accumulator(piece)][: piece.numel()]
+        if not piece.numel():
+            row.zero_()
+            continue
+        # Half precision is summed in float32: fp16 overflows at 65,504, bf16 has 8 bits.
+        torch.abs(piece if piece.dtype == buffer.dtype else buffer.copy_(piece), out=buffer)
+        # Copies into the row, which torch casts; `.item()` would cost the same on a CPU.
+        row[0] = _square_sum(buffer)
+        row[1] = buffer.sum()
+        row[2] = buffer.amax()
+        row[3] = torch.ne(buffer, 0, out=buffer).sum()
+    by_piece: Tensor = result.t()
+    return by_piece
+
+
+def _square_sum(flat: Tensor) -> Tensor:
+    """Of one piece, blocks added in float64."""
+    whole = flat.numel() - flat.numel() % BLOCK
+    total: Tensor = torch.linalg.vector_norm(flat[whole:]).double().square()
+    if whole:
+        norms = torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=-1)
+        total = total + norms.double().square().sum()
+    return total
+
+
+def _on_gpu(pieces: list[Tensor]) -> Tensor:
+    """[4, pieces], a few kernels over all pieces; torch's GPU norms add as a tree."""
+    accumulator = _accumulator(pieces[0])
+    by_order = [torch._foreach_norm(pieces, order, accumulator) for order in (2, 1, float("inf"))]
+    rows = [torch.stack(list(norms)).double() for norms in by_order]
+    nonzero = [torch.linalg.vector_norm(p, 0, dtype=accumulator) for p in pieces]
+    return torch.stack([rows[0].square(), rows[1], rows[2], torch.stack(nonzero).double()])
+
+
+def careful_statistics(tensors: Sequence[Tensor]) -> Tensor:
+    """As `statistics`, over the finite elements, in float64; and the count of the others.
+
+    Returns:
+        float64 tensor [5, len(tensors)] on their device.
+    """
+    if not tensors:
+        return torch.zeros(5, 0, dtype=torch.float64)
+    return torch.stack([_careful(tensor) for tensor in tensors], dim=1)
+
+
+def _careful(tensor: Tensor) -> Tensor:
+    rows = []
+    for piece in pieces_of(tensor):
+        bad = ~piece.isfinite()
+        finite = piece.double().abs_().masked_fill_(bad, 0.0)
+        nonzero = (piece != 0).sum()
+        rows.append([finite.square().sum(), finite.sum(), finite.amax(), nonzero, bad.sum()])
+    by_piece = torch.stack([torch.stack([v.double() for v in row]) for row in rows])
+    total: Tensor = by_piece.sum(0)
+    total[2] = by_piece[:, 2].amax()
+    return total
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype:
-    """Half-precision types are summed in float32: fp16 overflows at 65,504, bf16 has 8 bits."""
+    """What a tensor's elements are added in before float64 takes over."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

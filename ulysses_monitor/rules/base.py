@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from ulysses_monitor.records import Alert, StepRecord
+import numpy as np
+
+from ulysses_monitor.records import Alert, Schema, StepRecord
 
 __all__ = ["HISTORY", "Rule", "RuleSet"]
 
@@ -52,15 +54,28 @@ class RuleSet:
         self._history: deque[StepRecord] = deque(maxlen=HISTORY)
         self._firing: set[tuple[str, str]] = set()
         self._failures: dict[str, int] = {}
+        self._schemas: dict[tuple[Schema, Schema], Schema] = {}
 
     def observe(self, record: StepRecord) -> list[Alert]:
-        """Adds `record` and returns the alerts that are new at it."""
+        """Adds `record` and returns the alerts that are new at it.
+
+        A further record of the newest step adds to it: rules see a step whole.
+        """
+        if self._history and self._history[-1].step == record.step:
+            record = self._joined(self._history.pop(), record)
         self._history.append(record)
         history = list(self._history)
         alerts = [alert for rule in self._rules for alert in self._check(rule, history)]
         new = [a for a in alerts if (a.rule, a.metric) not in self._firing]
         self._firing = {(a.rule, a.metric) for a in alerts}
         return new
+
+    def _joined(self, first: StepRecord, second: StepRecord) -> StepRecord:
+        schemas = first.schema, second.schema
+        if schemas not in self._schemas:
+            self._schemas[schemas] = Schema(first.schema.names + second.schema.names)
+        values = np.concatenate([first.values, second.values])
+        return StepRecord(first.step, first.time, self._schemas[schemas], values)
 
     def _check(self, rule: Rule, history: list[StepRecord]) -> list[Alert]:
         if self._failures.get(rule.name, 0) >= _MAX_FAILURES:

@@ -17,6 +17,7 @@ __all__ = [
     "LoraImbalance",
     "NoLabels",
     "NonFinite",
+    "ReplicaDrift",
     "Spike",
     "VanishingGradient",
     "checked_rules",
@@ -52,6 +53,41 @@ class NonFinite:
             threshold=0.0,
             message=f"Step {record.step}: {text}.",
             hint="Look at this step's batch; lower the learning rate; prefer bf16 to fp16.",
+            severity="critical",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaDrift:
+    """Replicas of a parameter, or of a reduced gradient, that are no longer bit by bit alike."""
+
+    name: str = "replica_drift"
+
+    def check(self, history: Sequence[StepRecord]) -> list[Alert]:
+        """See `Rule.check`."""
+        record = history[-1]
+        return [
+            self._alert(record, kind)
+            for kind in ("param", "grad")
+            if record.get(f"{kind}/mismatch/total", 0.0) > 0
+        ]
+
+    def _alert(self, record: StepRecord, kind: str) -> Alert:
+        count = record[f"{kind}/mismatch/total"]
+        what = {"param": "parameter", "grad": "gradient"}[kind] + ("s" if count > 1 else "")
+        where = _worst_parameters(record, f"{kind}/mismatch/param/")
+        odd = record.get("param/odd_rank/total")
+        who = "" if math.isnan(odd) else f"; rank {odd:.0f} is not like the others"
+        return Alert(
+            rule=self.name,
+            step=record.step,
+            metric=f"{kind}/mismatch/total",
+            value=count,
+            threshold=0.0,
+            message=f"Step {record.step}: the ranks' copies of {count:.0f} {what} differ, "
+            f"in {where}{who}.",
+            hint="Look for random numbers or edits that are not the same on every rank, for a "
+            "model that ranks load differently, and for faulty memory.",
             severity="critical",
         )
 
@@ -210,6 +246,7 @@ def default_rules() -> list[Rule]:
     return [
         NonFinite(),
         NoLabels(),
+        ReplicaDrift(),
         Spike(metric="train/loss/total", name="loss_spike"),
         Spike(metric="grad/norm/total", name="gradient_spike"),
         VanishingGradient(),

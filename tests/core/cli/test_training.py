@@ -179,7 +179,7 @@ def test_a_run_without_the_monitor_trains_and_leaves_a_model(trained):
     assert not (trained.path / "runs/bare/run.json").exists()
 
 
-@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+@pytest.mark.parametrize("deepspeed", [None, "zero2", "zero3-offload"])
 def test_the_manager_trains_from_python(trained, deepspeed):
     run_dir = f"runs/manager-{deepspeed}"
     trained.config("manager.yaml", output_dir=run_dir, deepspeed=deepspeed)
@@ -194,4 +194,6 @@ def test_the_manager_trains_from_python(trained, deepspeed):
     done = trained.run(program=(sys.executable, "-c", script))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["ready", "finished 2 2"]
-    assert um.open_run(trained.path / run_dir).info["status"] == "finished"
+    info = um.open_run(trained.path / run_dir).info
+    assert info["status"] == "finished"
+    assert info["engine"] == ("plain" if deepspeed is None else f"deepspeed-{deepspeed}")

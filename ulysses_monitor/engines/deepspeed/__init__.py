@@ -1,0 +1,42 @@
+"""DeepSpeed ZeRO-0 to ZeRO-3; the only folder that knows DeepSpeed's private parts.
+
+The moment is the entry of the engine's ``_take_model_step``, which runs at accumulation boundaries
+only: gradients are reduced, unclipped and still multiplied by the loss scale. A `TrainerCallback`
+is called only after it, when every gradient is gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ulysses_monitor.engines.base import Engine
+from ulysses_monitor.engines.deepspeed.supported import refuse_unsupported
+from ulysses_monitor.engines.deepspeed.zero0 import MasterWeightsEngine, Zero0Engine
+from ulysses_monitor.engines.deepspeed.zero3 import Zero3Engine
+from ulysses_monitor.engines.deepspeed.zero12 import Zero12Engine
+
+__all__ = ["deepspeed_engine", "is_deepspeed_engine"]
+
+
+def is_deepspeed_engine(model: object) -> bool:
+    """Whether `model` is a `deepspeed.DeepSpeedEngine`; does not import DeepSpeed."""
+    return any(
+        c.__module__.startswith("deepspeed.") and c.__name__ == "DeepSpeedEngine"
+        for c in type(model).__mro__
+    )
+
+
+def deepspeed_engine(engine: Any) -> Engine:
+    """The view of a `deepspeed.DeepSpeedEngine`.
+
+    Raises:
+        InputError: a DeepSpeed version, or a part of DeepSpeed, that is not supported.
+    """
+    refuse_unsupported(engine)
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return Zero3Engine(engine)
+    if stage:
+        return Zero12Engine(engine)
+    keeps_masters = hasattr(engine.optimizer, "fp16_groups")
+    return MasterWeightsEngine(engine) if keeps_masters else Zero0Engine(engine)

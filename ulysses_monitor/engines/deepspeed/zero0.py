@@ -1,0 +1,114 @@
+"""ZeRO-0: nothing is sharded; DeepSpeed averages ``param.grad`` over the ranks before the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ulysses_monitor.engines.base import Replica, Shard, like, share
+from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
+from ulysses_monitor.engines.plain import steps_of
+
+__all__ = ["MasterWeightsEngine", "Zero0Engine"]
+
+
+class Zero0Engine(DeepSpeedView):
+    """fp32: the optimizer updates the model's own parameters.
+
+    Args:
+        engine: the DeepSpeed engine.
+    """
+
+    replicates_gradients = True
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self._settings = {
+            param: group for group in self.optimizer.param_groups for param in group["params"]
+        }
+        self._held = frozenset(self.held())
+
+    def held(self) -> list[int]:
+        """See `Engine.held`: the ranks share the reading, as under DDP."""
+        numels = [p.numel() for _, p in self._named]
+        if self.group is None:
+            return list(range(len(numels)))
+        return share(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
+
+    def shards(self) -> Iterator[Shard]:
+        """See `Engine.shards`."""
+        for i, (_, param) in enumerate(self._named):
+            state = self.optimizer.state.get(param, {})
+            yield Shard(
+                i,
+                0,
+                param.detach(),
+                param.grad,
+                like(state, param),
+                self._settings.get(param, {}),
+                steps_of(state),
+                counted=i in self._held,
+            )
+
+    def replicas(self) -> Iterator[Replica]:
+        """See `Engine.replicas`."""
+        for i, (_, param) in enumerate(self._named):
+            yield Replica(i, param.detach(), param.grad)
+
+    def grad_scale(self) -> Tensor | float:
+        """See `Engine.grad_scale`."""
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        return float(scaler.get_scale()) if scaler is not None else 1.0
+
+
+class MasterWeightsEngine(Zero0Engine):
+    """bf16 and fp16: the optimizer updates fp32 copies, one by one or flattened in groups."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self._masters = _masters(self._zero)
+
+    def shards(self) -> Iterator[Shard]:
+        """See `Engine.shards`."""
+        for i, (_, param) in enumerate(self._named):
+            if param not in self._masters:
+                continue
+            owner, start, settings = self._masters[param]
+            state = self.optimizer.state.get(owner, {})
+            yield Shard(
+                i,
+                0,
+                _cut(owner.detach(), start, param),
+                param.grad,
+                {k: _cut(v, start, param) for k, v in like(state, owner).items()},
+                settings,
+                steps_of(state),
+                counted=i in self._held,
+            )
+
+    def grad_scale(self) -> Tensor | float:
+        """See `Engine.grad_scale`."""
+        return float(self._zero.loss_scale_config.cur_scale)
+
+
+def _masters(zero: Any) -> dict[Tensor, tuple[Tensor, int, Mapping[str, Any]]]:
+    """Of each parameter: the fp32 tensor that holds its copy, where in it, and the settings."""
+    found: dict[Tensor, tuple[Tensor, int, Mapping[str, Any]]] = {}
+    for i, (params, settings) in enumerate(
+        zip(zero.fp16_groups, zero.optimizer.param_groups, strict=True)
+    ):
+        start = 0
+        for j, param in enumerate(params):
+            if hasattr(zero, "fp32_groups_flat"):
+                found[param] = zero.fp32_groups_flat[i], start, settings
+                start += param.numel()
+            else:
+                found[param] = zero.fp32_groups[i][j], 0, settings
+    return found
+
+
+def _cut(owner: Tensor, start: int, param: Tensor) -> Tensor:
+    return owner.view(-1).narrow(0, start, param.numel()).view(param.shape)

@@ -1,0 +1,102 @@
+"""ZeRO-1 and ZeRO-2, with and without CPU offload of the optimizer.
+
+They keep, on each low-precision parameter, ``_hp_mapping``: the fragment of the rank's flat fp32
+partition that belongs to it, or None where this rank holds nothing of it. Reading those fragments
+needs no communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ulysses_monitor.engines.base import Shard, like
+from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
+from ulysses_monitor.engines.plain import steps_of
+from ulysses_monitor.errors import InputError
+
+__all__ = ["Zero12Engine"]
+
+
+class Zero12Engine(DeepSpeedView):
+    """View of a `deepspeed.DeepSpeedEngine` that runs ZeRO stage 1 or 2.
+
+    Args:
+        engine: the DeepSpeed engine.
+
+    Raises:
+        InputError: DeepSpeed has not linked its fragments to the parameters.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        if missing := [name for name, p in self._named if not hasattr(p, "_hp_mapping")]:
+            raise InputError(
+                f"monitor: DeepSpeed's optimizer does not hold parameter {missing[0]}; "
+                "give deepspeed.initialize an optimizer over every trainable parameter"
+            )
+        # BF16_Optimizer keeps the whole gradient on every rank, and a partition of the rest.
+        self._full_gradients = hasattr(self._zero, "fp32_groups_gradients_flat")
+
+    def held(self) -> list[int]:
+        """See `Engine.held`."""
+        return [i for i, (_, p) in enumerate(self._named) if _mapping(p) is not None]
+
+    def shards(self) -> Iterator[Shard]:
+        """See `Engine.shards`."""
+        for i, (_, param) in enumerate(self._named):
+            mapping = _mapping(param)
+            if mapping is None:
+                continue
+            settings = self.optimizer.param_groups[mapping.param_group_index]
+            flat, address = settings["params"][0], mapping.hp_fragment_address
+            # Not mapping.optim_fragment: DeepSpeed links the first parameter group's alone.
+            state = self.optimizer.state.get(flat, {})
+            yield Shard(
+                i,
+                mapping.lp_fragment_address.start,
+                mapping.hp_fragment.detach(),
+                self._gradient(param, mapping),
+                {k: v.narrow(0, *_span(address)) for k, v in like(state, flat).items()},
+                settings,
+                steps_of(state),
+            )
+
+    def _gradient(self, param: Any, mapping: Any) -> Tensor | None:
+        try:
+            grad = mapping.get_lp_grad_fragment(param._index_in_param_group)
+        except ValueError:  # DeepSpeed's word for: not between backward and step
+            return None
+        if grad is None or not self._full_gradients:
+            return grad  # type: ignore[no-any-return]
+        return grad.view(-1).narrow(0, *_span(mapping.lp_fragment_address))  # type: ignore[no-any-return]
+
+    def set_gradient(self, shard: Shard, value: Tensor) -> None:
+        """See `Engine.set_gradient`; with offload, clipping uses a norm that is noted earlier."""
+        super().set_gradient(shard, value)
+        norms = getattr(self._zero, "norm_for_param_grads", None)
+        if norms is not None and shard.grad is not None:
+            param_id = self._zero.get_param_id(self._named[shard.index][1])
+            norms[param_id] = shard.grad.double().norm()
+
+    def gradients_written(self) -> None:
+        """See `Engine.gradients_written`; whole gradients are made alike again on all ranks."""
+        if not self._full_gradients:
+            return
+        for flat, own in zip(
+            self._zero.fp32_groups_gradients_flat,
+            self._zero.fp32_groups_gradient_flat_partition,
+            strict=True,
+        ):
+            dist.all_gather_into_tensor(flat, own.clone(), group=self.group)
+
+
+def _span(address: Any) -> tuple[int, int]:
+    return address.start, address.numel
+
+
+def _mapping(param: nn.Parameter) -> Any:
+    return getattr(param, "_hp_mapping", None)

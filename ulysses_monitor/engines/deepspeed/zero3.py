@@ -1,0 +1,107 @@
+"""ZeRO-3, with and without CPU offload of the optimizer and of the parameters.
+
+Each rank holds ``ds_tensor``, an equal part of the flattened parameter, the last ones padded; the
+optimizer's fp32 parts lie in flat sub-groups at ``grad_position``. Reading them needs no
+communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ulysses_monitor.engines.base import Replica, Shard, like
+from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
+from ulysses_monitor.engines.plain import steps_of
+
+__all__ = ["Zero3Engine"]
+
+
+class Zero3Engine(DeepSpeedView):
+    """View of a `deepspeed.DeepSpeedEngine` that runs ZeRO stage 3.
+
+    Args:
+        engine: the DeepSpeed engine.
+    """
+
+    replica_sets = 0
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self._rank = dist.get_rank(self.group)
+        self._place = {
+            param.ds_id: (group, j)
+            for group, params in enumerate(self._zero.fp16_groups)
+            for j, param in enumerate(params)
+        }
+
+    def parameters(self) -> list[tuple[str, int]]:
+        """See `Engine.parameters`."""
+        return [(name, int(_ds(p).ds_numel)) for name, p in self._named]
+
+    def held(self) -> list[int]:
+        """See `Engine.held`."""
+        return [i for i, (_, p) in enumerate(self._named) if self._span(p)[1]]
+
+    def shards(self) -> Iterator[Shard]:
+        """See `Engine.shards`."""
+        zero = self._zero
+        for i, (_, param) in enumerate(self._named):
+            offset, numel = self._span(param)
+            if not numel:
+                continue
+            group, start, _ = zero.grad_position[zero.get_param_id(param)]
+            flat = zero.fp32_partitioned_groups_flat[group]
+            state = self.optimizer.state.get(flat, {})
+            yield Shard(
+                i,
+                offset,
+                flat.detach().narrow(0, start, numel),
+                self._gradient(param, group, start, numel),
+                {k: v.narrow(0, start, numel) for k, v in like(state, flat).items()},
+                self.optimizer.param_groups[zero.sub_group_to_group_id[group]],
+                steps_of(state),
+            )
+
+    def _gradient(self, param: Any, group: int, start: int, numel: int) -> Tensor | None:
+        if self._zero.offload_optimizer:
+            grad = self._zero.fp32_partitioned_groups_flat[group].grad
+            return None if grad is None else grad.narrow(0, start, numel)
+        grads = self._zero.averaged_gradients.get(group)
+        if grads is None:
+            return None
+        return grads[self._place[param.ds_id][1]].view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
+
+    def _span(self, param: nn.Parameter) -> tuple[int, int]:
+        """Where this rank's part starts, and how much of it is not padding."""
+        part = int(_ds(param).ds_tensor.ds_numel)
+        offset = part * self._rank
+        return offset, max(0, min(part, int(_ds(param).ds_numel) - offset))
+
+    def replicas(self) -> Iterator[Replica]:
+        """See `Engine.replicas`."""
+        return iter(())
+
+    def whole(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.whole`."""
+        return None if hasattr(param, "ds_tensor") else param.detach()
+
+    def piece(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.piece`."""
+        _, numel = self._span(param)
+        return _ds(param).ds_tensor.detach().view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
+
+    def set_gradient(self, shard: Shard, value: Tensor) -> None:
+        """See `Engine.set_gradient`; with offload, clipping uses a norm that is noted earlier."""
+        super().set_gradient(shard, value)
+        if self._zero.offload_optimizer and shard.grad is not None:
+            param_id = self._zero.get_param_id(self._named[shard.index][1])
+            self._zero.norm_for_param_grads[param_id] = shard.grad.double().norm()
+
+
+def _ds(param: nn.Parameter) -> Any:
+    """A parameter with the attributes that DeepSpeed gave it."""
+    return param

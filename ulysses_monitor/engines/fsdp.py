@@ -1,0 +1,143 @@
+"""FSDP2 (``fully_shard``): each rank holds rows of every parameter, as a DTensor.
+
+``p.grad.norm()`` of such a tensor is the norm of this rank's rows alone. Here the rows are read
+through ``to_local``, and what is added up over ranks is sums. With HSDP (a mesh of replicas of
+shards) the replicas share the reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Shard as Sharded
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from ulysses_monitor.engines.base import (
+    Replica,
+    Shard,
+    check_spans_world,
+    like,
+    share,
+    trainable_parameters,
+    unwrapped,
+)
+from ulysses_monitor.engines.plain import PlainEngine, steps_of
+from ulysses_monitor.errors import InputError
+
+__all__ = ["FSDPEngine", "is_fsdp", "refuse_fsdp1"]
+
+
+def is_fsdp(model: nn.Module) -> bool:
+    """Whether a trainable parameter of `model` is a DTensor."""
+    return any(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
+
+
+def refuse_fsdp1(model: nn.Module) -> None:
+    """Refuses the first FSDP, whose flat parameters hide the model's own.
+
+    Raises:
+        InputError: a module is a `FullyShardedDataParallel`.
+    """
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise InputError(
+            "monitor: FullyShardedDataParallel (FSDP1) is not supported; "
+            "use fully_shard (FSDP2; in accelerate fsdp_version: 2)"
+        )
+
+
+class FSDPEngine(PlainEngine):
+    """View of a model under ``fully_shard``, with and without CPU offload, FSDP or HSDP.
+
+    Args:
+        model: the model.
+        optimizer: the optimizer, built after sharding.
+        **options: as `PlainEngine`'s.
+
+    Raises:
+        InputError: a parameter is placed in another way than by rows over all ranks.
+    """
+
+    name = "fsdp2"
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        named = trainable_parameters(unwrapped(model))
+        for name, param in named:
+            _check_placement(name, param)
+        mesh = named[0][1].device_mesh  # type: ignore[attr-defined]
+        self.group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
+        if mesh.size() != dist.get_world_size():
+            check_spans_world(mesh.get_group(), "fully_shard's mesh")
+        coordinate = mesh.get_coordinate()
+        self._replicas = int(mesh.size(0)) if mesh.ndim == 2 else 1
+        self._replica = int(coordinate[0]) if mesh.ndim == 2 else 0
+        if self._replicas > 1:
+            self.replica_sets, self.replica_set = mesh.size(1), coordinate[1]
+            self.name = "hsdp2"
+        super().__init__(model, optimizer, **options)
+        self.device = torch.device(mesh.device_type)
+
+    def held(self) -> list[int]:
+        """See `Engine.held`."""
+        own = share([p.numel() for _, p in self._named], self._replicas, self._replica)
+        return [i for i in own if _local(self._named[i][1]).numel()]
+
+    def shards(self) -> Iterator[Shard]:
+        """See `Engine.shards`."""
+        for i, (_, param) in enumerate(self._named):
+            local = _local(param)
+            if not local.numel():
+                continue
+            state = self.optimizer.state.get(param, {})
+            tensors = {k: _local(v) for k, v in state.items() if isinstance(v, DTensor)}
+            yield Shard(
+                i,
+                _offset(param),
+                local,
+                None if param.grad is None else _local(param.grad),
+                like(tensors, local),
+                self._settings.get(param, {}),
+                steps_of(state),
+                counted=i in self._held,
+            )
+
+    def replicas(self) -> Iterator[Replica]:
+        """See `Engine.replicas`; there are some with HSDP."""
+        if self._replicas > 1:
+            for shard in self.shards():
+                yield Replica(shard.index, shard.param, shard.grad)
+
+    def whole(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.whole`."""
+        return None if isinstance(param, DTensor) else param.detach()
+
+    def piece(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.piece`."""
+        return _local(param)
+
+
+def _check_placement(name: str, param: nn.Parameter) -> None:
+    placements = list(param.placements) if isinstance(param, DTensor) else None
+    if placements not in ([Sharded(0)], [Replicate(), Sharded(0)]):
+        raise InputError(
+            f"monitor: parameter {name} is placed as {placements or 'a plain tensor'}; supported "
+            "with fully_shard are rows over all ranks: [Shard(0)], or [Replicate(), Shard(0)]"
+        )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's rows, as the storage itself: what is written there is in the DTensor."""
+    local = tensor.detach()
+    return local.to_local() if isinstance(local, DTensor) else local
+
+
+def _offset(param: Any) -> int:
+    """Where this rank's rows start in the flattened parameter."""
+    _, starts = compute_local_shape_and_global_offset(
+        param.shape, param.device_mesh, param.placements
+    )
+    return int(starts[0] * (param.numel() // param.shape[0]))

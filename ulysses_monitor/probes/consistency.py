@@ -1,0 +1,105 @@
+"""``param/mismatch/*`` and ``grad/mismatch/*``: whether replicas are still bit by bit alike.
+
+Each rank sums the bits of each tensor to a small whole number h and sends h and h^2. For the sums
+over n ranks, n * sum(h^2) = sum(h)^2 holds exactly if all h are alike (Cauchy and Schwarz), and
+the numbers are small enough for float64 to be exact. So one sum over ranks compares them all. A
+slot per rank says which rank is not like the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.probes.base import Reading
+from ulysses_monitor.probes.layout import Layout, named
+from ulysses_monitor.probes.sums import pieces_of
+from ulysses_monitor.records import Cost
+
+__all__ = ["ReplicaProbe"]
+
+Array = npt.NDArray[np.float64]
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class ReplicaProbe:
+    """Counts parameters whose replicas differ; ``param/odd_rank`` names the first odd rank.
+
+    Args:
+        layout: the parameters.
+        engine: an engine that keeps replicas.
+    """
+
+    name = "replicas"
+    cost: Cost = "sampled"
+    maxima = 0
+    rechecks = False
+
+    def __init__(self, layout: Layout, engine: Engine) -> None:
+        self.layout = layout
+        self._engine = engine
+        self._ranks, self._rank = dist.get_world_size(), dist.get_rank()
+        self._sets, self._set = engine.replica_sets, engine.replica_set
+        # n * h stays below 2^26, so that its square is exact in float64's 53 bits.
+        self._modulus = 2**26 // (self._ranks // self._sets)
+        kinds = ("param", "grad") if engine.replicates_gradients else ("param",)
+        self._kinds = len(kinds)
+        self.size = 2 * self._kinds * self._sets * len(layout.names) + self._ranks
+        self.names = tuple(n for kind in kinds for n in named(f"{kind}/mismatch", layout))
+        self.names += ("param/odd_rank/total",)
+
+    def read(self, reading: Reading) -> Tensor:  # noqa: ARG002
+        """Fingerprints and their squares [2, kinds, sets, P], then a fingerprint of all [ranks]."""
+        device = self._engine.device
+        prints = torch.zeros(
+            self._kinds, self._sets, len(self.layout.names), dtype=torch.int64, device=device
+        )
+        for replica in self._engine.replicas():
+            tensors = (replica.param, replica.grad)[: self._kinds]
+            for kind, tensor in enumerate(tensors):
+                if tensor is not None:
+                    prints[kind, self._set, replica.index] = _fingerprint(tensor)
+        prints = prints.remainder(self._modulus)
+        own = torch.zeros(self._ranks, dtype=torch.float64, device=device)
+        own[self._rank] = prints.sum().remainder(self._modulus) + 1
+        values = prints.double().flatten()
+        return torch.cat([values, values.square(), own])
+
+    def values(self, totals: Array) -> Array:
+        """See `Probe.values`."""
+        sums, squares = totals[: -self._ranks].reshape(2, self._kinds, self._sets, -1)
+        copies = self._ranks // self._sets
+        differ = (copies * squares != sums**2).any(axis=1).astype(np.float64)  # [kinds, P]
+        values = [self.layout.spread(row) for row in differ]
+        return np.append(np.concatenate(values), self._odd_rank(totals[-self._ranks :]))
+
+    def _odd_rank(self, prints: Array) -> float:
+        """The first rank that is not like most of its set; NaN where all are alike.
+
+        Of two that differ, nobody can say which is right; then it is the later one.
+        """
+        for ranks in self._ranks_of_sets():
+            usual = Counter(prints[ranks].tolist()).most_common(1)[0][0]
+            odd = [r for r in ranks if prints[r] != usual]
+            if odd:
+                return float(odd[0])
+        return math.nan
+
+    def _ranks_of_sets(self) -> Sequence[Sequence[int]]:
+        """A mesh of replicas of shards counts its shards fastest."""
+        return [range(s, self._ranks, self._sets) for s in range(self._sets)]
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits read as integers, modulo 2^64; the order of summing is free."""
+    bits = tensor.contiguous().view(_INTEGERS[tensor.element_size()])
+    return torch.stack([piece.sum(dtype=torch.int64) for piece in pieces_of(bits)]).sum()
