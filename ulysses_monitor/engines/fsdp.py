@@ -78,6 +78,7 @@ class FSDPEngine(PlainEngine):
         if self._replicas > 1:
             self.replica_sets, self.replica_set = mesh.size(1), coordinate[1]
             self.name = "hsdp2"
+        self._offsets = [_offset(param) for _, param in named]
         super().__init__(model, optimizer, **options)
         self.device = torch.device(mesh.device_type)
 
@@ -96,7 +97,7 @@ class FSDPEngine(PlainEngine):
             tensors = {k: _local(v) for k, v in state.items() if isinstance(v, DTensor)}
             yield Shard(
                 i,
-                _offset(param),
+                self._offsets[i],
                 local,
                 None if param.grad is None else _local(param.grad),
                 like(tensors, local),
