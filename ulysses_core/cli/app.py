@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,6 +57,36 @@ def train(
     raise typer.Exit(command.train(config, given, nproc, dry_run=dry_run, debug=debug))
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def attach(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="What to run, as it is: -- torchrun train.py ...")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to record; runs/<script>-<time> if not given.")
+    ] = None,
+    sample_every: Annotated[
+        int, typer.Option(min=1, help="Read optimizer state and parameters each N steps.")
+    ] = 10,
+    if_exists: Annotated[
+        Literal["refuse", "resume", "overwrite"],
+        typer.Option(help="What to do with a run that is in the run directory already."),
+    ] = "refuse",
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files.")] = True,
+) -> None:
+    """Run any training command with the monitor on every Trainer it makes."""
+    from ulysses_core.cli.attach import attach as run
+
+    code = run(
+        command or [],
+        run_dir=run_dir,
+        sample_every=sample_every,
+        if_exists=if_exists,
+        tensorboard=tensorboard,
+    )
+    raise typer.Exit(code)
+
+
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A config to check against.")] = None,
@@ -90,9 +120,11 @@ def _configure_logging(debug: bool) -> None:
 def main() -> None:
     """Runs the command line; wrong input becomes one line and exit code 2."""
     # The deepspeed launcher puts --local_rank before the command; LOCAL_RANK says the same.
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")] or ["--help"]
+    arguments = sys.argv[1:]
+    if arguments and arguments[0].startswith("--local_rank="):
+        arguments = arguments[1:]
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        sys.exit(app(arguments or ["--help"], standalone_mode=False) or 0)
     except typer.TyperException as error:
         message = error.format_message().splitlines()[0]
         typer.echo(f"ulysses: {message.rstrip('.')}; try ulysses --help", err=True)
