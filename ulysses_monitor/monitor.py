@@ -123,7 +123,7 @@ class Monitor:
         self._capture: Capture | None = None
         self._flops: TrainingFlops | None = None
         self._schemas: dict[tuple[tuple[str, ...], ...], Schema] = {}
-        self._broken = False
+        self._broken = self._warned = False
         self._current = _Step()
         self._last_publish = 0.0
         self.step = 0
@@ -279,6 +279,12 @@ class Monitor:
             InputError: `loss` is a tensor of several elements.
         """
         step = self._current
+        if step.parts is not None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "monitor: observe() came after before_clip() of the same step: call before_clip "
+                "once a step, after its last micro-batch, or the gradients are read too early"
+            )
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise InputError(
                 f"monitor: observe(loss=...) got a tensor of shape {list(loss.shape)}; "
@@ -294,8 +300,13 @@ class Monitor:
         step.attended = step.attended + attended
 
     def before_clip(self) -> None:
-        """Reads the step's gradients now; for loops that clip before ``optimizer.step()``."""
-        self.gradients_ready()
+        """Reads the step's gradients now; for loops that clip before ``optimizer.step()``.
+
+        Call it once a step, after the last micro-batch's backward pass. It does nothing where the
+        engine clips within its own step (DeepSpeed), which is read there.
+        """
+        if self._capture is not None and not self._capture.engine.clips_in_step:
+            self.gradients_ready()
 
     def gradients_ready(self) -> None:
         """Reads the step: probes, one all-reduce, one copy. All ranks; once per step."""

@@ -89,6 +89,8 @@ class Engine(Protocol):
     """Number of sets of ranks that hold the same replicas; 0 where nothing is replicated."""
     replica_set: int
     """Which of them this rank belongs to."""
+    clips_in_step: bool
+    """Whether the engine's own step clips; where not, the caller does, before the step."""
     replicates_gradients: bool
     """Whether the ranks of a set hold the same gradients, too."""
 

@@ -41,6 +41,7 @@ class PlainEngine:
     group: dist.ProcessGroup | None = None
     replica_sets = 0
     replica_set = 0
+    clips_in_step = False
     replicates_gradients = True
 
     def __init__(

@@ -26,7 +26,7 @@ from ulysses_monitor.autoattach import Note, Outcome, Settings, choose_place, wr
 from ulysses_monitor.autoattach.agreement import NotAttachedError, agree
 from ulysses_monitor.autoattach.places import origin
 from ulysses_monitor.errors import InputError, TrainingStoppedError
-from ulysses_monitor.integrations.callback import MonitorCallback, _calling_trainer
+from ulysses_monitor.integrations.callback import MonitorCallback, calling_trainer
 from ulysses_monitor.monitor import Monitor
 from ulysses_monitor.ranks import rank
 
@@ -101,7 +101,7 @@ class AttachedCallback(MonitorCallback):
 
     def _vote(self) -> str:
         """``own`` where another callback watches this training, else ``watch``."""
-        callbacks = _calling_trainer(self).callback_handler.callbacks
+        callbacks = calling_trainer(self).callback_handler.callbacks
         watching = [c for c in callbacks if isinstance(c, MonitorCallback)]
         # Of several of this kind (callbacks handed on from Trainer to Trainer) the first watches.
         others = [c for c in watching if not isinstance(c, AttachedCallback)]

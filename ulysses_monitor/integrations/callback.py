@@ -2,9 +2,10 @@
 
 A callback alone comes too late: transformers calls ``on_pre_optimizer_step`` after clipping, and
 under DeepSpeed the whole step happens inside ``accelerator.backward``. So the callback places, for
-the time of one training, four patches on instances that the Trainer owns:
+the time of one training, patches on instances that the Trainer owns:
 
-- ``trainer.get_batch_samples``: the step's micro-batches and their number of label tokens;
+- ``trainer.get_batch_samples``: the step's micro-batches and their number of label tokens; and
+  ``trainer._prepare_inputs`` where those are prompts, of which it makes the batches (GRPO, RLOO);
 - ``accelerator.backward``: each micro-batch's loss, as it is scaled for accumulation;
 - ``accelerator.clip_grad_norm_``, which the Trainer calls once a step on every path but
   DeepSpeed's: gradients are reduced and not yet clipped;
@@ -24,15 +25,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from ulysses_monitor.engines import Engine, find_engine, is_deepspeed_engine
+from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.monitor import Monitor, describe_model
 from ulysses_monitor.patching import Undo, patch_method, undo_all
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["MonitorCallback", "attach"]
+__all__ = ["MonitorCallback", "attach", "calling_trainer"]
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_/]")
 
@@ -69,7 +71,7 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         """Finds the Trainer and its engine, opens the run, places the patches."""
         undo_all(self._undos)  # of a training that raised before
-        trainer = _calling_trainer(self)
+        trainer = calling_trainer(self)
         monitor = self.monitor
         engine = _engine(trainer)
         monitor.start(engine, step=state.global_step, info=_describe(trainer, state))
@@ -78,7 +80,7 @@ class MonitorCallback(TrainerCallback):
             patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer)),
             patch_method(accelerator, "backward", self._backward),
         ]
-        if not is_deepspeed_engine(trainer.model_wrapped):
+        if not engine.clips_in_step:
             self._undos.append(patch_method(accelerator, "clip_grad_norm_", self._clip))
         # Where the step was read before it was clipped, this does not read it again.
         self._undos.append(engine.hook_step(monitor.gradients_ready, monitor.stepped))
@@ -131,10 +133,11 @@ class MonitorCallback(TrainerCallback):
             # Ranks that share rows share their tokens. `get_sp_size` is not among them: DeepSpeed's
             # own sequence parallelism has cut the rows before they come here.
             peers = trainer.get_cp_size() * trainer.get_tp_size()
-            labels = _label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
+            labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
             self.monitor.observe(
-                tokens=_tokens(batch) / peers,
+                tokens=row_tokens(batch) / peers,
                 loss_tokens=None if labels is None else labels / peers,
+                attended=attended_pairs(batch) / peers,
             )
 
         def prepare_inputs(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -146,14 +149,14 @@ class MonitorCallback(TrainerCallback):
         def get_batch_samples(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal made_late
             self.monitor.step_begins()
-            batches, label_tokens = original(*args, **kwargs)
+            batches, count_of_labels = original(*args, **kwargs)
             for batch in batches:
                 if isinstance(batch, Mapping):
                     count(batch)
                 elif not made_late:  # prompts: GRPO and its kin make batches of them just in time
                     made_late = True
                     self._undos.append(patch_method(trainer, "_prepare_inputs", prepare_inputs))
-            return batches, label_tokens
+            return batches, count_of_labels
 
         return get_batch_samples
 
@@ -168,7 +171,7 @@ class MonitorCallback(TrainerCallback):
         return original(*args, **kwargs)
 
 
-def _calling_trainer(callback: TrainerCallback) -> Trainer:
+def calling_trainer(callback: TrainerCallback) -> Trainer:
     """The Trainer that is calling `callback`, found on the stack: transformers does not pass it.
 
     Raises:
@@ -199,42 +202,3 @@ def _describe(trainer: Trainer, state: TrainerState) -> dict[str, Any]:
         "max_steps": state.max_steps,
         "resumed_at_step": state.global_step or None,
     }
-
-
-_ROW_MASKS = (
-    ("attention_mask",),
-    ("prompt_mask", "completion_mask"),  # GRPO, RLOO
-    ("chosen_attention_mask", "rejected_attention_mask"),  # ORPO, CPO
-)
-"""Masks [B, S], 0 for padding, that together are the rows a micro-batch trains on."""
-
-
-def _tokens(batch: Any) -> Tensor | float:
-    """Tokens that a micro-batch trains on without padding, as far as its usual keys tell.
-
-    KTO's ``KL_*`` rows and references are run without gradients, so they do not count.
-    """
-    if not isinstance(batch, Mapping):
-        return 0.0
-    for names in _ROW_MASKS:
-        masks = [m for m in map(batch.get, names) if isinstance(m, Tensor) and m.dim() == 2]
-        if len(masks) == len(names):
-            return sum((mask.ne(0).sum() for mask in masks), start=0.0)
-    ids = batch.get("input_ids")
-    return float(ids.numel()) if isinstance(ids, Tensor) else 0.0
-
-
-def _label_tokens(batch: Any, shifted: bool) -> Tensor | None:
-    """Tokens that are predicted; where the loss is `shifted`, nothing predicts a row's first."""
-    if not isinstance(batch, Mapping):
-        return None
-    for name, start in (("shift_labels", 0), ("labels", int(shifted))):
-        labels = batch.get(name)
-        if isinstance(labels, Tensor) and labels.dim() > 1:
-            return labels[..., start:].ne(-100).sum()
-    mask = batch.get("completion_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
-    whole_rows = "completion_ids" not in batch  # as DPO's and KTO's, unlike GRPO's
-    labelled: Tensor = mask[:, 1:] if whole_rows else mask * batch.get("tool_mask", 1)
-    return labelled.sum()

@@ -34,6 +34,7 @@ class DeepSpeedView:
 
     replica_sets = 1
     replica_set = 0
+    clips_in_step = True
     replicates_gradients = False
 
     def __init__(self, engine: Any) -> None:
