@@ -111,23 +111,22 @@ class AdamStateProbe:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.size = 4 * len(layout.names)
+        self.size = 5 * len(layout.names)
         self.names = (
             *named("optim/exp_avg_norm", layout),
             *named("optim/exp_avg_sq_mean", layout),
         )
 
     def read(self, reading: Reading) -> Tensor:
-        """Squares of the first moment, elements that have it, the same two of the second [P]."""
+        """Squares of the first moment, sums of the second, elements with either, with none [P]."""
         first = [s for s in reading.shards if "exp_avg" in s.state]
         second = [s for s in reading.shards if "exp_avg_sq" in s.state]
         # Without any state there is nothing; beside others that have one, zeros.
         bare = [s for s in reading.shards if not s.state and s.steps is None]
         sums = [
             (square_sums([s.state["exp_avg"] for s in first]), first),
-            (None, [*first, *bare]),
             (element_sums([s.state["exp_avg_sq"] for s in second]), second),
-            (None, [*second, *bare]),
+            *((None, shards) for shards in (first, second, bare)),
         ]
         device = next((s.param.device for s in reading.shards), torch.device("cpu"))
         rows = [self._row(values, shards, device) for values, shards in sums]
@@ -145,13 +144,15 @@ class AdamStateProbe:
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`."""
-        squares, first, sums, second = totals.reshape(4, -1)
+        squares, sums, first, second, bare = totals.reshape(5, -1)
         spread = self.layout.spread
         if not squares.any() and not sums.any():
             return None
+        # What never got a gradient counts as zeros in a moment that others have.
+        firsts, seconds = (spread(has + bare if has.any() else has) for has in (first, second))
         with np.errstate(divide="ignore", invalid="ignore"):
-            norms = np.where(spread(first) > 0, np.sqrt(spread(squares)), np.nan)
-            return np.concatenate([norms, spread(sums) / spread(second)])
+            norms = np.where(firsts > 0, np.sqrt(spread(squares)), np.nan)
+            return np.concatenate([norms, spread(sums) / seconds])
 
 
 class ParameterProbe:

@@ -28,7 +28,7 @@ from ulysses_monitor.engines import Shard
 from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import Layout, median, named
 from ulysses_monitor.probes.standard import spread_rows
-from ulysses_monitor.probes.sums import pieces_of
+from ulysses_monitor.probes.sums import PIECE, pieces_of, square_sum
 from ulysses_monitor.records import Cost
 
 __all__ = ["COPY_LIMIT", "UpdateProbe"]
@@ -163,18 +163,22 @@ def _adam(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> _Ada
 def _computed(adam: _Adam, shard: Shard) -> Tensor:
     """Sums of squares of the change and of the parameter before, from Adam's state [2]."""
     steps = torch.as_tensor(shard.steps if shard.steps is not None else 1.0, dtype=torch.float64)
-    steps = steps.to(shard.param.device, non_blocking=True)
     first, second = (
         (1 - beta**steps) if adam.corrects_bias else torch.ones_like(steps) for beta in adam.betas
     )
-    state = shard.state["exp_avg"], shard.state[adam.second]
+    rate, root_scale = adam.lr / first, second.rsqrt()
     total = torch.zeros(2, dtype=torch.float64, device=shard.param.device)
-    for after, m, v in zip(*map(pieces_of, (shard.param, *state)), strict=True):
-        root = v.double().sqrt_().div_(second.sqrt()).add_(adam.eps)
-        update = m.double().div_(root).mul_(adam.lr).div_(first)
-        before = after.double().add_(update).div_(1 + adam.decay)
-        change = update.sub_(before, alpha=adam.decay)
-        total += torch.stack([change.square().sum(), before.square().sum()])
+    tensors = shard.param, shard.state["exp_avg"], shard.state[adam.second]
+    buffers = [torch.empty_like(t.view(-1)[:PIECE]) for t in tensors]
+    for after, m, v in zip(*(pieces_of(t) for t in tensors), strict=True):
+        before, update, root = (buffer[: after.numel()] for buffer in buffers)
+        torch.sqrt(v, out=root).mul_(root_scale).add_(adam.eps)
+        torch.div(m, root, out=update).mul_(rate)
+        torch.add(after, update, out=before)
+        if adam.decay:
+            before.div_(1 + adam.decay)
+            update.sub_(before, alpha=adam.decay)
+        total += torch.stack([square_sum(update), square_sum(before)])
     return total
 
 
