@@ -16,7 +16,7 @@ from pathlib import Path
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(_TESTS), str(_TESTS / "monitor" / "exactness")]
 
-from test_engines_exactness import ONE, WORLDS, errors_of
+from test_engines_exactness import ONE, WORLDS, errors_of  # noqa: E402 - by the path above
 
 COLUMNS = (
     ("grad/norm", "norm"),

@@ -22,6 +22,7 @@ from ulysses_monitor.probes import (
     UpdateProbe,
 )
 from ulysses_monitor.probes.adapters import _squared_norms
+from ulysses_monitor.probes.consistency import _fingerprint
 from ulysses_monitor.probes.sums import (
     BLOCK,
     careful_statistics,
@@ -225,6 +226,20 @@ def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
         )
         assert torch.equal(torch.maximum(*halves)[size:], together[size:])
         assert together.shape == (size + probe.maxima * 2,)
+
+
+# -- fingerprints ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float8_e5m2])
+@pytest.mark.parametrize("size", [1, 2, 7, 1001, (1 << 19) + 3])
+def test_a_fingerprint_is_of_the_bits_wherever_they_lie(size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(size + 1, generator=torch.Generator().manual_seed(size)).to(dtype)
+    inside, copy = x[1:], x[1:].clone()
+    assert int(_fingerprint(inside)) == int(_fingerprint(copy))
+    other = copy.clone()
+    other[-1] = 3.0
+    assert int(_fingerprint(other)) != int(_fingerprint(copy))
 
 
 # -- updates and adapters ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -94,13 +94,13 @@ class Capture:
         now = self._on(p for p in self._probes if p.cost == "every" or self.is_sampled(step))
         late = self._on(self._follow_ups) if self._measuring else []
         with torch.no_grad():
-            totals, shards = self._reduced([*now, *late], list(extra.values()))
-            self._recheck(now, totals)
+            reduced, shards = self._reduced([*now, *late], list(extra.values()))
+            self._recheck(now, reduced)
             self._prepare(step, shards)
         return Captured(
-            parts=self._values(now, totals),
-            of_previous=self._values(late, totals),
-            extra=dict(zip(extra, totals["extra"].tolist(), strict=True)),
+            parts=self._values(now, reduced),
+            of_previous=self._values(late, reduced),
+            extra=dict(zip(extra, reduced.extra.tolist(), strict=True)),
         )
 
     def stepped(self, done: bool) -> None:
@@ -135,8 +135,8 @@ class Capture:
 
     def _reduced(
         self, active: Sequence[Probe], extra: list[Tensor | float], careful: bool = False
-    ) -> tuple[dict[str, Array], list[Shard]]:
-        """What the ranks' vectors add up to, by probe; and all shards of this rank."""
+    ) -> tuple[_Reduced, list[Shard]]:
+        """What the ranks' vectors add up to; and all shards of this rank."""
         device = self.engine.device
         shards, vectors = self._read(active, careful)
         flags = torch.tensor([float(v is None) for v in vectors], dtype=torch.float64)
@@ -152,28 +152,29 @@ class Capture:
         totals = self._sum(torch.cat([part.to(device, non_blocking=True) for part in parts]))
         return self._split(active, totals, len(extra)), shards
 
-    def _split(self, active: Sequence[Probe], totals: Array, extras: int) -> dict[str, Array]:
-        split = {"extra": totals[:extras], "flags": totals[extras : extras + len(active)]}
+    def _split(self, active: Sequence[Probe], totals: Array, extras: int) -> _Reduced:
+        flags = totals[extras : extras + len(active)].tolist()
+        reduced = _Reduced(totals[:extras])
         at = extras + len(active)
-        for flag, probe in zip(split["flags"], active, strict=True):
-            sums, at = totals[at : at + probe.size], at + probe.size
-            rows = [sums]
+        for flag, probe in zip(flags, active, strict=True):
+            rows, at = [totals[at : at + probe.size]], at + probe.size
             for _ in range(probe.maxima):
                 rows.append(self._slots.largest(totals[at : at + self._slots.size]))
                 at += self._slots.size
-            split[probe.name] = np.concatenate(rows)
-            split[f"{probe.name} failed"] = np.array([flag])
-        return split
+            reduced.totals[probe.name] = np.concatenate(rows)
+            if flag:
+                reduced.failed.add(probe.name)
+        return reduced
 
-    def _recheck(self, active: Sequence[Probe], totals: dict[str, Array]) -> None:
+    def _recheck(self, active: Sequence[Probe], reduced: _Reduced) -> None:
         """Reads once more, carefully, what met NaN or Inf; the totals are alike on all ranks."""
-        doubtful = [p for p in active if p.rechecks and not np.isfinite(totals[p.name]).all()]
+        doubtful = [
+            p for p in active if p.rechecks and not np.isfinite(reduced.totals[p.name]).all()
+        ]
         if doubtful:
             again, _ = self._reduced(doubtful, [], careful=True)
-            for probe in doubtful:
-                failed = f"{probe.name} failed"
-                totals[probe.name] = again[probe.name]
-                totals[failed] = totals[failed] + again[failed]
+            reduced.totals.update(again.totals)
+            reduced.failed.update(again.failed)
 
     def _read(
         self, active: Sequence[Probe], careful: bool
@@ -202,14 +203,14 @@ class Capture:
 
     # -- the metrics -----------------------------------------------------------------------
 
-    def _values(self, active: Sequence[Probe], totals: dict[str, Array]) -> list[Part]:
+    def _values(self, active: Sequence[Probe], reduced: _Reduced) -> list[Part]:
         measured = []
         for probe in active:
-            if totals[f"{probe.name} failed"][0]:
+            if probe.name in reduced.failed:
                 self._count_failure(probe)
                 continue
             # The totals are alike on all ranks, so what raises here does so on all.
-            values = _attempt(probe.name, probe.values, totals[probe.name])
+            values = _attempt(probe.name, probe.values, reduced.totals[probe.name])
             if not values.done:
                 self._count_failure(probe)
             elif values.result is not None:
@@ -221,6 +222,15 @@ class Capture:
         self._failures[probe.name] += 1
         if self._failures[probe.name] == _MAX_FAILURES:
             logger.error("monitor: probe %r failed %d times: off", probe.name, _MAX_FAILURES)
+
+
+@dataclass
+class _Reduced:
+    """One vector, over all ranks: the caller's sums, each probe's, and who raised on any rank."""
+
+    extra: Array
+    totals: dict[str, Array] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,19 @@ class ReplicaProbe:
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits read as integers, modulo 2^64; the order of summing is free."""
-    bits = tensor.contiguous().view(_INTEGERS[tensor.element_size()])
-    return torch.stack([piece.sum(dtype=torch.int64) for piece in pieces_of(bits)]).sum()
+    """The sum of a tensor's bits read as integers, modulo 2^64; the order of summing is free.
+
+    Whole words of 64 bits are summed several times as fast as smaller numbers.
+    """
+    flat = tensor.detach().contiguous().view(-1)
+    in_word = 8 // flat.element_size()
+    words, rest = flat.split([len(flat) - len(flat) % in_word, len(flat) % in_word])
+    sums = [_words(piece, in_word).sum() for piece in pieces_of(words)]
+    sums.append(rest.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
+    return torch.stack(sums).sum()
+
+
+def _words(piece: Tensor, in_word: int) -> Tensor:
+    """A piece as words; torch reads them only where one can begin."""
+    aligned = piece.storage_offset() % in_word == 0
+    return (piece if aligned else piece.clone()).view(torch.int64)
