@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ulysses_monitor.engines.base import (
 )
 from ulysses_monitor.patching import Undo, patch_method, undo_all
 
-__all__ = ["PlainEngine", "steps_of"]
+__all__ = ["PlainEngine", "steps_of", "whole_shards"]
 
 
 class PlainEngine:
@@ -75,18 +75,7 @@ class PlainEngine:
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        for i, (_, param) in enumerate(self._named):
-            state = self.optimizer.state.get(param, {})
-            yield Shard(
-                i,
-                0,
-                param.detach(),
-                param.grad,
-                like(state, param),
-                self._settings.get(param, {}),
-                steps_of(state),
-                counted=i in self._held,
-            )
+        return whole_shards(self._named, self.optimizer, self._settings, self._held)
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
@@ -162,6 +151,34 @@ class PlainEngine:
             post.remove()
 
         return undo
+
+
+def whole_shards(
+    named: Sequence[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[Tensor, Mapping[str, Any]],
+    held: Collection[int],
+) -> Iterator[Shard]:
+    """Shards of parameters that this rank holds whole, and that the optimizer updates itself.
+
+    Args:
+        named: the trainable parameters.
+        optimizer: the optimizer.
+        settings: each parameter's group.
+        held: indices of those that this rank counts.
+    """
+    for i, (_, param) in enumerate(named):
+        state = optimizer.state.get(param, {})
+        yield Shard(
+            i,
+            0,
+            param.detach(),
+            param.grad,
+            like(state, param),
+            settings.get(param, {}),
+            steps_of(state),
+            counted=i in held,
+        )
 
 
 def steps_of(state: Mapping[str, Any]) -> Tensor | float | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ulysses_monitor.engines.base import Replica, Shard, like, share
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of
+from ulysses_monitor.engines.plain import steps_of, whole_shards
 
 __all__ = ["MasterWeightsEngine", "Zero0Engine"]
 
@@ -40,18 +40,7 @@ class Zero0Engine(DeepSpeedView):
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        for i, (_, param) in enumerate(self._named):
-            state = self.optimizer.state.get(param, {})
-            yield Shard(
-                i,
-                0,
-                param.detach(),
-                param.grad,
-                like(state, param),
-                self._settings.get(param, {}),
-                steps_of(state),
-                counted=i in self._held,
-            )
+        return whole_shards(self._named, self.optimizer, self._settings, self._held)
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
