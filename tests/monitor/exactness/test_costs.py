@@ -189,6 +189,8 @@ def test_one_process_needs_no_collective() -> None:
 def test_a_step_with_an_infinite_gradient_takes_a_second_reading(steps: dict) -> None:
     for of_rank in steps[BAD]:
         assert [step["collectives"] for step in of_rank] == [2, 2, 2, 2]
+        assert [step["copies"] for step in of_rank] == [2, 2, 2, 2]
+        assert [step["waits"] for step in of_rank] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("case", LARGE, ids=lambda c: c[0])
