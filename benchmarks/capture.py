@@ -8,9 +8,10 @@ gradients, the order changing from step to step. What stands for this project is
 as a user has it: every gradient and LoRA metric each step, optimizer state, parameters, updates,
 adapters and replicas each tenth, rules, run store and TensorBoard; ten steps of it are timed and
 divided by ten. Its sinks write on threads of their own while a training computes, so they get the
-time to do so between those steps, and their CPU time is told apart. The others compute one norm per
-parameter (OLMo's style four statistics, wandb.watch a histogram) and record nothing; hooks that
-fire in the backward pass have steps of their own, and only what the hooks do is timed.
+time to do so between those steps, and their CPU time is told apart. Its reading is timed once more
+by itself: gradients each step, optimizer state each tenth, nothing recorded. The others compute one
+norm per parameter (OLMo's style four statistics, wandb.watch a histogram) and record nothing; hooks
+that fire in the backward pass have steps of their own, and only what the hooks do is timed.
 
 Prints, for each, the median and range over steps, its share of the step without any of them and of
 the optimizer step, and how many times dearer than this project it is.
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 import ulysses_monitor as um
 from ulysses_monitor.engines import PlainEngine, find_engine
+from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout
 
 # hidden size, layers, vocabulary, rows, tokens a row
 SIZES = {
@@ -46,6 +48,7 @@ SIZES = {
     "1b": (2048, 20, 32_000, 4, 512),
 }
 OURS = "this project, all metrics"
+READING = "its reading alone, gradients and optimizer state"
 SINKS = "its sinks, CPU time of their threads"
 SINK_SECONDS = 0.1
 """Between two steps of this project: a training computes far longer."""
@@ -131,9 +134,12 @@ class Training:
         self.view = find_engine(self.wrapped, self.optimizer)
         self.monitor = um.Monitor(peers.free_folder() / "run")
         self.monitor.start(self.view)
+        layout = Layout(*zip(*self.view.parameters(), strict=True))
+        probes = [GradientProbe(layout), AdamStateProbe(layout)]
+        self.capture = Capture(self.view, probes, sample_every=ROUND)
 
     def step(self, number: int) -> None:
-        """Trains one step; from the second on, everything is read in it and timed."""
+        """Trains one step in which everything is read and timed; the first warms all up."""
         began = time.perf_counter()
         loss = self.wrapped(input_ids=self.ids, labels=self.ids).loss
         if self.zero:
@@ -142,23 +148,22 @@ class Training:
             loss.backward()
         self.clock.sync()
         self.clock.seconds["forward and backward"].append(time.perf_counter() - began)
-        if number:
-            self._read(number)
+        self._read(number)
         self.clock.time("optimizer step", self.wrapped.step if self.zero else self.optimizer.step)
         if not self.zero:
             self.optimizer.zero_grad()
-        if not number:
-            self.clock.seconds.clear()
-        elif isinstance(self.view, PlainEngine) and not dist.is_initialized():
+        if isinstance(self.view, PlainEngine) and not dist.is_initialized():
             self._hooks(peers.BackwardHooks, "hook per parameter, .item()")
             if find_spec("wandb") is not None:
                 self._hooks(peers.WandbWatch, "wandb.watch, log_freq=1")
+        if not number:
+            self.clock.seconds.clear()
 
     def _read(self, number: int) -> None:
         ways = list(self._ways().items())
         turn = number % len(ways)
         for name, call in ways[turn:] + ways[:turn]:
-            call() if name == OURS else self.clock.time(name, call)
+            call() if name in (OURS, READING) else self.clock.time(name, call)
 
     def _ways(self) -> dict[str, Callable[[], Any]]:
         grads = [s.grad for s in self.view.shards() if s.counted and s.grad is not None]
@@ -166,6 +171,7 @@ class Training:
         ways: dict[str, Callable[[], Any]] = {
             "limit: each gradient read once": lambda: peers.read_once(grads),
             OURS: self._ours,
+            READING: self._reading,
             "loop over parameters, .item()": lambda: peers.item_loop(every),
             "OLMo style, three collectives": lambda: peers.olmo_style(every),
         }
@@ -196,6 +202,16 @@ class Training:
             time.sleep(SINK_SECONDS)
         self.clock.seconds[OURS].append(sum(seconds) / ROUND)
         self.clock.seconds[SINKS].append((time.process_time() - cpu - inside) / ROUND)
+
+    def _reading(self) -> None:
+        """Ten steps of it: gradients and adapters' ratios in each, Adam's moments in one."""
+        if dist.is_initialized():
+            dist.barrier()
+        began = time.perf_counter()
+        for step in range(1, ROUND + 1):
+            self.capture.read(step, {})
+            self.clock.sync()
+        self.clock.seconds[READING].append((time.perf_counter() - began) / ROUND)
 
     def _hooks(self, make: Callable[[nn.Module, Callable[[], None]], Any], name: str) -> None:
         hooks = make(self.model, self.clock.sync)

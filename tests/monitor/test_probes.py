@@ -23,13 +23,6 @@ from ulysses_monitor.probes import (
 )
 from ulysses_monitor.probes.adapters import _squared_norms
 from ulysses_monitor.probes.consistency import _fingerprint
-from ulysses_monitor.probes.sums import (
-    BLOCK,
-    careful_statistics,
-    element_sums,
-    square_sums,
-    statistics,
-)
 
 
 def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) -> dict[str, float]:
@@ -43,76 +36,6 @@ def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) 
     if not np.isfinite(totals).all():
         totals = probe.read(Reading(shards, scale, careful=True)).numpy()
     return dict(zip(probe.names, probe.values(totals).tolist(), strict=True))
-
-
-# -- sums -------------------------------------------------------------------------------------
-
-
-def test_a_sum_of_20_million_squares_is_right_where_torchs_norm_is_not() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20_000_003, generator=generator) * 1e-3
-    truth = float(x.double().square().sum())
-    assert float(square_sums([x])[0]) == pytest.approx(truth, rel=1e-6)
-    truth_sum = float(x.square().double().sum())
-    assert float(element_sums([x.square()])) == pytest.approx(truth_sum, rel=1e-6)
-
-
-@pytest.mark.parametrize("size", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 7])
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-6), (torch.float64, 1e-13)]
-)
-def test_sums_are_right_at_every_remainder_of_a_block(
-    size: int, dtype: torch.dtype, bound: float
-) -> None:
-    x = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
-    truth = x.double()
-    assert float(square_sums([x])[0]) == pytest.approx(float(truth.square().sum()), rel=bound)
-    absolute = x.abs()
-    assert float(element_sums([absolute])) == pytest.approx(float(truth.abs().sum()), rel=bound)
-
-
-def test_sums_take_tensors_of_mixed_sizes_shapes_and_precisions_in_order() -> None:
-    tensors = [
-        torch.full((3,), 2.0),
-        torch.full((BLOCK + 1,), 1.0, dtype=torch.bfloat16),
-        torch.full((2, 2), 3.0, dtype=torch.float64),
-        torch.full((2, 2), 4.0, dtype=torch.float16).t(),
-    ]
-    truth = [12.0, BLOCK + 1.0, 36.0, 64.0]
-    assert square_sums(tensors).tolist() == pytest.approx(truth, rel=1e-7)
-    assert square_sums([]).shape == (0,)
-
-
-def test_half_precision_does_not_overflow_in_the_sum() -> None:
-    x = torch.full((64,), 60_000.0, dtype=torch.float16)
-    assert float(square_sums([x])[0]) == pytest.approx(64 * 60_000.0**2, rel=2e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("size", [1, BLOCK + 5, (1 << 18) + 3, (1 << 19) + BLOCK])
-def test_the_statistics_of_a_tensor_are_right_at_every_size(size: int, dtype: torch.dtype) -> None:
-    """One piece of the cache's size, several, and remainders."""
-    x = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
-    x[::7] = 0.0
-    truth = x.double()
-    magnitudes = truth.abs()
-    expected = [truth.square().sum(), magnitudes.sum(), magnitudes.max(), (truth != 0).sum()]
-    for found in (statistics([torch.ones(3).to(dtype), x])[:, 1], careful_statistics([x])[:4, 0]):
-        assert found.tolist() == pytest.approx([float(v) for v in expected], rel=2e-6)
-
-
-def test_the_statistics_leave_the_tensors_as_they_were() -> None:
-    x = torch.randn(BLOCK + 1)
-    before = x.clone()
-    statistics([x])
-    careful_statistics([x])
-    assert torch.equal(x, before)
-
-
-def test_what_is_not_finite_is_counted_and_left_out_of_the_rest() -> None:
-    x = torch.ones(10_000)
-    x[7], x[9_999], x[0], x[1] = math.nan, math.inf, -math.inf, 0.0
-    assert careful_statistics([x])[:, 0].tolist() == [9996.0, 9996.0, 1.0, 9999.0, 3.0]
 
 
 # -- gradients --------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ulysses_monitor.engines import Engine
 from ulysses_monitor.patching import Undo
 from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import AdapterPair, Layout, median
-from ulysses_monitor.probes.sums import square_sums
+from ulysses_monitor.probes.sums import statistics
 from ulysses_monitor.records import Cost
 
 __all__ = ["AdapterProbe"]
@@ -165,7 +165,7 @@ class AdapterProbe:
         if weight is None or (self._engine.whole(weight) is not None and pair not in self._mine):
             return 0.0
         if pair.base_squares is None or weight.requires_grad:
-            pair.base_squares = square_sums([self._engine.piece(weight)])[0]
+            pair.base_squares = statistics([self._engine.piece(weight)])[0, 0]
         return pair.base_squares
 
     def values(self, totals: Array) -> Array | None:

@@ -14,14 +14,12 @@ from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import Layout, median, named
 from ulysses_monitor.probes.sums import (
     careful_statistics,
-    element_sums,
     index_tensor,
-    square_sums,
     statistics,
 )
 from ulysses_monitor.records import Cost
 
-__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "spread_rows"]
+__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "count_elements", "spread_rows"]
 
 Array = npt.NDArray[np.float64]
 
@@ -123,23 +121,16 @@ class AdamStateProbe:
         second = [s for s in reading.shards if "exp_avg_sq" in s.state]
         # Without any state there is nothing; beside others that have one, zeros.
         bare = [s for s in reading.shards if not s.state and s.steps is None]
-        sums = [
-            (square_sums([s.state["exp_avg"] for s in first]), first),
-            (element_sums([s.state["exp_avg_sq"] for s in second]), second),
-            *((None, shards) for shards in (first, second, bare)),
+        rows = [
+            self._row(statistics([s.state["exp_avg"] for s in first])[0], first),
+            # The sum of what is never negative.
+            self._row(statistics([s.state["exp_avg_sq"] for s in second])[1], second),
         ]
-        device = next((s.param.device for s in reading.shards), torch.device("cpu"))
-        rows = [self._row(values, shards, device) for values, shards in sums]
-        return torch.cat(rows)
+        rows += [count_elements(shards, self.layout) for shards in (first, second, bare)]
+        device = next((s.param.device for s in reading.shards), None)
+        return torch.cat([row.to(device, non_blocking=True) for row in rows])
 
-    def _row(self, values: Tensor | None, shards: Sequence[Shard], device: torch.device) -> Tensor:
-        if values is None:
-            row = np.zeros(len(self.layout.names))
-            for s in shards:
-                row[s.index] += s.param.numel()
-            return torch.from_numpy(row).to(device, non_blocking=True)
-        if not shards:
-            return torch.zeros(len(self.layout.names), dtype=torch.float64, device=device)
+    def _row(self, values: Tensor, shards: Sequence[Shard]) -> Tensor:
         return spread_rows(values[None], [s.index for s in shards], self.layout)
 
     def values(self, totals: Array) -> Array | None:
@@ -170,7 +161,7 @@ class ParameterProbe:
 
     def read(self, reading: Reading) -> Tensor:
         """Sums of squares [P]."""
-        squares = square_sums([s.param for s in reading.shards])
+        squares = statistics([s.param for s in reading.shards])[0]
         return spread_rows(squares[None], [s.index for s in reading.shards], self.layout)
 
     def values(self, totals: Array) -> Array:
@@ -187,3 +178,12 @@ def spread_rows(rows: Tensor, indices: Sequence[int], layout: Layout) -> Tensor:
     if len(indices):
         placed.index_copy_(1, index_tensor(tuple(indices), rows.device), rows.double())
     return placed.flatten()
+
+
+def count_elements(shards: Sequence[Shard], layout: Layout) -> Tensor:
+    """Elements of each parameter that shards hold [P], on their device."""
+    counts = np.zeros(len(layout.names))
+    for s in shards:
+        counts[s.index] += s.param.numel()
+    device = shards[0].param.device if shards else None
+    return torch.from_numpy(counts).to(device, non_blocking=True)

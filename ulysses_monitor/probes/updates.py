@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from ulysses_monitor.engines import Shard
+from ulysses_monitor.probes import kernels
 from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import Layout, median, named
-from ulysses_monitor.probes.standard import spread_rows
-from ulysses_monitor.probes.sums import PIECE, pieces_of, square_sum
+from ulysses_monitor.probes.standard import count_elements, spread_rows
+from ulysses_monitor.probes.sums import GPU_PIECE, pieces_of, statistics
 from ulysses_monitor.records import Cost
 
 __all__ = ["COPY_LIMIT", "UpdateProbe"]
@@ -96,22 +97,25 @@ class UpdateProbe:
 
     def after_step(self, shards: Sequence[Shard]) -> None:
         """Sums of squares of the change and of the parameter before, and elements measured."""
-        indices, rows = [], []
+        computed, copied, unmoved = [], [], []
         for s in shards:
+            adam = self._adam.get(s.index)
             if not s.counted:
                 continue
             if s.index in self._copies:
-                pieces = _copied(self._copies.pop(s.index), s.param)
-            elif (adam := self._adam.get(s.index)) is not None and adam.second in s.state:
-                pieces = _computed(adam, s)
-            elif s.index in self._adam and not s.state:
-                pieces = _copied(s.param, s.param)  # it never got a gradient
-            else:
-                continue
-            indices.append(s.index)
-            rows.append(torch.cat([pieces, pieces.new_tensor([s.param.numel()])]))
-        if rows:
-            self._measured = spread_rows(torch.stack(rows, 1), indices, self.layout)
+                copied.append((self._copies[s.index], s))
+            elif adam is not None and adam.second in s.state:
+                computed.append((adam, s))
+            elif adam is not None and not s.state:
+                unmoved.append(s)  # it never got a gradient
+        measured = [*(s for _, s in (*computed, *copied)), *unmoved]
+        if measured:
+            sums = [_computed(computed)] if computed else []
+            sums += [_copied(*pair) for pair in copied]
+            sums += [_unmoved(unmoved)] if unmoved else []
+            rows = spread_rows(torch.cat(sums, dim=1), [s.index for s in measured], self.layout)
+            self._measured = torch.cat([rows, count_elements(measured, self.layout)])
+        self._copies = {}
 
     def read(self, reading: Reading) -> Tensor:  # noqa: ARG002
         """What `after_step` found [3 * P]; zeros where the step was skipped."""
@@ -160,32 +164,47 @@ def _adam(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> _Ada
     )
 
 
-def _computed(adam: _Adam, shard: Shard) -> Tensor:
-    """Sums of squares of the change and of the parameter before, from Adam's state [2]."""
-    steps = torch.as_tensor(shard.steps if shard.steps is not None else 1.0, dtype=torch.float64)
-    first, second = (
-        (1 - beta**steps) if adam.corrects_bias else torch.ones_like(steps) for beta in adam.betas
-    )
-    rate, root_scale = adam.lr / first, second.rsqrt()
-    total = torch.zeros(2, dtype=torch.float64, device=shard.param.device)
-    tensors = shard.param, shard.state["exp_avg"], shard.state[adam.second]
-    buffers = [torch.empty_like(t.view(-1)[:PIECE]) for t in tensors]
-    for after, m, v in zip(*(pieces_of(t) for t in tensors), strict=True):
-        before, update, root = (buffer[: after.numel()] for buffer in buffers)
-        torch.sqrt(v, out=root).mul_(root_scale).add_(adam.eps)
-        torch.div(m, root, out=update).mul_(rate)
-        torch.add(after, update, out=before)
-        if adam.decay:
-            before.div_(1 + adam.decay)
-            update.sub_(before, alpha=adam.decay)
-        total += torch.stack([square_sum(update), square_sum(before)])
+def _computed(adams: Sequence[tuple[_Adam, Shard]]) -> Tensor:
+    """Sums of squares of the change and of the parameter before, from Adam's states [2, N]."""
+    steps = [
+        (_step(adam, s), (s.param, s.state["exp_avg"], s.state[adam.second])) for adam, s in adams
+    ]
+    if all(tensors[0].device.type == "cpu" for _, tensors in steps):
+        return kernels.adam_changes(steps)
+    return torch.stack([adam_change_by_torch(*step) for step in steps], dim=1)
+
+
+def _step(adam: _Adam, shard: Shard) -> kernels.AdamStep:
+    steps = 1.0 if shard.steps is None else shard.steps
+    if isinstance(steps, Tensor):  # to read a GPU's would wait for it
+        steps = steps.double() if steps.is_cuda else steps.item()
+    first, second = ((1 - beta**steps) if adam.corrects_bias else 1.0 for beta in adam.betas)
+    return kernels.AdamStep(adam.lr / first, second**-0.5, adam.eps, adam.decay)
+
+
+def adam_change_by_torch(step: kernels.AdamStep, tensors: Sequence[Tensor]) -> Tensor:
+    """One column of `kernels.adam_changes` [2], for a GPU; torch's norms there add as trees."""
+    total = torch.zeros(2, dtype=torch.float64, device=tensors[0].device)
+    for after, m, v in zip(*(pieces_of(t, GPU_PIECE) for t in tensors), strict=True):
+        update = m / (v.sqrt() * step.root_scale + step.eps) * step.rate
+        before = (after + update) / (1 + step.decay)
+        change = update - step.decay * before
+        norms = [torch.linalg.vector_norm(x) for x in (change, before)]
+        total += torch.stack(norms).double().square()
     return total
 
 
-def _copied(before: Tensor, after: Tensor) -> Tensor:
-    """The same two sums from the parameter before and after [2]."""
-    total = torch.zeros(2, dtype=torch.float64, device=after.device)
+def _unmoved(shards: Sequence[Shard]) -> Tensor:
+    """The same two sums of parameters that the step did not change [2, N]."""
+    squares = statistics([s.param for s in shards])[0]
+    return torch.stack([torch.zeros_like(squares), squares])
+
+
+def _copied(before: Tensor, shard: Shard) -> Tensor:
+    """The same two sums from the parameter before and after [2, 1]."""
+    after = shard.param
+    total = torch.zeros(2, 1, dtype=torch.float64, device=after.device)
     for old, new in zip(pieces_of(before), pieces_of(after), strict=True):
         old = old.double()
-        total += torch.stack([(new.double() - old).square().sum(), old.square().sum()])
+        total += torch.stack([(new.double() - old).square().sum(), old.square().sum()])[:, None]
     return total
