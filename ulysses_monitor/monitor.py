@@ -16,64 +16,37 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from ulysses_monitor.bus import Bus
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.environment import describe_environment
 from ulysses_monitor.errors import InputError
-from ulysses_monitor.flops import TrainingFlops, numel, peak_flops
+from ulysses_monitor.flops import TrainingFlops, numel
 from ulysses_monitor.patching import Undo, undo_all
-from ulysses_monitor.probes import (
-    AdamStateProbe,
-    AdapterProbe,
-    Capture,
-    GradientProbe,
-    Layout,
-    ParameterProbe,
-    Probe,
-    ReplicaProbe,
-    UpdateProbe,
-)
+from ulysses_monitor.probes import Capture, assemble
+from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.ranks import agree_or_raise, rank, world_size
 from ulysses_monitor.records import Event, Metric, Schema, StepRecord
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
 from ulysses_monitor.sinks import Sink, TensorBoardSink, checked_sinks
 from ulysses_monitor.store import IfExists, RunDirectory, StoreSink
+from ulysses_monitor.training_step import TrainingStep, as_part
 
 __all__ = ["Monitor"]
 
 logger = logging.getLogger(__name__)
 
-Parts = list[tuple[tuple[str, ...], npt.NDArray[np.float64]]]
+Source = Callable[[], Sequence[float]]
 Status = Literal["finished", "failed", "stopped"]
-
-
-@dataclass
-class _Step:
-    """What is gathered over one step on this rank."""
-
-    began: float = field(default_factory=time.perf_counter)
-    loss: Tensor | float = 0.0
-    has_loss: bool = False
-    tokens: Tensor | float = 0.0
-    loss_tokens: Tensor | float = 0.0
-    has_labels: bool = False
-    attended: Tensor | float = 0.0
-    parts: Parts | None = None
-    """Names and values per probe, once the gradients were read."""
-    sums: Mapping[str, float] = field(default_factory=dict)
-    """What was observed, over all ranks, once the gradients were read."""
-    overhead: float = 0.0
 
 
 class Monitor:
@@ -122,9 +95,10 @@ class Monitor:
         self._bus: Bus | None = None
         self._capture: Capture | None = None
         self._flops: TrainingFlops | None = None
+        self._sources: list[tuple[tuple[str, ...], Source]] = []
         self._schemas: dict[tuple[tuple[str, ...], ...], Schema] = {}
         self._broken = self._warned = False
-        self._current = _Step()
+        self._current = TrainingStep()
         self._last_publish = 0.0
         self.step = 0
 
@@ -170,6 +144,29 @@ class Monitor:
         finally:
             self.close(status)
 
+    def add_source(self, names: Sequence[str], read: Source) -> Undo:
+        """Adds metrics of every step from elsewhere, summed over ranks in the step's one vector.
+
+        Args:
+            names: of the metrics, ``family/stat/scope``, alike on all ranks.
+            read: called once a step before clipping; this rank's values, in that order. Where it
+                raises, the metrics of the step are NaN.
+
+        Returns:
+            What takes them back, on all ranks between the same two steps.
+
+        Raises:
+            InputError: a name is not of that form.
+        """
+        source = tuple(Metric(name=name).name for name in names), read
+        self._sources.append(source)
+
+        def undo() -> None:
+            if source in self._sources:
+                self._sources.remove(source)
+
+        return undo
+
     # -- the life of a run -------------------------------------------------------------------
 
     def start(
@@ -184,30 +181,15 @@ class Monitor:
         """
         self.close("failed")  # of a training that raised in this process before
         self.step = step
-        self._capture = self._make_capture(engine)
+        self._capture, undos = assemble(engine, self._sample_every, self._next_is_sampled)
+        self._undos += undos
         self._flops = TrainingFlops.of(engine.model)
-        self._current = _Step()
+        self._current = TrainingStep()
         self._open("resume" if step else self._if_exists, engine, dict(info or {}))
         atexit.register(self.close, "failed")
         max_steps = (info or {}).get("max_steps")
         about = {"engine": engine.name, "world_size": world_size(), "max_steps": max_steps}
         self.event("start", about)
-
-    def _make_capture(self, engine: Engine) -> Capture:
-        layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
-        probes: list[Probe] = [
-            GradientProbe(layout),
-            AdamStateProbe(layout),
-            ParameterProbe(layout),
-        ]
-        if layout.adapter_pairs:
-            adapters = AdapterProbe(layout, engine, wanted=self._next_is_sampled)
-            self._undos.append(adapters.close)
-            probes.append(adapters)
-        if engine.replica_sets and world_size() > engine.replica_sets:
-            probes.append(ReplicaProbe(layout, engine))
-        updates = UpdateProbe(layout, engine.optimizer)
-        return Capture(engine, probes, self._sample_every, [updates])
 
     def _next_is_sampled(self) -> bool:
         return self._capture is not None and self._capture.is_sampled(self.step + 1)
@@ -285,19 +267,7 @@ class Monitor:
                 "monitor: observe() came after before_clip() of the same step: call before_clip "
                 "once a step, after its last micro-batch, or the gradients are read too early"
             )
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise InputError(
-                f"monitor: observe(loss=...) got a tensor of shape {list(loss.shape)}; "
-                "allowed is a scalar"
-            )
-        if loss is not None:
-            step.loss = step.loss + (loss.detach() if isinstance(loss, Tensor) else loss)
-            step.has_loss = True
-        if loss_tokens is not None:
-            step.loss_tokens = step.loss_tokens + loss_tokens
-            step.has_labels = True
-        step.tokens = step.tokens + tokens
-        step.attended = step.attended + attended
+        step.observe(loss, tokens, loss_tokens, attended)
 
     def before_clip(self) -> None:
         """Reads the step's gradients now; for loops that clip before ``optimizer.step()``.
@@ -314,25 +284,28 @@ class Monitor:
         if self._capture is None or step.parts is not None:
             return
         began = time.perf_counter()
-        extra = {
-            "loss": step.loss,
-            "has_loss": float(step.has_loss),
-            "tokens": step.tokens,
-            "loss_tokens": step.loss_tokens,
-            "has_labels": float(step.has_labels),
-            "attended": step.attended,
-        }
-        captured = self._capture.read(self.step + 1, extra)
+        given = self._read_sources()
+        captured = self._capture.read(self.step + 1, step.observed() | given)
         step.parts, step.sums = captured.parts, captured.extra
         if self._bus is not None and not self._broken:
             try:
                 if captured.of_previous:
                     self._publish_record(captured.of_previous, self._bus)
-                part = self._training_part(step.sums, step.parts, self._capture.engine)
-                step.parts.append(part)
+                own = step.metrics(self._capture.engine)
+                step.parts.append(as_part(own | {name: step.sums[name] for name in given}))
             except Exception:  # noqa: BLE001 - _give_up logs it
                 self._give_up()
         step.overhead += time.perf_counter() - began
+
+    def _read_sources(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for names, read in self._sources:
+            try:
+                values |= zip(names, map(float, read()), strict=True)
+            except Exception:
+                logger.exception("monitor: %s could not be read", ", ".join(names))
+                values |= dict.fromkeys(names, math.nan)
+        return values
 
     def stepped(self, done: bool = True) -> None:
         """Looks at what the optimizer step did, before a scheduler changes its settings.
@@ -349,29 +322,13 @@ class Monitor:
         self.stepped(done)
         self.step_ends()
 
-    def _training_part(
-        self, sums: Mapping[str, float], parts: Parts, engine: Engine
-    ) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
-        metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
-        if sums["has_loss"]:
-            metrics["train/loss/total"] = sums["loss"] / sums["has_loss"]
-        if sums["has_labels"]:
-            metrics["train/loss_tokens/total"] = sums["loss_tokens"]
-        clip_norm = engine.clip_norm()
-        norm = next(
-            (v[n.index("grad/norm/total")] for n, v in parts if "grad/norm/total" in n), None
-        )
-        if clip_norm is not None and norm is not None:
-            metrics["grad/clip_coef/total"] = min(1.0, clip_norm / (norm + 1e-6))
-        return tuple(metrics), np.array(list(metrics.values()), np.float64)
-
     def step_ends(self, step: int | None = None) -> None:
         """Completes and publishes the step's record.
 
         Args:
             step: the step's number where the caller counts; otherwise the last one plus 1.
         """
-        current, self._current = self._current, _Step()
+        current, self._current = self._current, TrainingStep()
         self.step = self.step + 1 if step is None else step
         if current.parts is None or self._bus is None or self._broken:
             return
@@ -386,23 +343,19 @@ class Monitor:
         self._broken = True
         logger.exception("monitor: could not record step %d; recording is off", self.step)
 
-    def _publish(self, step: _Step, parts: Parts, bus: Bus) -> None:
+    def _publish(self, step: TrainingStep, parts: list[Part], bus: Bus) -> None:
         began = time.perf_counter()
-        seconds = began - step.began
-        times = {"train/step_seconds/total": seconds}
-        if tokens := step.sums["tokens"]:
-            times["train/tokens_per_second/total"] = tokens / seconds
-            peak = peak_flops(self._capture.engine.device) if self._capture else None
-            if peak is not None and self._flops is not None:
-                done = self._flops.of_step(tokens, step.sums["attended"])
-                times["train/mfu/total"] = done / (seconds * peak * world_size())
+        times: dict[str, float] = {}
+        if self._capture is not None and self._flops is not None:
+            device = self._capture.engine.device
+            times = step.times(began - step.began, self._flops, device)
         times["monitor/overhead_seconds/total"] = step.overhead + self._last_publish
         times |= {f"monitor/dropped_records/{n}": float(c) for n, c in bus.dropped().items()}
-        self._publish_record([*parts, (tuple(times), np.array([*times.values()], np.float64))], bus)
+        self._publish_record([*parts, as_part(times)], bus)
         # Known only now, so it is booked on the next record.
         self._last_publish = time.perf_counter() - began
 
-    def _publish_record(self, parts: Parts, bus: Bus) -> None:
+    def _publish_record(self, parts: list[Part], bus: Bus) -> None:
         """Publishes a record of the current step, and the alerts that rules make of it."""
         record = StepRecord(
             step=self.step,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-__all__ = ["agree_or_raise", "rank", "world_size"]
+__all__ = ["agree_or_raise", "any_rank", "rank", "world_size"]
 
 
 def rank() -> int:
@@ -26,13 +26,19 @@ def agree_or_raise(error: Exception | None, otherwise: Exception, device: torch.
         otherwise: what the other ranks raise.
         device: where the backend's tensors live.
     """
-    failed = torch.tensor([float(error is not None)], device=device)
-    if world_size() > 1:
-        dist.all_reduce(failed)
+    failed = any_rank(error is not None, device)
     if error is not None:
         raise error
-    if failed.item():
+    if failed:
         raise otherwise
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on any rank; every rank must call it."""
+    flags = torch.tensor([float(flag)], device=device)
+    if world_size() > 1:
+        dist.all_reduce(flags)
+    return bool(flags.item())
 
 
 def _distributed() -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 import ulysses_monitor as um
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Event
+from ulysses_monitor.training_step import TrainingStep
 
 
 def build() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -287,7 +288,29 @@ def test_a_defect_in_the_monitor_costs_the_records_and_not_the_training(
     with monitor.watch(model, optimizer):
         for step in range(4):
             if step == 2:
-                monkeypatch.setattr(monitor, "_training_part", lambda *_: 1 / 0)
+                monkeypatch.setattr(TrainingStep, "metrics", lambda *_: 1 / 0)
             model(torch.ones(1, 3)).sum().backward()
             optimizer.step()
     assert list(um.open_run(tmp_path / "run").metrics("grad/norm/total").index) == [1, 2]
+
+
+def test_adapters_that_cannot_be_looked_into_cost_their_metrics_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def other_peft(*args: Any) -> None:
+        raise AttributeError("scaling")
+
+    monkeypatch.setattr("ulysses_monitor.probes.assembly.AdapterProbe", other_peft)
+    model: Any = get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(3, 1)), LoraConfig(target_modules=["0"])
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with um.Monitor(tmp_path / "run", tensorboard=False).watch(model, optimizer):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    names = um.open_run(tmp_path / "run").metrics("*").columns
+    assert "lora/grad_ratio_B_A/total" in names
+    assert not any(name.startswith("lora/delta_ratio") for name in names)
+    assert "adapters could not be looked into" in caplog.text

@@ -1,4 +1,4 @@
-"""`ulysses` attention: registered with transformers by name, around torch's own attention.
+"""`ulysses` attention: registered with transformers by name, around any of `cores`.
 
 Legend as in `exchange`: B rows, S tokens of a row, s of a slice, H heads, h of this rank, D width.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ulysses_core.parallel.batch import RowContext
+from ulysses_core.parallel.cores import CORES, Scores
 from ulysses_core.parallel.exchange import HeadPlan, gather_heads, plan_heads, scatter_heads
 from ulysses_monitor.errors import UlyssesError
 
@@ -26,7 +26,7 @@ def register() -> None:
     """Makes the name known to transformers; a second call does nothing.
 
     No mask function goes with it: for a name without one transformers builds no mask, which is
-    right, because masks are made here for whole rows.
+    right, because what a token sees is decided here for whole rows.
     """
     AttentionInterface.register(NAME, ulysses_attention)
 
@@ -40,8 +40,11 @@ def ulysses_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    s_aux: Tensor | None = None,
     ulysses: RowContext | None = None,
-    **kwargs: Any,
+    **kwargs: Any,  # noqa: ARG001 - what other attention functions need
 ) -> tuple[Tensor, None]:
     """Attention over whole rows from slices of them.
 
@@ -54,6 +57,9 @@ def ulysses_attention(
         dropout: attention dropout.
         scaling: factor on the scores; 1 / sqrt(D) where None.
         sliding_window: tokens back that a token sees; None for all.
+        softcap: cap of the scores.
+        is_causal: refused where it is false.
+        s_aux: learned attention sinks, which are refused.
         ulysses: the rows' context, put into the batch by `shard_batch`.
         **kwargs: what other attention functions need.
 
@@ -62,38 +68,32 @@ def ulysses_attention(
 
     Raises:
         UlyssesError: the model was called around the Trainer's `compute_loss`, or needs what
-            torch's scaled_dot_product_attention cannot do.
+            is not served.
     """
     if ulysses is None:
         raise UlyssesError(
             "ulysses attention was called on a batch that is not sharded; call the model through "
             "the trainer, or call handle.restore() first"
         )
-    if kwargs.get("softcap") is not None:
-        raise UlyssesError("ulysses attention: scaled_dot_product_attention has no soft cap")
+    if is_causal is False or s_aux is not None:
+        what = "attention that looks ahead" if s_aux is None else "attention sinks"
+        raise UlyssesError(f"ulysses attention: {what} is not served; train without it")
     group = ulysses.group
-    assert group.group is not None  # noqa: S101 - installed for sizes above 1 only
     plan = plan_heads(query.shape[1], key.shape[1], group.size)
-    q, k, v = scatter_heads(query, key, value, plan, group.rank, group.group)
-    mask = ulysses.mask(q.shape[2], sliding_window, q.device)
-    out = _attend(q, *_match_heads(k, v, plan, group.rank), mask, dropout, scaling)
-    return gather_heads(out, plan, group.rank, group.group), None
+    q, k, v = scatter_heads(query, key, value, plan, group)
+    out = q  # more ranks than heads: this one only helps with the rest of the layer
+    if q.shape[1]:
+        k, v = _match_heads(k, v, plan, group.rank)
+        scores = Scores(scaling, sliding_window, softcap, dropout)
+        out = CORES[ulysses.core](q, k, v, ulysses.rows, scores)
+    return gather_heads(out, plan, group), None
 
 
 def _match_heads(k: Tensor, v: Tensor, plan: HeadPlan, rank: int) -> tuple[Tensor, Tensor]:
-    """Repeats key/value heads [B, k, S, D] to one per query head [B, h, S, D]."""
+    """Key/value heads [B, k, S, D] that the cores can spread evenly over the query heads."""
     index = plan.key_of_query(rank)
-    if index == list(range(k.shape[1])):
+    ratio = len(index) // k.shape[1]
+    if index == [q // ratio for q in range(len(index))]:
         return k, v
     chosen = torch.tensor(index, device=k.device, dtype=torch.long)
     return k.index_select(1, chosen), v.index_select(1, chosen)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scaling: float | None
-) -> Tensor:
-    if q.shape[1] == 0:
-        return q  # more ranks than heads: this one only helps with the rest of the layer
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
-    )

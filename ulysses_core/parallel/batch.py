@@ -5,9 +5,10 @@ Legend: B rows, S tokens of a whole row (padded to a multiple of n), s = S / n, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,54 +17,78 @@ from torch import Tensor
 from ulysses_core.parallel.groups import SequenceGroup
 from ulysses_monitor.errors import InputError
 
-__all__ = ["IGNORE_INDEX", "RowContext", "shard_batch"]
+__all__ = ["IGNORE_INDEX", "RowContext", "Rows", "shard_batch"]
+
+_T = TypeVar("_T")
 
 IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """Where the documents of whole rows begin and end, as attention must know; made once a step.
+
+    Attributes:
+        length: tokens of a row before padding to a multiple of n.
+        boundaries: per row, where its documents begin, and S; None where each row is one document.
+    """
+
+    length: int
+    boundaries: tuple[tuple[int, ...], ...] | None
+    _cache: dict[Hashable, Any] = field(default_factory=dict)
+
+    def cached(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What the first layer to ask has made."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        made: _T = self._cache[key]
+        return made
+
+    def cu_seqlens(self, rows: int, size: int, device: torch.device) -> tuple[Tensor, int]:
+        """Where documents begin in all rows end to end, int32 [documents + 1]; and the longest."""
+        return self.cached(("cu_seqlens", device), lambda: self._cu_seqlens(rows, size, device))
+
+    def _cu_seqlens(self, rows: int, size: int, device: torch.device) -> tuple[Tensor, int]:
+        starts = [
+            row * size + start
+            for row, boundaries in enumerate(self.boundaries or [(0, size)] * rows)
+            for start in boundaries[:-1]
+        ]
+        cumulative = [*starts, rows * size]
+        longest = max(b - a for a, b in pairwise(cumulative))
+        return torch.tensor(cumulative, dtype=torch.int32, device=device), longest
+
+    def documents(self, rows: int, size: int, device: torch.device) -> Tensor:
+        """The number of each token's document within its row [B, S]."""
+        numbers = torch.zeros(rows, size, dtype=torch.long)
+        for row, boundaries in enumerate(self.boundaries or ()):
+            for start in boundaries[1:-1]:
+                numbers[row, start:] += 1
+        return numbers.to(device)
+
+
+@dataclass(frozen=True, eq=False)
 class RowContext:
-    """What each attention layer must know of the whole rows; made once per step.
+    """What reaches every attention layer.
 
     Attributes:
         group: the sequence group.
-        length: tokens of a row before padding to a multiple of n.
-        documents: [B, S] number of each token's document, where attention must not cross from one
-            to another; None where causal order is all there is to keep.
+        rows: the rows' documents.
+        core: key of `cores.CORES`.
     """
 
     group: SequenceGroup
-    length: int
-    documents: Tensor | None
-    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
-
-    def mask(self, size: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Who may see whom: bool [B or 1, 1, S, S], or None for plain causal attention.
-
-        Args:
-            size: S.
-            window: tokens back that a token sees, itself included; None for all.
-            device: where the mask is needed.
-        """
-        if window is not None and window >= size:
-            window = None
-        if window not in self._masks:
-            self._masks[window] = self._build(size, window, device)
-        return self._masks[window]
-
-    def _build(self, size: int, window: int | None, device: torch.device) -> Tensor | None:
-        if self.documents is None and window is None:
-            return None
-        at = torch.arange(size, device=device)
-        back = at[:, None] - at[None, :]
-        allowed = (back >= 0) if window is None else (back >= 0) & (back < window)
-        if self.documents is None:
-            return allowed[None, None]
-        same = self.documents[:, :, None] == self.documents[:, None, :]
-        return (same & allowed)[:, None]
+    rows: Rows
+    core: str = "sdpa"
 
 
-def shard_batch(inputs: Mapping[str, Any], group: SequenceGroup) -> dict[str, Any]:
+def shard_batch(
+    inputs: Mapping[str, Any],
+    group: SequenceGroup,
+    *,
+    core: str = "sdpa",
+    max_positions: int | None = None,
+) -> dict[str, Any]:
     """This rank's slice of a batch, ready for the model.
 
     Labels are shifted on the whole row, so that the last token of a slice still learns to predict
@@ -73,13 +98,15 @@ def shard_batch(inputs: Mapping[str, Any], group: SequenceGroup) -> dict[str, An
         inputs: `input_ids` [B, S'], and where present `labels`, `attention_mask`, `position_ids`
             of the same shape.
         group: the sequence group.
+        core: what attends, a key of `cores.CORES`.
+        max_positions: tokens that a document may have at most; None for any number.
 
     Returns:
         `input_ids`, `position_ids`, `labels` and `shift_labels` [B, s], and `ulysses`, the
         `RowContext` that reaches every attention layer as a keyword.
 
     Raises:
-        InputError: the batch holds something that cannot be sliced.
+        InputError: the batch holds something that cannot be sliced, or too long a document.
     """
     if not isinstance(inputs.get("input_ids"), Tensor):
         raise InputError("sequence parallel: the batch has no input_ids, which are what is sliced")
@@ -97,17 +124,15 @@ def shard_batch(inputs: Mapping[str, Any], group: SequenceGroup) -> dict[str, An
     length = ids.shape[1]
     pad = -length % group.size
     positions = inputs.get("position_ids")
-    documents = _documents(inputs.get("attention_mask"), positions)
-    if documents is not None:
-        # The padding is a document of its own: nothing sees it, it sees nothing else.
-        documents = torch.cat([documents, (documents.max() + 1).expand(len(ids), pad)], dim=1)
+    rows = _rows(ids, inputs.get("attention_mask"), positions, pad)
+    _check_positions(rows, max_positions)
     if positions is None:
         positions = torch.arange(length, device=ids.device).expand_as(ids)
     positions = torch.cat([positions, positions.new_zeros(len(ids), pad)], dim=1)
     sharded = {
         "input_ids": _slice(F.pad(ids, (0, pad)), group),
         "position_ids": _slice(positions, group),
-        "ulysses": RowContext(group, length, documents),
+        "ulysses": RowContext(group, rows, core),
     }
     shifted = _shifted_labels(inputs)
     if shifted is not None:
@@ -133,25 +158,52 @@ def _slice(rows: Tensor, group: SequenceGroup) -> Tensor:
     return rows.chunk(group.size, dim=1)[group.rank].contiguous()
 
 
-def _documents(mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
-    """Document numbers [B, S'], or None where causal order alone keeps tokens apart.
+def _rows(ids: Tensor, mask: Tensor | None, positions: Tensor | None, pad: int) -> Rows:
+    """The documents of rows [B, S'] that `pad` tokens are added to.
 
     As in transformers, rows are packed where positions restart and no attention mask is given.
-    Padding on the right needs no mask, since no token looks ahead; padding before a token does.
+    Padding on the right needs no boundary, since no token looks ahead; padding before a token does.
+    What is added is a document of its own where there are several.
     """
-    if mask is not None:
-        if mask.dim() != 2:
+    length = ids.shape[1]
+    starts = _starts(mask, positions)
+    if starts is None:
+        return Rows(length, None)
+    by_row: list[list[int]] = [[0] for _ in ids]
+    for row, start in starts.nonzero().tolist():  # one copy to the host for all rows
+        by_row[row] += [start] if start else []
+    end = (length, length + pad) if pad else (length,)
+    several = any(len(documents) > 1 for documents in by_row)
+    return Rows(length, tuple((*d, *end) for d in by_row) if several else None)
+
+
+def _starts(mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
+    """Whether a document begins at a token [B, S']; None where there is nothing to look at."""
+    for name, value in (("attention_mask", mask), ("position_ids", positions)):
+        if value is not None and value.dim() != 2:
             raise InputError(
-                f"sequence parallel: attention_mask has {mask.dim()} dimensions; allowed is [B, S]"
+                f"sequence parallel: {name} has {value.dim()} dimensions; allowed is [B, S]"
             )
+    if mask is not None:
         seen = mask.ne(0)
-        padded_before = bool((seen[:, 1:] & ~seen[:, :-1]).any())
-        return seen.long() if padded_before else None
+        starts = F.pad(seen[:, 1:] & ~seen[:, :-1], (1, 0))
+        if (starts & (seen.cumsum(1) > 1)).any():
+            raise InputError(
+                "sequence parallel: attention_mask hides tokens between others; allowed is padding "
+                "before a row or after it"
+            )
+        return starts
     if positions is None:
         return None
-    if positions.dim() != 2:
+    return F.pad(positions[:, 1:] - positions[:, :-1] != 1, (1, 0))
+
+
+def _check_positions(rows: Rows, allowed: int | None) -> None:
+    documents = rows.boundaries or [(0, rows.length)]
+    longest = max(min(b, rows.length) - a for row in documents for a, b in pairwise(row))
+    if allowed is not None and longest > allowed:
         raise InputError(
-            f"sequence parallel: position_ids has {positions.dim()} dimensions; allowed is [B, S]"
+            f"sequence parallel: a row has {longest} tokens, but the model has positions for "
+            f"{allowed}; cut rows to it (cutoff_len, max_length), or raise the model's "
+            "max_position_embeddings"
         )
-    restarts = F.pad(positions[:, 1:] - positions[:, :-1] != 1, (1, 0))
-    return restarts.long().cumsum(1) if bool(restarts.any()) else None

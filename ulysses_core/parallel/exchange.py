@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ulysses_core.parallel.groups import SequenceGroup
+
 __all__ = ["HeadPlan", "gather_heads", "plan_heads", "scatter_heads"]
 
 
@@ -62,7 +64,7 @@ def plan_heads(heads: int, key_heads: int, ranks: int) -> HeadPlan:
 
 
 def scatter_heads(
-    q: Tensor, k: Tensor, v: Tensor, plan: HeadPlan, rank: int, group: dist.ProcessGroup
+    q: Tensor, k: Tensor, v: Tensor, plan: HeadPlan, group: SequenceGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Trades slices of all heads for whole rows of this rank's heads.
 
@@ -71,7 +73,6 @@ def scatter_heads(
         k: [B, K, s, D].
         v: [B, K, s, D].
         plan: shares of the heads.
-        rank: this rank's place in the group.
         group: the sequence group.
 
     Returns:
@@ -86,21 +87,20 @@ def scatter_heads(
         for run in (heads_q[q0:q1], heads_k[k0:k1], heads_v[k0:k1])
     ]
     counts = plan.counts()
-    own = counts[rank]
+    own = counts[group.rank]
     received = _exchange(torch.cat(runs), counts, [own] * n, group)
     # [n * own, B, s, D] -> [n, own, B, s, D] -> [B, own, n, s, D] -> [B, own, S, D]
     rows = received.view(n, own, *received.shape[1:]).permute(2, 1, 0, 3, 4).flatten(2, 3)
-    (q0, q1), (k0, k1) = plan.query[rank], plan.key[rank]
+    (q0, q1), (k0, k1) = plan.query[group.rank], plan.key[group.rank]
     return tuple(rows.split([q1 - q0, k1 - k0, k1 - k0], dim=1))
 
 
-def gather_heads(out: Tensor, plan: HeadPlan, rank: int, group: dist.ProcessGroup) -> Tensor:
+def gather_heads(out: Tensor, plan: HeadPlan, group: SequenceGroup) -> Tensor:
     """Trades whole rows of this rank's heads for slices of all heads.
 
     Args:
         out: [B, h, S, D].
         plan: shares of the heads.
-        rank: this rank's place in the group.
         group: the sequence group.
 
     Returns:
@@ -110,7 +110,7 @@ def gather_heads(out: Tensor, plan: HeadPlan, rank: int, group: dist.ProcessGrou
     shares = [q1 - q0 for q0, q1 in plan.query]
     # [B, h, S, D] -> [B, h, n, s, D] -> [n, h, B, s, D] -> [n * h, B, s, D]
     slices = out.unflatten(2, (n, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1)
-    received = _exchange(slices, [shares[rank]] * n, shares, group)
+    received = _exchange(slices, [shares[group.rank]] * n, shares, group)
     return received.permute(1, 2, 0, 3)  # [H, B, s, D] -> [B, s, H, D]
 
 
@@ -119,21 +119,24 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+        ctx: Any, x: Tensor, sent: list[int], received: list[int], group: SequenceGroup
     ) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        out = x.new_empty(sum(received), *x.shape[1:])
-        dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
-        return out
+        return _all_to_all(x, sent, received, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        out = grad.new_empty(sum(ctx.sent), *grad.shape[1:])
-        dist.all_to_all_single(out, grad.contiguous(), ctx.sent, ctx.received, group=ctx.group)
-        return out, None, None, None
+        return _all_to_all(grad, ctx.received, ctx.sent, ctx.group), None, None, None
 
 
-def _exchange(x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+def _all_to_all(x: Tensor, sent: list[int], received: list[int], group: SequenceGroup) -> Tensor:
+    out = x.new_empty(sum(received), *x.shape[1:])
+    with group.meter.measure(x, sent[group.rank]):
+        dist.all_to_all_single(out, x.contiguous(), received, sent, group=group.group)
+    return out
+
+
+def _exchange(x: Tensor, sent: list[int], received: list[int], group: SequenceGroup) -> Tensor:
     exchanged: Tensor = _AllToAll.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
     return exchanged

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
+from ulysses_core.parallel.meter import ExchangeMeter
 from ulysses_monitor.errors import InputError
 
 __all__ = ["SequenceGroup", "check_size", "make_groups"]
@@ -21,6 +22,7 @@ class SequenceGroup:
         group: the process group, None where `size` is 1.
         data_rank: index of the group among all groups.
         data_size: number of groups.
+        meter: what this rank's exchanges cost.
     """
 
     size: int
@@ -28,6 +30,7 @@ class SequenceGroup:
     group: dist.ProcessGroup | None
     data_rank: int
     data_size: int
+    meter: ExchangeMeter = field(default_factory=ExchangeMeter, compare=False)
 
 
 def check_size(size: int, world_size: int) -> None:

@@ -20,13 +20,16 @@ from transformers import PreTrainedModel, Trainer
 
 from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
+from ulysses_core.parallel.cores import choose_core
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.integrations import MonitorCallback
 from ulysses_monitor.patching import Undo, patch_method, undo_all
 
-__all__ = ["SequenceParallelHandle", "sequence_parallel"]
+__all__ = ["SP_METRICS", "SequenceParallelHandle", "sequence_parallel"]
 
-_CORES = ("sdpa", "eager", None)
+SP_METRICS = ("sp/all_to_all_seconds/total", "sp/all_to_all_bytes/total")
+"""Of a step: the mean over ranks of the time in exchanges, and what all ranks sent to others."""
 
 
 class SequenceParallelHandle:
@@ -66,9 +69,8 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     undos: list[Undo] = []
     if size == 1:
         return SequenceParallelHandle(group, undos)
-    _check_trainer(trainer)
-    patches = _Patches(trainer, group)
-    undos.append(_use_ulysses_attention(_causal_lm(trainer)))
+    patches = _Patches(trainer, group, _checked_core(trainer))
+    undos += [_use_ulysses_attention(_causal_lm(trainer)), patches.forget_monitors]
     undos += [
         # What the Trainer divides token counts and batch sizes by. Not `get_sp_size`: it also
         # means that DeepSpeed's own adapter multiplies the dataloader's length.
@@ -85,9 +87,12 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
 class _Patches:
     """The wrappers that go around the Trainer's methods."""
 
-    def __init__(self, trainer: Trainer, group: SequenceGroup) -> None:
+    def __init__(self, trainer: Trainer, group: SequenceGroup, core: str) -> None:
         self.trainer = trainer
         self.group = group
+        self.core = core
+        self._monitors: dict[int, Undo] = {}
+        self.max_positions = getattr(_causal_lm(trainer).config, "max_position_embeddings", None)
 
     def compute_loss(
         self,
@@ -98,10 +103,13 @@ class _Patches:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of this rank's slices, scaled so that its average over ranks is the batch's."""
-        if not model.training:
+        self.group.meter.running = model.training
+        if model.training:
+            self._tell_monitors()
+        else:
             # An evaluation averages the losses of batches: each is the mean over its own tokens.
             num_items_in_batch = None
-        sharded = shard_batch(inputs, self.group)
+        sharded = shard_batch(inputs, self.group, core=self.core, max_positions=self.max_positions)
         own_count = num_items_in_batch is None and "shift_labels" in sharded
         if own_count:
             sharded["num_items_in_batch"] = self._label_tokens(sharded["shift_labels"])
@@ -113,8 +121,26 @@ class _Patches:
         if not model.training:
             loss = self._sum(loss) / self.group.size
             if self.trainer.compute_metrics is not None:
-                outputs["logits"] = self._gather_rows(outputs["logits"], sharded["ulysses"].length)
+                outputs["logits"] = self._gather_rows(
+                    outputs["logits"], sharded["ulysses"].rows.length
+                )
         return (loss, outputs) if return_outputs else loss
+
+    def _tell_monitors(self) -> None:
+        """Gives the cost of the exchange to every monitor of the Trainer, however it came there."""
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, MonitorCallback) and id(callback.monitor) not in self._monitors:
+                monitor = callback.monitor
+                self._monitors[id(monitor)] = monitor.add_source(SP_METRICS, self._exchange_cost)
+
+    def forget_monitors(self) -> None:
+        """Takes the metrics back."""
+        while self._monitors:
+            self._monitors.popitem()[1]()
+
+    def _exchange_cost(self) -> tuple[float, float]:
+        seconds, sent = self.group.meter.take()
+        return seconds / self.trainer.accelerator.num_processes, sent
 
     def get_dataloader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A dataloader that gives all ranks of a sequence group the same rows."""
@@ -178,7 +204,8 @@ def _causal_lm(trainer: Trainer) -> PreTrainedModel:
     return model
 
 
-def _check_trainer(trainer: Trainer) -> None:
+def _checked_core(trainer: Trainer) -> str:
+    """What attends; refuses what slices of rows cannot do."""
     args = trainer.args
     if args.label_smoothing_factor:
         raise InputError("sequence parallel: label_smoothing_factor must be 0")
@@ -186,15 +213,19 @@ def _check_trainer(trainer: Trainer) -> None:
         raise InputError("sequence parallel: compute_loss_func sees slices of rows; leave it out")
     model = _causal_lm(trainer)
     name, config = type(model).__name__, model.config
-    core = config._attn_implementation
-    if core not in _CORES:
-        raise InputError(
-            f"sequence parallel: attn_implementation is {core!r}; allowed is 'sdpa' or 'eager'"
-        )
     if not model._supports_attention_backend:
         raise InputError(f"sequence parallel: {name} has no pluggable attention")
-    if getattr(config, "attn_logit_softcapping", None):
-        raise InputError(f"sequence parallel: {name} needs a soft cap, which sdpa does not have")
+    if getattr(config, "output_router_logits", False):
+        raise InputError(
+            "sequence parallel: the router's balance loss would see slices of rows; "
+            "set output_router_logits to false"
+        )
+    return choose_core(
+        config._attn_implementation,
+        softcap=getattr(config, "attn_logit_softcapping", None) is not None,
+        device=args.device,
+        half=args.bf16 or args.fp16 or model.dtype.itemsize == 2,
+    )
 
 
 def _use_patched_gather(trainer: Trainer) -> Undo:

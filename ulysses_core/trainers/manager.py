@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ulysses_core.config import RunConfig, load_config
 from ulysses_core.data import load_datasets
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.patching import Undo, undo_all
 from ulysses_monitor.sinks import Sink
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-    from ulysses_core.parallel import SequenceParallelHandle
     from ulysses_monitor.integrations import MonitorCallback
 
 __all__ = ["UlyssesTrainingManager", "default_run_dir"]
@@ -61,7 +61,7 @@ class UlyssesTrainingManager:
         self._state: State = "created"
         self.run_dir: Path | None = None
         self.trainer: Trainer | None = None
-        self._parallel: SequenceParallelHandle | None = None
+        self._undos: list[Undo] = []
         self._monitor: MonitorCallback | None = None
 
     def __enter__(self) -> Self:
@@ -98,6 +98,7 @@ class UlyssesTrainingManager:
             build_training_arguments,
         )
         from ulysses_core.trainers.causal_lm import build_causal_lm_trainer
+        from ulysses_core.trainers.safe_loading import load_checkpoints_safely
 
         config = self.config
         args = build_training_arguments(config)
@@ -110,7 +111,9 @@ class UlyssesTrainingManager:
             raise InputError("dataset: no training data; set dataset")
         model = build_model(config, tokenizer)
         self.trainer = build_causal_lm_trainer(config, args, model, tokenizer, data)
-        self._parallel = sequence_parallel(self.trainer, config.settings.sequence_parallel_size)
+        self._undos.append(load_checkpoints_safely(self.trainer))
+        parallel = sequence_parallel(self.trainer, config.settings.sequence_parallel_size)
+        self._undos.append(parallel.restore)
         self._monitor = self._attach_monitor()
         self._state = "ready"
 
@@ -171,9 +174,7 @@ class UlyssesTrainingManager:
                 self._state if self._state in ("finished", "stopped") else "failed"
             )
             self._monitor = None
-        if self._parallel is not None:
-            self._parallel.restore()
-            self._parallel = None
+        undo_all(self._undos)
 
 
 def _be_the_only_rank() -> None:

@@ -1,6 +1,7 @@
 """Probes: what is measured on an engine's shards."""
 
 from ulysses_monitor.probes.adapters import AdapterProbe
+from ulysses_monitor.probes.assembly import assemble
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.probes.capture import Capture, Captured
 from ulysses_monitor.probes.consistency import ReplicaProbe
@@ -22,4 +23,5 @@ __all__ = [
     "Reading",
     "ReplicaProbe",
     "UpdateProbe",
+    "assemble",
 ]

@@ -95,13 +95,16 @@ def test_without_output_dir_two_runs_get_directories_of_their_own(trained):
     assert len(list((trained.path / "runs").glob("sft2-*/run.json"))) == 2
 
 
-def test_resuming_continues_the_run_directory(trained):
-    changes = {"output_dir": "runs/resumed", "save_strategy": "steps", "save_steps": 2}
-    trained.config("resume.yaml", **changes, deepspeed=None, sequence_parallel_size=1)
+@pytest.mark.parametrize(
+    "changes", [{"deepspeed": None, "sequence_parallel_size": 1}, {}], ids=["alone", "zero2-sp2"]
+)
+def test_resuming_continues_the_run_directory(trained, changes, request):
+    changes |= {"output_dir": f"runs/{request.node.callspec.id}"}
+    trained.config("resume.yaml", save_strategy="steps", save_steps=2, **changes)
     assert trained.run("train", "resume.yaml", "max_steps=2").returncode == 0
     done = trained.run("train", "resume.yaml", "max_steps=4", "resume_from_checkpoint=true")
     assert done.returncode == 0, done.stderr
-    run = um.open_run(trained.path / "runs/resumed")
+    run = um.open_run(trained.path / changes["output_dir"])
     assert list(run.metrics("train/loss/total").index) == [1, 2, 3, 4]
     assert len(run.info["starts"]) == 2
     assert list(run.events("start")["step"]) == [0, 2]

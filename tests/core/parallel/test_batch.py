@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ulysses_core.parallel import SequenceGroup
-from ulysses_core.parallel.batch import shard_batch
+from ulysses_core.parallel.batch import Rows, shard_batch
 from ulysses_monitor.errors import InputError
 
 
@@ -21,8 +20,8 @@ def together(parts: list[dict[str, Any]], key: str) -> list[list[int]]:
     return torch.cat([part[key] for part in parts], dim=1).tolist()
 
 
-def mask(parts: list[dict[str, Any]], size: int, window: int | None = None) -> Tensor | None:
-    return parts[0]["ulysses"].mask(size, window, torch.device("cpu"))
+def boundaries(inputs: dict[str, Any], size: int = 2) -> tuple[tuple[int, ...], ...] | None:
+    return shards(inputs, size)[0]["ulysses"].rows.boundaries
 
 
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
@@ -35,8 +34,8 @@ def test_rows_are_padded_sliced_and_their_labels_shifted_across_slices() -> None
     assert together(parts, "position_ids") == [[0, 1, 2, 3, 4, 0]]
     # token 3, the last of the first slice, predicts token 4, the first of the second
     assert together(parts, "shift_labels") == [[20, 30, 40, 50, -100, -100]]
-    assert parts[0]["ulysses"].length == 5
-    assert mask(parts, 6) is None
+    assert parts[0]["ulysses"].rows.length == 5
+    assert parts[0]["ulysses"].rows.boundaries is None
 
 
 def test_labels_that_are_shifted_already_are_not_shifted_again() -> None:
@@ -51,53 +50,53 @@ def test_without_labels_there_are_none_and_other_keys_stay() -> None:
     assert part["weights"].tolist() == [1, 1, 1]
 
 
-def test_packed_documents_do_not_see_each_other() -> None:
-    parts = shards({"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 0, 1, 2]])})
-    allowed = mask(parts, 6)
-    assert allowed is not None
-    assert allowed[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0],
-        [0, 0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
+def test_documents_begin_where_positions_restart_and_padding_is_one_of_its_own() -> None:
+    packed = {"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
+    assert boundaries(packed) == ((0, 2, 5, 6),)
+    assert boundaries(packed, size=1) == ((0, 2, 5),)
+    two = {"input_ids": IDS.repeat(2, 1), "position_ids": torch.tensor([[0, 1, 2, 3, 4]] * 2)}
+    assert boundaries(two) is None
+    two["position_ids"][1, 4] = 0
+    assert boundaries(two) == ((0, 5, 6), (0, 4, 5, 6))
 
 
-@pytest.mark.parametrize("holes", [[0, 1, 1, 1, 1], [1, 0, 1, 1, 1], [1, 1, 1, 0, 1]])
-def test_padding_before_a_token_is_hidden_from_it(holes: list[int]) -> None:
-    parts = shards({"input_ids": IDS, "attention_mask": torch.tensor([holes])})
-    allowed = mask(parts, 6)
-    assert allowed is not None
-    for q in range(5):
-        if holes[q]:
-            seen = [k for k in range(6) if allowed[0, 0, q, k]]
-            assert seen == [k for k in range(q + 1) if holes[k]]
-    assert allowed.any(dim=-1).all()  # a token that sees nothing would become NaN
-
-
-def test_padding_on_the_right_needs_no_mask() -> None:
-    assert (
-        mask(shards({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0, 0]])}), 6)
-        is None
+def test_padding_before_a_token_is_hidden_from_it() -> None:
+    masks = torch.tensor([[0, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
+    assert boundaries({"input_ids": IDS.repeat(2, 1), "attention_mask": masks}) == (
+        (0, 2, 5, 6),
+        (0, 5, 6),
     )
 
 
-def test_a_window_hides_what_is_further_back_and_a_wide_one_nothing() -> None:
-    parts = shards({"input_ids": IDS})
-    allowed = mask(parts, 6, 2)
-    assert allowed is not None
-    assert [row.nonzero().flatten().tolist() for row in allowed[0, 0]] == [
-        [0],
-        [0, 1],
-        [1, 2],
-        [2, 3],
-        [3, 4],
-        [4, 5],
+def test_padding_on_the_right_needs_no_boundary() -> None:
+    assert boundaries({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0, 0]])}) is None
+
+
+def test_kernels_are_told_documents_of_all_rows_end_to_end() -> None:
+    rows = Rows(5, ((0, 2, 5, 6), (0, 5, 6)))
+    cumulative, longest = rows.cu_seqlens(2, 6, torch.device("cpu"))
+    assert cumulative.tolist() == [0, 2, 5, 6, 11, 12]
+    assert longest == 5
+    assert rows.cu_seqlens(2, 6, torch.device("cpu"))[0] is cumulative  # made once
+    assert rows.documents(2, 6, torch.device("cpu")).tolist() == [
+        [0, 0, 1, 1, 1, 2],
+        [0, 0, 0, 0, 0, 1],
     ]
-    assert mask(parts, 6, 6) is None
-    assert mask(parts, 6, 2) is allowed  # made once
+    cumulative, longest = Rows(6, None).cu_seqlens(2, 6, torch.device("cpu"))
+    assert (cumulative.tolist(), longest) == ([0, 6, 12], 6)
+
+
+def test_a_document_longer_than_the_models_positions_is_refused_with_what_to_change() -> None:
+    group = SequenceGroup(2, 0, None, 0, 1)
+    positions = torch.tensor([[0, 1, 0, 1, 2]])
+    shard_batch({"input_ids": IDS}, group, max_positions=5)
+    shard_batch({"input_ids": IDS, "position_ids": positions}, group, max_positions=3)
+    for inputs, allowed in (
+        ({"input_ids": IDS}, 4),
+        ({"input_ids": IDS, "position_ids": positions}, 2),
+    ):
+        with pytest.raises(InputError, match=rf"{allowed + 1} tokens, .* for {allowed}; cut rows"):
+            shard_batch(inputs, group, max_positions=allowed)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +105,7 @@ def test_a_window_hides_what_is_further_back_and_a_wide_one_nothing() -> None:
         ({"input_ids": IDS, "pixel_values": torch.ones(1, 3)}, "pixel_values"),
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 5, 5)}, "attention_mask has 4"),
         ({"input_ids": IDS, "position_ids": torch.ones(3, 1, 5)}, "position_ids has 3"),
+        ({"input_ids": IDS, "attention_mask": torch.tensor([[1, 0, 1, 1, 1]])}, "between others"),
         ({"inputs_embeds": torch.ones(1, 5, 2)}, "no input_ids"),
     ],
 )

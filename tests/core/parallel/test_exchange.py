@@ -10,7 +10,7 @@ import torch.distributed as dist
 from spawn import spawn
 from torch import Tensor
 
-from ulysses_core.parallel import check_size, make_groups
+from ulysses_core.parallel import SequenceGroup, check_size, make_groups
 from ulysses_core.parallel.exchange import gather_heads, plan_heads, scatter_heads
 from ulysses_monitor.errors import InputError
 
@@ -73,20 +73,21 @@ def exchange(cases: list[tuple[int, int, int]]) -> list[dict[str, float]]:
     return results
 
 
-def exchange_one(ranks: int, heads: int, key_heads: int, group: Any) -> dict[str, float]:
+def exchange_one(ranks: int, heads: int, key_heads: int, process_group: Any) -> dict[str, float]:
     rank, plan = dist.get_rank(), plan_heads(heads, key_heads, ranks)
+    group = SequenceGroup(ranks, rank, process_group, 0, 1)
     rows = [t.requires_grad_() for t in whole(heads, key_heads, ranks)]
     mine = slice(rank * SLICE, (rank + 1) * SLICE)
     slices = [t.detach()[:, :, mine].clone().requires_grad_() for t in rows]
-    q, k, v = scatter_heads(*slices, plan, rank, group)
+    q, k, v = scatter_heads(*slices, plan, group)
     (q0, q1), (k0, k1) = plan.query[rank], plan.key[rank]
     scattered = max(
         worst(q, rows[0][:, q0:q1]), worst(k, rows[1][:, k0:k1]), worst(v, rows[2][:, k0:k1])
     )
-    identity = gather_heads(q, plan, rank, group)
+    identity = gather_heads(q, plan, group)
     gathered = worst(identity, slices[0].transpose(1, 2))
     index = torch.tensor(plan.key_of_query(rank), dtype=torch.long)
-    out = gather_heads(mix(q, k[:, index], v[:, index]), plan, rank, group)
+    out = gather_heads(mix(q, k[:, index], v[:, index]), plan, group)
     ratio = heads // key_heads
     truth = mix(rows[0], *(t.repeat_interleave(ratio, dim=1) for t in rows[1:]))
     forward = worst(out, truth[:, :, mine].transpose(1, 2))

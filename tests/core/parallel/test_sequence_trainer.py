@@ -171,29 +171,26 @@ def refused(build: Callable[[], Any], word: str, size: int = 2, train: bool = Fa
 
 
 def check_what_cannot_be_run_on_slices_is_refused() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
     def flash() -> Any:
         trainer = build_trainer(Case())
         trainer.model.config._attn_implementation_internal = "flash_attention_2"
         return trainer
 
     def soft_cap() -> Any:
-        config = Gemma2Config(
-            hidden_size=16,
-            head_dim=8,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            vocab_size=61,
-        )
-        return build_trainer(Case(), model=Gemma2ForCausalLM(config).double())
+        trainer = build_trainer(Case(model="gemma2"))
+        trainer.model.config._attn_implementation_internal = "sdpa"
+        return trainer
+
+    def balance() -> Any:
+        trainer = build_trainer(Case(model="qwen3_moe"))
+        trainer.model.config.output_router_logits = True
+        return trainer
 
     refused(lambda: build_trainer(Case()), r"is 3 but 2 processes .*\[1, 2\]", size=3)
     refused(lambda: build_trainer(Case()), "allowed is 1 or more", size=0)
-    refused(flash, "attn_implementation is 'flash_attention_2'")
+    refused(flash, "attn_implementation is 'flash_attention_2', but flash_attn is not installed")
     refused(soft_cap, "needs a soft cap")
+    refused(balance, "output_router_logits")
     refused(lambda: build_trainer(Case(), label_smoothing_factor=0.1), "label_smoothing_factor")
 
 
@@ -204,6 +201,89 @@ def check_rows_that_the_sampler_cannot_share_are_refused() -> None:
             return iter([{"input_ids": row, "labels": row}] * 20)
 
     refused(lambda: build_trainer(Case(), train_dataset=Stream()), "streaming", train=True)
+
+
+def check_rows_longer_than_the_models_positions_are_refused() -> None:
+    long = {"input_ids": torch.arange(1, 61).repeat(2)[:65] % 60, "labels": torch.ones(65).long()}
+    refused(
+        lambda: build_trainer(Case(), train_dataset=[long] * 6),
+        "a row has 65 tokens, but the model has positions for 64; cut rows",
+        train=True,
+    )
+
+
+def check_attention_that_is_not_causal_is_refused() -> None:
+    trainer = build_trainer(Case())
+    uc.sequence_parallel(trainer, 2)
+    inputs = {"input_ids": torch.arange(6).repeat(2, 1), "labels": torch.arange(6).repeat(2, 1)}
+    with pytest.raises(UlyssesError, match="looks ahead is not served"):
+        trainer.compute_loss(trainer.model, inputs | {"is_causal": False})
+    with pytest.raises(UlyssesError, match="attention sinks is not served"):
+        trainer.compute_loss(trainer.model, inputs | {"s_aux": torch.ones(4)})
+
+
+def gradients_of(trainer: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of two micro-batches, as the Trainer makes them, averaged over ranks by the engine."""
+    trainer.model.train()
+    trainer.args.gradient_accumulation_steps = 1
+    for half in (slice(0, 1), slice(1, 3)):
+        batch = {k: v[half] for k, v in inputs.items()}
+        count = inputs["labels"][:, 1:].ne(-100).sum() * 1.0
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=count)
+        loss.backward()
+    return {
+        name: (g.full_tensor() if hasattr(g := p.grad, "full_tensor") else g).detach().clone()
+        for name, p in trainer.model.named_parameters()
+    }
+
+
+def check_gradients_under_fsdp2_are_those_of_one_process() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 61, (3, 13), generator=generator)
+    labels = ids.clone()
+    labels[0, 3:], labels[2, :9] = -100, -100
+    inputs = {"input_ids": ids, "labels": labels}
+    alone = build_trainer(Case())
+    # Every rank has the same rows, so the average over ranks is one process's sum.
+    truth = {n: g / dist.get_world_size() for n, g in gradients_of(alone, inputs).items()}
+    forget_last_trainer()
+    trainer = build_trainer(Case())
+    uc.sequence_parallel(trainer, 2)
+    for layer in trainer.model.model.layers:
+        fully_shard(layer)
+    fully_shard(trainer.model)
+    for name, gradient in gradients_of(trainer, inputs).items():
+        scale = float((gradient * truth[name]).sum() / truth[name].square().sum())
+        assert abs(scale - 1) < 1e-6, f"{name}: scale {scale}"
+        assert float((gradient - truth[name]).norm() / truth[name].norm()) < 1e-6, name
+
+
+def check_the_exchange_is_measured_in_steps_and_not_in_evaluations() -> None:
+    import tempfile
+
+    import ulysses_monitor as um
+    from ulysses_core.parallel.trainer import SP_METRICS
+
+    trainer = build_trainer(Case(rows=2, data="packed"), eval_strategy="steps", eval_steps=1)
+    sink = um.MemorySink()
+    folder = tempfile.mkdtemp(prefix="sequence-run-")
+    um.Monitor(folder, tensorboard=False, sinks=[sink], if_exists="overwrite").attach(trainer)
+    handle = uc.sequence_parallel(trainer, 2)
+    trainer.train()
+    if dist.get_rank() == 0:
+        sizes = [max(len(row["input_ids"]) for row in trainer.train_dataset[i : i + 2])
+                 for i in (0, 2)]  # fmt: skip
+        records = [r for r in sink.records if "train/loss/total" in r]
+        for record, size in zip(records, sizes, strict=True):
+            # 2 rows, 4 + 2 * 2 + 4 heads of 8 float64 in 2 layers, forward and backward; half stays
+            tokens = 2 * (size + size % 2)
+            assert record["sp/all_to_all_bytes/total"] == tokens * 12 * 8 * 8 * 2 * 2 / 2
+            assert 0 < record["sp/all_to_all_seconds/total"] < 60
+    assert trainer.callback_handler.callbacks
+    handle.restore()
+    assert SP_METRICS[0].startswith("sp/")
 
 
 def check_the_model_trains_on_after_an_input_error() -> None:
