@@ -114,7 +114,7 @@ def shard_batch(
     unknown = [
         key
         for key, value in inputs.items()
-        if key not in _SLICED and isinstance(value, Tensor) and value.dim() > 1
+        if key not in _SLICED | _OF_WHOLE_ROWS and isinstance(value, Tensor) and value.dim() > 1
     ]
     if unknown:
         raise InputError(
@@ -139,9 +139,12 @@ def shard_batch(
         sharded["shift_labels"] = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
         # Models compute a loss where `labels` is given, and take `shift_labels` for it.
         sharded["labels"] = sharded["shift_labels"]
-    rest = {k: v for k, v in inputs.items() if k not in _SLICED}
+    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _OF_WHOLE_ROWS}
     return rest | sharded
 
+
+_OF_WHOLE_ROWS = {"seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+"""What collators say of packed rows beside `position_ids`, from which all of it is made here."""
 
 _SLICED = {"input_ids", "labels", "shift_labels", "attention_mask", "position_ids"}
 

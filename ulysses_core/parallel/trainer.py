@@ -92,6 +92,7 @@ class _Patches:
         self.group = group
         self.core = core
         self._monitors: dict[int, Undo] = {}
+        self._on_slices = False
         self.max_positions = getattr(_causal_lm(trainer).config, "max_position_embeddings", None)
 
     def compute_loss(
@@ -103,27 +104,35 @@ class _Patches:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of this rank's slices, scaled so that its average over ranks is the batch's."""
-        self.group.meter.running = model.training
-        if model.training:
+        args, training = self.trainer.args, model.training
+        self.group.meter.running = training
+        if training:
             self._tell_monitors()
         else:
             # An evaluation averages the losses of batches: each is the mean over its own tokens.
             num_items_in_batch = None
         sharded = shard_batch(inputs, self.group, core=self.core, max_positions=self.max_positions)
-        own_count = num_items_in_batch is None and "shift_labels" in sharded
-        if own_count:
-            sharded["num_items_in_batch"] = self._label_tokens(sharded["shift_labels"])
-        loss, outputs = original(
-            model, sharded, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if own_count:
-            loss = loss * self.group.size
-        if not model.training:
+        counts_all = num_items_in_batch is not None and args.average_tokens_across_devices
+        if num_items_in_batch is None and "shift_labels" in sharded:
+            num_items_in_batch = self._label_tokens(sharded["shift_labels"])
+        self._on_slices = True
+        try:
+            found = original(
+                model, sharded, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        finally:
+            self._on_slices = False
+        loss, outputs = found if return_outputs else (found, None)
+        if not counts_all:
+            # The count is the group's. Where the Trainer has taken it for the whole world's, it has
+            # multiplied by the world's size, and not by the number of ranks that share the rows.
+            ranks = self.trainer.accelerator.num_processes
+            loss = loss * self.group.size / (ranks if args.average_tokens_across_devices else 1)
+        if not training:
             loss = self._sum(loss) / self.group.size
-            if self.trainer.compute_metrics is not None:
-                outputs["logits"] = self._gather_rows(
-                    outputs["logits"], sharded["ulysses"].rows.length
-                )
+            if outputs is not None and self.trainer.compute_metrics is not None:
+                length = sharded["ulysses"].rows.length
+                outputs["logits"] = self._gather_rows(outputs["logits"], length)
         return (loss, outputs) if return_outputs else loss
 
     def _tell_monitors(self) -> None:
@@ -163,8 +172,13 @@ class _Patches:
         return loader
 
     def gather_for_metrics(self, original: Callable[..., Any], data: Any, *_: Any) -> Any:  # noqa: ARG002
-        """Gathers rows once per sequence group, and drops those that only fill the last batch."""
+        """Gathers rows once per sequence group, and drops those that only fill the last batch.
+
+        Within `compute_loss` it is slices of rows that are summed up: all ranks' are wanted.
+        """
         accelerator = self.trainer.accelerator
+        if self._on_slices:
+            return accelerator.gather(data)
         state = accelerator.gradient_state
 
         def first_of_each_group(gathered: Tensor) -> Tensor:
@@ -209,6 +223,8 @@ def _checked_core(trainer: Trainer) -> str:
     args = trainer.args
     if args.label_smoothing_factor:
         raise InputError("sequence parallel: label_smoothing_factor must be 0")
+    if not trainer.model_accepts_loss_kwargs:
+        raise InputError("sequence parallel: the model's loss takes no num_items_in_batch")
     if trainer.compute_loss_func is not None:
         raise InputError("sequence parallel: compute_loss_func sees slices of rows; leave it out")
     model = _causal_lm(trainer)

@@ -1,8 +1,8 @@
 """Checkpoints of DeepSpeed are read as data: no code of a checkpoint ever runs.
 
 A pickle may call any function when it is read. torch reads only tensors and plain containers with
-``weights_only=True``, which DeepSpeed turns off for its own files. Here it is on, for the engines of
-one Trainer, with a list of the few types of DeepSpeed's that its checkpoints hold.
+``weights_only=True``, which DeepSpeed turns off for its own files. Here it is on, for the engines
+of one Trainer, with a list of the few types of DeepSpeed's that its checkpoints hold.
 """
 
 from __future__ import annotations

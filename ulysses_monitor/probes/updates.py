@@ -177,7 +177,8 @@ def _computed(adams: Sequence[tuple[_Adam, Shard]]) -> Tensor:
 def _step(adam: _Adam, shard: Shard) -> kernels.AdamStep:
     steps = 1.0 if shard.steps is None else shard.steps
     if isinstance(steps, Tensor):  # to read a GPU's would wait for it
-        steps = steps.double() if steps.is_cuda else steps.item()
+        on_host = steps.device.type == "cpu"
+        steps = float(steps.numpy()) if on_host else steps.double()
     first, second = ((1 - beta**steps) if adam.corrects_bias else 1.0 for beta in adam.betas)
     return kernels.AdamStep(adam.lr / first, second**-0.5, adam.eps, adam.decay)
 
