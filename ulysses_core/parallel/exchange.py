@@ -8,10 +8,15 @@ One all-to-all carries q, k and v together, one carries the output back. Heads n
 n: each rank takes a contiguous run of query heads, runs differ by one head at most, and a rank is
 sent the key/value heads that its query heads use and no others. (DeepSpeed-Ulysses,
 arXiv 2309.14509.)
+
+What travels has tokens outermost: a chunk for or from one rank is [s, B, heads, D]. So the chunks
+from all ranks, as they arrive, are whole rows [S, B, h, D], and slices of those are chunks: one
+copy packs, one unpacks, and whole rows are never copied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,13 +43,6 @@ class HeadPlan:
     query: tuple[tuple[int, int], ...]
     key: tuple[tuple[int, int], ...]
     ratio: int
-
-    def counts(self) -> list[int]:
-        """Heads of q, k and v together that each rank is sent."""
-        return [
-            (q1 - q0) + 2 * (k1 - k0)
-            for (q0, q1), (k0, k1) in zip(self.query, self.key, strict=True)
-        ]
 
     def key_of_query(self, rank: int) -> list[int]:
         """For each query head of `rank`, the index of its key head among the rank's own."""
@@ -76,23 +74,10 @@ def scatter_heads(
         group: the sequence group.
 
     Returns:
-        q [B, h, S, D], k and v [B, k, S, D].
+        q [B, h, S, D], k and v [B, k, S, D], views with tokens outermost.
     """
-    n = len(plan.query)
-    # [B, H, s, D] -> [H, B, s, D]: runs of heads become contiguous, one copy builds the buffer.
-    heads_q, heads_k, heads_v = (t.transpose(0, 1) for t in (q, k, v))
-    runs = [
-        run
-        for (q0, q1), (k0, k1) in zip(plan.query, plan.key, strict=True)
-        for run in (heads_q[q0:q1], heads_k[k0:k1], heads_v[k0:k1])
-    ]
-    counts = plan.counts()
-    own = counts[group.rank]
-    received = _exchange(torch.cat(runs), counts, [own] * n, group)
-    # [n * own, B, s, D] -> [n, own, B, s, D] -> [B, own, n, s, D] -> [B, own, S, D]
-    rows = received.view(n, own, *received.shape[1:]).permute(2, 1, 0, 3, 4).flatten(2, 3)
-    (q0, q1), (k0, k1) = plan.query[group.rank], plan.key[group.rank]
-    return tuple(rows.split([q1 - q0, k1 - k0, k1 - k0], dim=1))
+    rows: tuple[Tensor, Tensor, Tensor] = _Scatter.apply(q, k, v, plan, group)  # type: ignore[no-untyped-call]
+    return rows
 
 
 def gather_heads(out: Tensor, plan: HeadPlan, group: SequenceGroup) -> Tensor:
@@ -106,37 +91,122 @@ def gather_heads(out: Tensor, plan: HeadPlan, group: SequenceGroup) -> Tensor:
     Returns:
         [B, s, H, D], the layout that transformers' attention functions return.
     """
-    n = len(plan.query)
-    shares = [q1 - q0 for q0, q1 in plan.query]
-    # [B, h, S, D] -> [B, h, n, s, D] -> [n, h, B, s, D] -> [n * h, B, s, D]
-    slices = out.unflatten(2, (n, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1)
-    received = _exchange(slices, [shares[group.rank]] * n, shares, group)
-    return received.permute(1, 2, 0, 3)  # [H, B, s, D] -> [B, s, H, D]
+    slices: Tensor = _Gather.apply(out, plan, group)  # type: ignore[no-untyped-call]
+    return slices
 
 
-class _AllToAll(torch.autograd.Function):
-    """All-to-all over dim 0 with uneven splits; its gradient is the exchange the other way."""
-
+class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, sent: list[int], received: list[int], group: SequenceGroup
-    ) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _all_to_all(x, sent, received, group)
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: HeadPlan, group: SequenceGroup
+    ) -> tuple[Tensor, ...]:
+        ctx.runs = (plan.query, plan.key, plan.key)
+        ctx.group = group
+        return tuple(_to_rows((q, k, v), ctx.runs, group))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,) = grads
-        return _all_to_all(grad, ctx.received, ctx.sent, ctx.group), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(g.transpose(1, 2) for g in _to_slices(grads, ctx.runs, ctx.group)), None, None
 
 
-def _all_to_all(x: Tensor, sent: list[int], received: list[int], group: SequenceGroup) -> Tensor:
-    out = x.new_empty(sum(received), *x.shape[1:])
-    with group.meter.measure(x, sent[group.rank]):
-        dist.all_to_all_single(out, x.contiguous(), received, sent, group=group.group)
-    return out
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, plan: HeadPlan, group: SequenceGroup) -> Tensor:
+        ctx.runs = (plan.query,)
+        ctx.group = group
+        return _to_slices((out,), ctx.runs, group)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        slices = [grads[0].transpose(1, 2)]
+        return _to_rows(slices, ctx.runs, ctx.group)[0], None, None
 
 
-def _exchange(x: Tensor, sent: list[int], received: list[int], group: SequenceGroup) -> Tensor:
-    exchanged: Tensor = _AllToAll.apply(x, sent, received, group)  # type: ignore[no-untyped-call]
-    return exchanged
+Runs = Sequence[tuple[tuple[int, int], ...]]
+"""For each tensor that travels, the half-open run of heads of each rank."""
+
+
+def _to_rows(slices: Sequence[Tensor], runs: Runs, group: SequenceGroup) -> list[Tensor]:
+    """Slices of all heads [B, H, s, D] to whole rows of this rank's [B, h, S, D]."""
+    batch, _, tokens, width = slices[0].shape
+    heads = _heads_by_rank(runs)
+    sent = _workspace("sent", slices[0], tokens * batch * sum(heads) * width)
+    for i, lo, hi, part in _parts(sent, runs, (tokens, batch, width)):
+        part.copy_(slices[i][:, lo:hi].permute(2, 0, 1, 3))  # [B, h, s, D] -> [s, B, h, D]
+    received = sent.new_empty(tokens * group.size, batch, heads[group.rank], width)
+    sizes = [tokens * batch * width * h for h in heads]
+    _all_to_all(received, sent, [sizes[group.rank]] * group.size, sizes, group)
+    own = [run[group.rank][1] - run[group.rank][0] for run in runs]
+    # [S, B, h, D] -> [B, h, S, D]
+    return [part.permute(1, 2, 0, 3) for part in received.split(own, dim=2)]
+
+
+def _to_slices(rows: Sequence[Tensor], runs: Runs, group: SequenceGroup) -> list[Tensor]:
+    """Whole rows of this rank's heads [B, h, S, D] to slices of all heads [B, s, H, D].
+
+    What several ranks have of one head is added up: gradients of the key/value heads they share.
+    """
+    batch, _, whole, width = rows[0].shape
+    tokens = whole // group.size
+    parts = [part.permute(2, 0, 1, 3) for part in rows]  # [B, h, S, D] -> [S, B, h, D]
+    sent = parts[0]
+    if len(parts) > 1 or not sent.is_contiguous():
+        numel = sum(part.numel() for part in parts)
+        sent = _workspace("sent", sent, numel).view(whole, batch, -1, width)
+        torch.cat(parts, dim=2, out=sent)
+    sizes = [tokens * batch * width * h for h in _heads_by_rank(runs)]
+    received = _workspace("received", sent, sum(sizes))
+    _all_to_all(received, sent, sizes, [sizes[group.rank]] * group.size, group)
+    heads = [max(hi for _, hi in run) for run in runs]
+    slices = [sent.new_empty(batch, tokens, h, width) for h in heads]
+    filled = [0] * len(runs)
+    for i, lo, hi, part in _parts(received, runs, (tokens, batch, width)):
+        rows_of_part = part.transpose(0, 1)  # [s, B, h, D] -> [B, s, h, D]
+        shared = max(0, filled[i] - lo)
+        slices[i][:, :, lo : lo + shared] += rows_of_part[:, :, :shared]
+        slices[i][:, :, lo + shared : hi] = rows_of_part[:, :, shared:]
+        filled[i] = hi
+    return slices
+
+
+_workspaces: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+def _workspace(name: str, like: Tensor, numel: int) -> Tensor:
+    """Room for what is gone after an exchange [numel].
+
+    On a CPU it is kept: to get as much memory anew takes as long as to send it. On a GPU torch
+    keeps it itself.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(numel)
+    key = name, like.dtype
+    if key not in _workspaces or _workspaces[key].numel() < numel:
+        _workspaces[key] = like.new_empty(numel)
+    return _workspaces[key][:numel]
+
+
+def _heads_by_rank(runs: Runs) -> list[int]:
+    return [sum(hi - lo for lo, hi in each) for each in zip(*runs, strict=True)]
+
+
+def _parts(
+    flat: Tensor, runs: Runs, shape: tuple[int, int, int]
+) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Tensor, first and last head, and view [s, B, heads, D] of each part of the ranks' chunks."""
+    tokens, batch, width = shape
+    sizes = [tokens * batch * width * heads for heads in _heads_by_rank(runs)]
+    for rank, chunk in enumerate(flat.split(sizes)):
+        heads = [run[rank][1] - run[rank][0] for run in runs]
+        parts = chunk.view(tokens, batch, sum(heads), width).split(heads, dim=2)
+        for i, part in enumerate(parts):
+            if heads[i]:
+                yield i, *runs[i][rank], part
+
+
+def _all_to_all(
+    received: Tensor, sent: Tensor, take: list[int], give: list[int], group: SequenceGroup
+) -> None:
+    """One collective; `take` and `give` are elements from and for each rank."""
+    with group.meter.measure(sent, give[group.rank]):
+        dist.all_to_all_single(received.view(-1), sent.view(-1), take, give, group=group.group)

@@ -33,13 +33,13 @@ class ExchangeMeter:
         """Around one all-to-all.
 
         Args:
-            sent: all that this rank gives, [rows, ...].
-            kept: rows of it that stay on this rank.
+            sent: all that this rank gives.
+            kept: elements of it that stay on this rank.
         """
         if not self.running:
             yield
             return
-        self._bytes += sent.nbytes - kept * (sent.nbytes // max(1, len(sent)))
+        self._bytes += (sent.numel() - kept) * sent.element_size()
         if sent.is_cuda:
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             events[0].record()

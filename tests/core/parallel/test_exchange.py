@@ -45,7 +45,6 @@ def test_a_plan_shares_every_query_head_once_with_the_key_heads_it_uses(
         used = sorted({q // ratio for q in range(q0, q1)})
         assert used == list(range(k0, k1))
         assert [k0 + k for k in plan.key_of_query(rank)] == [q // ratio for q in range(q0, q1)]
-        assert plan.counts()[rank] == (q1 - q0) + 2 * (k1 - k0)
 
 
 def whole(heads: int, key_heads: int, ranks: int) -> list[Tensor]:

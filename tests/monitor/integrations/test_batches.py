@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import ulysses_monitor.monitor as monitor_module
 from ulysses_monitor.flops import TrainingFlops, peak_flops
 from ulysses_monitor.integrations.batches import attended_pairs
 
@@ -39,7 +38,7 @@ def test_a_step_takes_six_operations_a_parameter_and_token_and_four_of_a_frozen_
 def test_the_utilisation_is_done_over_possible(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ulysses_monitor as um
 
-    monkeypatch.setattr(monitor_module, "peak_flops", lambda _: 1e6)
+    monkeypatch.setattr("ulysses_monitor.training_step.peak_flops", lambda _: 1e6)
     model = nn.Linear(10, 10, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sink = um.MemorySink()
