@@ -12,8 +12,8 @@ all ranks begin together. Forward and backward are timed, and the slowest rank c
 - one process: the whole row on one rank with the threads of all (layer and step only).
 
 `exchange` has a core that computes nothing, `layer` torch's SDPA, `step` is a Llama of 4 layers
-with loss, backward, averaged gradients and SGD. Peak memory is what tensors take that are new in the
-call, as seen by torch's dispatcher, at its highest; on a GPU what the allocator gave.
+with loss, backward, averaged gradients and SGD. Peak memory is what tensors take that are new in
+the call, as seen by torch's dispatcher, at its highest; on a GPU what the allocator gave.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 __all__ = ["Undo", "patch_method", "undo_all"]
@@ -22,6 +23,7 @@ def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
     original = getattr(instance, name)
     active = True
 
+    @wraps(original)  # who asks for the signature is to see that of the original
     def patched(*args: Any, **kwargs: Any) -> Any:
         return wrapper(original, *args, **kwargs) if active else original(*args, **kwargs)
 
