@@ -6,13 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ulysses_core.memory import save_memory
     from ulysses_core.parallel import sequence_parallel
     from ulysses_core.trainers import UlyssesTrainingManager
 
-# Imported when asked for: both need transformers.
-_HOMES = {"UlyssesTrainingManager": "trainers", "sequence_parallel": "parallel"}
+# Imported when asked for: all need transformers.
+_HOMES = {
+    "UlyssesTrainingManager": "trainers",
+    "save_memory": "memory",
+    "sequence_parallel": "parallel",
+}
 
-__all__ = ["UlyssesTrainingManager", "sequence_parallel"]
+__all__ = ["UlyssesTrainingManager", "save_memory", "sequence_parallel"]
 
 
 def __getattr__(name: str) -> Any:

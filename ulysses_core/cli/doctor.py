@@ -6,7 +6,7 @@ import importlib.util
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
@@ -17,6 +17,9 @@ from ulysses_core.cli.tables import two_columns
 from ulysses_core.cli.train import check
 from ulysses_core.config import RunConfig, load_config
 from ulysses_monitor.environment import package_versions
+
+if TYPE_CHECKING:
+    from ulysses_core.memory.estimate import Footprint
 
 __all__ = ["doctor"]
 
@@ -72,23 +75,44 @@ def _installed(module: str, otherwise: str) -> str:
 def _needs(config: RunConfig, processes: int, rows: dict[str, int]) -> Table:
     size = config.settings.sequence_parallel_size
     model = _meta_model(config)
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    need = _footprint(config, model, processes)
     table = two_columns(f"what {config.name} needs")
     table.add_row("processes", f"{processes} = data {processes // size} x sequence {size}")
     table.add_row("rows", ", ".join(f"{name} {count}" for name, count in rows.items()))
-    table.add_row("parameters", f"{total:,}, of them trained {trained:,}")
+    table.add_row("parameters", f"{need.total:,}, of them trained {need.trained:,}")
     table.add_row("row on each rank", f"{-(-config.data.cutoff_len // size)} tokens")
-    for label, text in _heads(model.config, size):
+    for label, text in _heads(model.config, size, need):
         table.add_row(label, text)
-    states = _state_bytes(config, total, trained, processes)
-    table.add_row("memory for weights and states", f"{_bytes(states)} a process")
-    table.add_row("memory that is there", _bytes(_memory_per_process(processes)))
-    if states > _memory_per_process(processes):
-        table.add_row(
-            "advice", "it does not fit: try zero2 or zero2-offload, LoRA, or more processes"
-        )
+    room = _memory_per_process(processes)
+    table.add_row("weights and states", f"{_bytes(need.states())} a process")
+    table.add_row("activations", f"about {_bytes(need.activations())} a process")
+    table.add_row("logits", f"about {_bytes(need.logits())} a process")
+    table.add_row("memory that is there", _bytes(room))
+    if need.whole() > room:
+        from ulysses_core.memory.estimate import what_fits
+
+        advice = what_fits(need, room, on_gpu=_on_gpu())
+        table.add_row("advice", "it does not fit; switch on, in this order: " + ", ".join(advice))
     return table
+
+
+def _footprint(config: RunConfig, model: Any, processes: int) -> Footprint:
+    from ulysses_core.memory.estimate import Footprint
+
+    settings, training = config.settings, config.training
+    rows = training.get("per_device_train_batch_size", 8)
+    return Footprint.of(
+        model,
+        processes=processes,
+        stage=(config.deepspeed or {}).get("zero_optimization", {}).get("stage", 0),
+        master=config.deepspeed is not None,
+        width=2 if training.get("bf16") or training.get("fp16") else 4,
+        tokens=rows * -(-config.data.cutoff_len // settings.sequence_parallel_size),
+        checkpointing=bool(training.get("gradient_checkpointing")),
+        offload_checkpoints=settings.offload_checkpoints and _on_gpu(),
+        loss_chunk=settings.loss_chunk,
+        mlp_chunk=settings.mlp_chunk,
+    )
 
 
 def _meta_model(config: RunConfig) -> Any:
@@ -107,29 +131,28 @@ def _meta_model(config: RunConfig) -> Any:
         return add_adapters(model, config.finetuning)
 
 
-def _heads(config: Any, size: int) -> list[tuple[str, str]]:
+def _heads(config: Any, size: int, need: Footprint) -> list[tuple[str, str]]:
+    """How heads fall on the ranks, and what a micro-batch makes them send."""
     from ulysses_core.parallel.exchange import plan_heads
 
     heads = config.num_attention_heads
     plan = plan_heads(heads, getattr(config, "num_key_value_heads", None) or heads, size)
     query = ", ".join(str(b - a) for a, b in plan.query)
     key = ", ".join(str(b - a) for a, b in plan.key)
-    return [("query heads by rank", query), ("key/value heads by rank", key)]
+    rows = [("query heads by rank", query), ("key/value heads by rank", key)]
+    if size > 1:
+        vectors = max(plan.sent(rank, need.tokens) for rank in range(size))
+        # Forward and backward pass; with checkpointing the forward pass is made twice.
+        passes = 3 if need.checkpointing else 2
+        sent = vectors * (need.heads // heads) * need.width * need.layers * passes
+        rows.append(("exchange", f"{_bytes(sent)} sent by a rank for each micro-batch"))
+    return rows
 
 
-def _state_bytes(config: RunConfig, total: int, trained: int, processes: int) -> int:
-    """Weights, gradients and Adam's states of one process, without activations.
+def _on_gpu() -> bool:
+    import torch
 
-    ZeRO-1 shares out the optimizer's fp32 weights and moments, ZeRO-2 the gradients too, ZeRO-3
-    the weights too (arXiv 1910.02054).
-    """
-    stage = (config.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
-    width = 2 if config.training.get("bf16") or config.training.get("fp16") else 4
-    master = 4 if config.deepspeed is not None else 0
-    weights = total * width // (processes if stage >= 3 else 1)
-    gradients = trained * width // (processes if stage >= 2 else 1)
-    states = trained * (8 + master) // (processes if stage >= 1 else 1)
-    return weights + gradients + states
+    return torch.cuda.is_available()
 
 
 def _memory_per_process(processes: int) -> int:

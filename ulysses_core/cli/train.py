@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -69,6 +70,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
 
     check_size(config.settings.sequence_parallel_size, processes)
     _check_model(config)
+    _check_positions(config)
     if not config.data.dataset:
         raise InputError(f"{config.name}: dataset is not set; name one of dataset_info.json")
     if config.settings.output_dir is not None:
@@ -92,6 +94,23 @@ def _check_model(config: RunConfig) -> None:
         if local or Path(name).parent.is_dir():
             made_by = "; make train makes it" if name.startswith(("runs/", "data/stdlib/")) else ""
             raise InputError(f"{key} {name}: no such folder{made_by}; name a folder with a model")
+
+
+def _check_positions(config: RunConfig) -> None:
+    """Rows that the model has no positions for are refused; of documents apart nothing is known."""
+    known = config.model.architecture
+    if known is None:
+        path = Path(config.model.model_name_or_path or "") / "config.json"
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # a model of the hub; what is wrong with a folder, loading it says
+    positions, rows = known.get("max_position_embeddings"), config.data.cutoff_len
+    if isinstance(positions, int) and rows > positions and not config.data.neat_packing:
+        raise InputError(
+            f"cutoff_len is {rows} but the model has positions for {positions}: set "
+            f"cutoff_len={positions}, or raise the model's max_position_embeddings"
+        )
 
 
 def _check_resume(resume: bool | str | None, output_dir: Path) -> None:

@@ -106,6 +106,12 @@ class RunSettings(_Section):
     """Processes that share a row; must divide the number of processes."""
     deepspeed: str | dict[str, Any] | None = None
     """DeepSpeed settings: a shipped name, a path to a JSON file, or the settings themselves."""
+    loss_chunk: int | None = Field(default=None, gt=0)
+    """Tokens whose logits are in memory at a time; all of a row's where not given."""
+    mlp_chunk: int | None = Field(default=None, gt=0)
+    """Tokens in an MLP at a time, computed again in the backward pass; all where not given."""
+    offload_checkpoints: bool = False
+    """Keep gradient checkpoints in the host's memory; needs gradient_checkpointing."""
     monitor: MonitorConfig = MonitorConfig()
     """The monitor's settings; true or false switches it."""
     adjust_lr: float = Field(default=1.0, gt=0.0)

@@ -49,6 +49,23 @@ class HeadPlan:
         (q0, q1), (k0, _) = self.query[rank], self.key[rank]
         return [q // self.ratio - k0 for q in range(q0, q1)]
 
+    def sent(self, rank: int, tokens: int) -> int:
+        """Heads' vectors that `rank` sends to others in a layer's forward pass.
+
+        As many go back in its backward pass.
+
+        Args:
+            rank: whose.
+            tokens: of a slice, in all rows together.
+        """
+        others = [r for r in range(len(self.query)) if r != rank]
+        heads = sum(
+            (q1 - q0) + 2 * (k1 - k0)
+            for (q0, q1), (k0, k1) in ((self.query[r], self.key[r]) for r in others)
+        )
+        own = self.query[rank][1] - self.query[rank][0]
+        return tokens * (heads + own * len(others))
+
 
 @lru_cache
 def plan_heads(heads: int, key_heads: int, ranks: int) -> HeadPlan:

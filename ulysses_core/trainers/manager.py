@@ -91,6 +91,7 @@ class UlyssesTrainingManager:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if self.config.deepspeed is not None and "WORLD_SIZE" not in os.environ:
             _be_the_only_rank()
+        from ulysses_core.memory import save_memory
         from ulysses_core.parallel import sequence_parallel
         from ulysses_core.trainers.build import (
             build_model,
@@ -112,6 +113,13 @@ class UlyssesTrainingManager:
         model = build_model(config, tokenizer)
         self.trainer = build_causal_lm_trainer(config, args, model, tokenizer, data)
         self._undos.append(load_checkpoints_safely(self.trainer))
+        memory = save_memory(
+            self.trainer,
+            loss_chunk=config.settings.loss_chunk,
+            mlp_chunk=config.settings.mlp_chunk,
+            offload=config.settings.offload_checkpoints,
+        )
+        self._undos.append(memory.restore)
         parallel = sequence_parallel(self.trainer, config.settings.sequence_parallel_size)
         self._undos.append(parallel.restore)
         self._monitor = self._attach_monitor()

@@ -71,14 +71,20 @@ def test_the_table_says_before_and_after(trained):
     assert "runs/pt/report.html" in out
 
 
-def test_lora_on_one_process_and_on_torchrun_give_the_same_losses(trained):
+def test_lora_on_one_process_and_saving_memory_on_torchrun_give_the_same_losses(trained):
     trained.config("sft.yaml", **SFT)
     one = trained.run(
         "train", "sft.yaml", "sequence_parallel_size=1", "output_dir=runs/one", "--nproc", "1"
     )
     assert one.returncode == 0, one.stderr
+    saving = (
+        "loss_chunk=8",
+        "mlp_chunk=8",
+        "gradient_checkpointing=true",
+        "offload_checkpoints=true",
+    )
     two = trained.run("-m", "ulysses_core.cli", "train", "sft.yaml", "output_dir=runs/two",
-                      program=(*TORCHRUN, "2"))  # fmt: skip
+                      *saving, program=(*TORCHRUN, "2"))  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert (trained.path / "runs/two/adapter_model.safetensors").is_file()
     names = ("train/loss/total", "grad/norm/total", "eval/loss/total", "lora/grad_ratio_B_A/total")

@@ -52,6 +52,11 @@ def _must_not_launch(*_: object) -> int:
             ["pt.yaml", "resume_from_checkpoint=runs/x"],
             "resume_from_checkpoint runs/x: no such folder",
         ),
+        (
+            ["pt.yaml", "model_config.max_position_embeddings=16"],
+            "cutoff_len is 32 but the model has positions for 16: set cutoff_len=16",
+        ),
+        (["pt.yaml", "loss_chunk=0"], "loss_chunk"),
         ([], "Missing argument 'config'"),
         (["pt.yaml", "--bogus"], "No such option: --bogus"),
     ],
@@ -139,3 +144,18 @@ def test_doctor_says_how_heads_fall_on_ranks(world, monkeypatch, capsys):
     assert "data 1 x sequence 2" in out
     assert "2, 2" in out
     assert "1, 1" in out
+    assert "exchange" in out
+    assert "sent by a rank for each micro-batch" in out
+    assert "about" in out
+
+
+def test_doctor_says_what_to_switch_on_where_it_does_not_fit(world, monkeypatch, capsys):
+    monkeypatch.setattr("ulysses_core.cli.doctor._memory_per_process", lambda _: 1 << 20)
+    world.config()
+    monkeypatch.chdir(world.path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("sys.argv", ["ulysses", "doctor", "pt.yaml"])
+    with pytest.raises(SystemExit):
+        main()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "it does not fit; switch on, in this order: gradient_checkpointing=true" in out

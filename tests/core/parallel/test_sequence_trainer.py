@@ -19,6 +19,7 @@ from test_sequence_training import Case, build_model, build_trainer, forget_last
 from torch import Tensor
 
 import ulysses_core as uc
+from ulysses_core.parallel.exchange import plan_heads
 from ulysses_monitor.errors import InputError, UlyssesError
 
 
@@ -280,6 +281,8 @@ def check_the_exchange_is_measured_in_steps_and_not_in_evaluations() -> None:
             # 2 rows, 4 + 2 * 2 + 4 heads of 8 float64 in 2 layers, forward and backward; half stays
             tokens = 2 * (size + size % 2)
             assert record["sp/all_to_all_bytes/total"] == tokens * 12 * 8 * 8 * 2 * 2 / 2
+            vectors = sum(plan_heads(4, 2, 2).sent(rank, tokens // 2) for rank in (0, 1))
+            assert record["sp/all_to_all_bytes/total"] == vectors * 8 * 8 * 2 * 2
             assert 0 < record["sp/all_to_all_seconds/total"] < 60
     assert trainer.callback_handler.callbacks
     handle.restore()
