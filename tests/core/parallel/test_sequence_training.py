@@ -295,24 +295,26 @@ FOUR = [
     Case(size=4, groups=1),
     Case(size=2, groups=2, rows=1, accumulate=3, zero=2, evaluated=6),
 ]
-GRID = [
-    Case(
-        size=n,
-        groups=4 // n,
-        rows=1,
-        zero=z,
-        heads=h,
-        key_heads=k,
-        accumulate=ga,
-        evaluated=6,
-        data=data,
-    )
-    for n in (1, 2, 4)
-    for z in (0, 1, 2, 3)
-    for h, k in ((4, 4), (4, 2), (4, 1), (6, 3), (3, 3), (6, 6))
-    for ga in (1, 3)
-    for data in ("ragged", "packed")
-]
+
+
+def grid(size: int, zero: int) -> list[Case]:
+    """Four ranks: heads, accumulation and packing of the whole grid."""
+    return [
+        Case(
+            size=size,
+            groups=4 // size,
+            rows=1,
+            zero=zero,
+            heads=heads,
+            key_heads=key_heads,
+            accumulate=accumulate,
+            evaluated=6 if size > 1 else 4,
+            data=data,
+        )
+        for heads, key_heads in ((4, 4), (4, 2), (4, 1), (6, 3), (3, 3), (6, 6))
+        for accumulate in (1, 3)
+        for data in ("ragged", "packed")
+    ]
 
 
 def settings_of(cases: list[Case]) -> list[dict]:
@@ -384,9 +386,23 @@ def test_training_on_four_ranks_equals_one_process(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
-def test_the_whole_grid_on_four_ranks_equals_one_process() -> None:
-    truth = alone(GRID)
-    results = spawn(train_all, 4, args=[settings_of(GRID)], timeout=600)
-    for case in GRID:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_whole_grid_on_four_ranks_equals_one_process(size: int, zero: int) -> None:
+    cases = grid(size, zero)
+    truth = alone(cases)
+    results = spawn(train_all, 4, args=[settings_of(cases)], timeout=400)
+    for case in cases:
         assert_same_training(results, truth, case)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_eight_ranks_with_fewer_heads_equal_one_process() -> None:
+    cases = [Case(size=8), Case(size=8, heads=6, key_heads=3, data="packed", zero=2)]
+    truth = alone(cases)
+    for case in cases:
+        assert_same_training(
+            spawn(train_all, 8, args=[settings_of(cases)], timeout=200), truth, case
+        )
