@@ -308,7 +308,7 @@ def grid(size: int, zero: int) -> list[Case]:
             heads=heads,
             key_heads=key_heads,
             accumulate=accumulate,
-            evaluated=6 if size > 1 else 4,
+            evaluated=6 if size > 1 else 12,
             data=data,
         )
         for heads, key_heads in ((4, 4), (4, 2), (4, 1), (6, 3), (3, 3), (6, 6))
