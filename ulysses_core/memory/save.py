@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import Trainer
@@ -10,7 +11,7 @@ from ulysses_core.memory.checkpoints import offload_checkpoints
 from ulysses_core.memory.loss import chunk_loss
 from ulysses_core.memory.mlp import tile_mlps
 from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo, undo_all
+from ulysses_monitor.patching import Undo, patch_method, undo_all
 
 __all__ = ["MemoryHandle", "save_memory"]
 
@@ -66,7 +67,7 @@ def save_memory(
     undos: list[Undo] = []
     try:
         if loss_chunk is not None:
-            undos.append(chunk_loss(model, loss_chunk, lambda: trainer.compute_metrics is not None))
+            undos += _chunk_loss(trainer, model, loss_chunk)
         if mlp_chunk is not None:
             undos.append(tile_mlps(model, mlp_chunk))
         if offload:
@@ -75,3 +76,21 @@ def save_memory(
         undo_all(undos)
         raise
     return MemoryHandle(undos)
+
+
+def _chunk_loss(trainer: Trainer, model: Any, chunk: int) -> list[Undo]:
+    """Chunks, but in predictions and evaluations of which the Trainer wants logits."""
+    loss_only = False
+
+    def prediction_step(
+        original: Callable[..., Any], model: Any, inputs: Any, only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        nonlocal loss_only
+        loss_only = only
+        try:
+            return original(model, inputs, only, *args, **kwargs)
+        finally:
+            loss_only = False
+
+    undo = chunk_loss(model, chunk, lambda: not loss_only)
+    return [undo, patch_method(trainer, "prediction_step", prediction_step)]

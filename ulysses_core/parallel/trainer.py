@@ -76,6 +76,7 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
         # means that DeepSpeed's own adapter multiplies the dataloader's length.
         patch_method(trainer, "get_cp_size", lambda _: size),
         patch_method(trainer, "compute_loss", patches.compute_loss),
+        patch_method(trainer, "prediction_step", patches.prediction_step),
         patch_method(trainer, "_get_dataloader", patches.get_dataloader),
         patch_method(trainer.accelerator, "gather_for_metrics", patches.gather_for_metrics),
         _use_patched_gather(trainer),
@@ -92,7 +93,7 @@ class _Patches:
         self.group = group
         self.core = core
         self._monitors: dict[int, Undo] = {}
-        self._on_slices = False
+        self._on_slices = self._loss_only = False
         self.max_positions = getattr(_causal_lm(trainer).config, "max_position_embeddings", None)
 
     def compute_loss(
@@ -130,10 +131,26 @@ class _Patches:
             loss = loss * self.group.size / (ranks if args.average_tokens_across_devices else 1)
         if not training:
             loss = self._sum(loss) / self.group.size
-            if outputs is not None and self.trainer.compute_metrics is not None:
+            if outputs is not None and not self._loss_only:
                 length = sharded["ulysses"].rows.length
                 outputs["logits"] = self._gather_rows(outputs["logits"], length)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        original: Callable[..., Any],
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Notes whether the Trainer wants whole rows of logits."""
+        self._loss_only = prediction_loss_only
+        try:
+            return original(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._loss_only = False
 
     def _tell_monitors(self) -> None:
         """Gives the cost of the exchange to every monitor of the Trainer, however it came there."""

@@ -125,6 +125,32 @@ def test_an_evaluation_that_needs_logits_has_them(plain: Any) -> None:
     assert_same(got, truth, bound_of("all"))
 
 
+def predicted(switches: dict[str, Any] | None, size: int = 1) -> dict[str, Any]:
+    trainer = build_trainer(CASES[0])
+    if switches:
+        save_memory(trainer, **switches)
+    uc.sequence_parallel(trainer, size)
+    found = trainer.predict(trainer.eval_dataset)
+    forget_last_trainer()
+    labels = torch.as_tensor(found.label_ids)
+    return {"logits": torch.as_tensor(found.predictions)[labels.ne(-100)], "labels": labels}
+
+
+def predicted_on_ranks() -> list[dict[str, Any]]:
+    return [predicted(switches, size=2) for switches in (None, {"loss_chunk": 5})]
+
+
+def test_predictions_are_whole_rows_of_logits_with_and_without_switches() -> None:
+    truth = predicted(None)
+    assert truth["logits"].shape[1] == 61
+    found = [predicted({"loss_chunk": 5})]
+    for results in spawn(predicted_on_ranks, 2, timeout=90):
+        found += results
+    for each in found:
+        assert torch.equal(each["labels"], truth["labels"])
+        assert float((each["logits"] - truth["logits"]).norm() / truth["logits"].norm()) < 1e-12
+
+
 def train_on_ranks(names: list[str]) -> dict[str, Any]:
     results = {}
     for name in names:

@@ -25,6 +25,9 @@ CASES = [
     (4, 6, 2),
     (4, 3, 3),
     (4, 12, 3),
+    (5, 12, 4),
+    (8, 8, 2),
+    (8, 6, 1),
 ]
 
 
@@ -108,7 +111,7 @@ def worst(got: Tensor, truth: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def results() -> dict[tuple[int, int, int], list[dict[str, float]]]:
-    by_rank = spawn(exchange, 4, args=[CASES], timeout=120)
+    by_rank = spawn(exchange, 8, args=[CASES], timeout=120)
     found: dict[tuple[int, int, int], list[dict[str, float]]] = {}
     for case in CASES:
         found[case] = [by_rank[rank].pop(0) for rank in range(case[0])]
