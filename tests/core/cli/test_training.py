@@ -206,3 +206,33 @@ def test_the_manager_trains_from_python(trained, deepspeed):
     info = um.open_run(trained.path / run_dir).info
     assert info["status"] == "finished"
     assert info["engine"] == ("plain" if deepspeed is None else f"deepspeed-{deepspeed}")
+
+
+def test_the_manager_cleans_up_after_an_exception(trained):
+    trained.config("raising.yaml", output_dir="runs/raising", deepspeed=None)
+    script = (
+        "import ulysses_core as uc\n"
+        "overrides = ['sequence_parallel_size=1', 'loss_chunk=8']\n"
+        "manager = uc.UlyssesTrainingManager('raising.yaml', overrides)\n"
+        "manager.initialize()\n"
+        "model, step = manager.trainer.model, manager.trainer.training_step\n"
+        "def fails(*args, **kwargs):\n"
+        "    if manager.trainer.state.global_step == 2:\n"
+        "        raise RuntimeError('out of memory')\n"
+        "    return step(*args, **kwargs)\n"
+        "manager.trainer.training_step = fails\n"
+        "assert 'forward' in vars(model.lm_head)\n"
+        "try:\n"
+        "    with manager:\n"
+        "        manager.run_training()\n"
+        "except RuntimeError as error:\n"
+        "    print(error, manager.get_status()['state'])\n"
+        "print('forward' in vars(model), 'forward' in vars(model.lm_head))\n"
+        "print('_prepare_deepspeed' in vars(manager.trainer.accelerator))\n"
+    )
+    done = trained.run(program=(sys.executable, "-c", script))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["out of memory failed", "False False", "False"]
+    run = um.open_run(trained.path / "runs/raising")
+    assert run.info["status"] == "failed"
+    assert list(run.metrics("train/loss/total").index) == [1, 2]
