@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: setup data train test test-full lint format check clean
+SERVICES := $(VENV)/.services-installed
+
+.PHONY: setup data train test test-full test-services lint format check clean
 
 setup: $(STAMP)
 
@@ -34,6 +36,18 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(BIN)/pytest --full
+
+# Real servers, all on this machine: MLflow, Prometheus, an OTLP receiver, W&B's own files.
+test-services: $(SERVICES)
+	$(BIN)/pytest --services -m services tests/monitor/sinks
+
+$(SERVICES): $(STAMP)
+	command -v prometheus >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends prometheus; } || \
+		{ echo "The prometheus server is needed, and could not be installed; on Debian, as root:" \
+			"apt-get install prometheus" >&2; exit 1; }
+	$(PIP) --editable '.[dev,services]'
+	touch $(SERVICES)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

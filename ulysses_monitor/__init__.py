@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ulysses_monitor.analysis import RunReader, open_run
+    from ulysses_monitor.analysis import RunReader, RunSet, open_run, open_runs
     from ulysses_monitor.errors import InputError, UlyssesError
     from ulysses_monitor.integrations import MonitorCallback
     from ulysses_monitor.monitor import Monitor
@@ -31,10 +31,12 @@ _HOMES = {
     "MonitorCallback": "integrations",
     "Rule": "rules",
     "RunReader": "analysis",
+    "RunSet": "analysis",
     "Sink": "sinks",
     "StepRecord": "records",
     "UlyssesError": "errors",
     "open_run": "analysis",
+    "open_runs": "analysis",
 }
 
 __all__ = [
@@ -47,10 +49,12 @@ __all__ = [
     "MonitorCallback",
     "Rule",
     "RunReader",
+    "RunSet",
     "Sink",
     "StepRecord",
     "UlyssesError",
     "open_run",
+    "open_runs",
 ]
 
 

@@ -14,7 +14,6 @@ One step, with every event marked::
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import time
@@ -26,19 +25,20 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from ulysses_monitor.bus import Bus
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.environment import describe_environment
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.flops import TrainingFlops, numel
+from ulysses_monitor.lifecycle import Status, at_the_end
 from ulysses_monitor.patching import Undo, undo_all
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.ranks import agree_or_raise, rank, world_size
-from ulysses_monitor.records import Event, Metric, Schema, StepRecord
+from ulysses_monitor.recording import Recording
+from ulysses_monitor.records import Event, Metric, Schema, StepRecord, schema_of
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
-from ulysses_monitor.sinks import Sink, TensorBoardSink, checked_sinks
-from ulysses_monitor.store import IfExists, RunDirectory, StoreSink
+from ulysses_monitor.sinks import Sink, make_sinks
+from ulysses_monitor.store import IfExists
 from ulysses_monitor.training_step import TrainingStep, as_part
 
 __all__ = ["Monitor"]
@@ -46,7 +46,6 @@ __all__ = ["Monitor"]
 logger = logging.getLogger(__name__)
 
 Source = Callable[[], Sequence[float]]
-Status = Literal["finished", "failed", "stopped"]
 
 
 class Monitor:
@@ -59,6 +58,8 @@ class Monitor:
         sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`.
         rules: ``"default"``, or rules; an empty list for none.
         tensorboard: whether to write TensorBoard files.
+        mirror: a URL, such as ``s3://bucket/runs/demo``, that gets a copy of the run directory
+            while it is written.
         sample_every: optimizer state, parameters, adapters, updates and the likeness of replicas
             are looked at in steps 1, 1 + N, 1 + 2N, ...
         if_exists: ``refuse``, ``resume`` or ``overwrite`` a run that is there already; a training
@@ -77,6 +78,7 @@ class Monitor:
         sinks: Sequence[Sink] = (),
         rules: Literal["default"] | Iterable[Rule] = "default",
         tensorboard: bool = True,
+        mirror: str | None = None,
         sample_every: int = 10,
         if_exists: IfExists = "refuse",
         config: Mapping[str, Any] | None = None,
@@ -84,19 +86,19 @@ class Monitor:
         if sample_every < 1:
             raise InputError(f"monitor: sample_every is {sample_every}; allowed is 1 or more")
         self.run_dir = Path(run_dir)
-        self._extra_sinks = checked_sinks(sinks)
+        self._sinks = make_sinks(sinks)
         self._rules = RuleSet(checked_rules(rules))
         self._tensorboard = tensorboard
         self._sample_every = sample_every
         self._if_exists: IfExists = if_exists
         self._config = dict(config or {})
         self._undos: list[Undo] = []
-        self._directory: RunDirectory | None = None
-        self._bus: Bus | None = None
+        self._mirror = mirror
+        self._recording: Recording | None = None
         self._capture: Capture | None = None
         self._flops: TrainingFlops | None = None
         self._sources: list[tuple[tuple[str, ...], Source]] = []
-        self._schemas: dict[tuple[tuple[str, ...], ...], Schema] = {}
+        self._schemas: dict[tuple[Schema, ...], Schema] = {}
         self._broken = self._warned = False
         self._current = TrainingStep()
         self._last_publish = 0.0
@@ -186,7 +188,7 @@ class Monitor:
         self._flops = TrainingFlops.of(engine.model)
         self._current = TrainingStep()
         self._open("resume" if step else self._if_exists, engine, dict(info or {}))
-        atexit.register(self.close, "failed")
+        self._undos.append(at_the_end(self.close))
         max_steps = (info or {}).get("max_steps")
         about = {"engine": engine.name, "world_size": world_size(), "max_steps": max_steps}
         self.event("start", about)
@@ -199,7 +201,7 @@ class Monitor:
         error: Exception | None = None
         if rank() == 0:
             try:
-                self._take(if_exists, engine, info)
+                self._recording = self._record(if_exists, engine, info)
             except OSError as e:
                 error = InputError(f"run directory {self.run_dir}: {e.strerror or e}")
             except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
@@ -207,31 +209,26 @@ class Monitor:
         elsewhere = InputError("monitor: rank 0 could not take the run directory; see its message")
         agree_or_raise(error, elsewhere, engine.device)
 
-    def _take(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> None:
-        """Opens the run directory and the sinks."""
-        self._directory = RunDirectory(self.run_dir, if_exists)
+    def _record(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> Recording:
         about = {"engine": engine.name, "world_size": world_size(), "config": self._config}
-        self._directory.start({**describe_environment(), **about, **info})
-        sinks: list[Sink] = [StoreSink(self._directory), *self._extra_sinks]
-        if self._tensorboard:
-            sinks.append(TensorBoardSink(self.run_dir / "tensorboard"))
-        self._bus = Bus(sinks)
+        return Recording(
+            self.run_dir,
+            if_exists,
+            {**describe_environment(), **about, **info},
+            sinks=self._sinks,
+            tensorboard=self._tensorboard,
+            mirror=self._mirror,
+        )
 
     def close(self, status: Status = "finished") -> None:
         """Takes every hook back, writes everything out, ends the run; safe to call twice."""
         undo_all(self._undos)
-        atexit.unregister(self.close)
         self._capture = None
-        if self._bus is not None:
+        recording = self._recording
+        if recording is not None:
             self.event("stop", {"status": status})
-            self._bus.close()
-            self._bus = None
-        if self._directory is not None:
-            try:
-                self._directory.finish(status)
-            except OSError as error:  # a full disk must not fail a training that is done
-                logger.error("monitor: run.json of %s: %s", self.run_dir, error)
-            self._directory = None
+            self._recording = None
+            recording.close(status)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -287,10 +284,10 @@ class Monitor:
         given = self._read_sources()
         captured = self._capture.read(self.step + 1, step.observed() | given)
         step.parts, step.sums = captured.parts, captured.extra
-        if self._bus is not None and not self._broken:
+        if self._recording is not None and not self._broken:
             try:
                 if captured.of_previous:
-                    self._publish_record(captured.of_previous, self._bus)
+                    self._publish_record(captured.of_previous, self._recording)
                 own = step.metrics(self._capture.engine)
                 step.parts.append(as_part(own | {name: step.sums[name] for name in given}))
             except Exception:  # noqa: BLE001 - _give_up logs it
@@ -330,10 +327,10 @@ class Monitor:
         """
         current, self._current = self._current, TrainingStep()
         self.step = self.step + 1 if step is None else step
-        if current.parts is None or self._bus is None or self._broken:
+        if current.parts is None or self._recording is None or self._broken:
             return
         try:
-            self._publish(current, current.parts, self._bus)
+            self._publish(current, current.parts, self._recording)
         except Exception:  # noqa: BLE001 - _give_up logs it
             self._give_up()
         self._current.began = time.perf_counter()
@@ -343,41 +340,41 @@ class Monitor:
         self._broken = True
         logger.exception("monitor: could not record step %d; recording is off", self.step)
 
-    def _publish(self, step: TrainingStep, parts: list[Part], bus: Bus) -> None:
+    def _publish(self, step: TrainingStep, parts: list[Part], recording: Recording) -> None:
         began = time.perf_counter()
         times: dict[str, float] = {}
         if self._capture is not None and self._flops is not None:
             device = self._capture.engine.device
             times = step.times(began - step.began, self._flops, device)
         times["monitor/overhead_seconds/total"] = step.overhead + self._last_publish
-        times |= {f"monitor/dropped_records/{n}": float(c) for n, c in bus.dropped().items()}
-        self._publish_record([*parts, as_part(times)], bus)
+        times |= {f"monitor/dropped_records/{n}": float(c) for n, c in recording.dropped().items()}
+        self._publish_record([*parts, as_part(times)], recording)
         # Known only now, so it is booked on the next record.
         self._last_publish = time.perf_counter() - began
 
-    def _publish_record(self, parts: list[Part], bus: Bus) -> None:
+    def _publish_record(self, parts: list[Part], recording: Recording) -> None:
         """Publishes a record of the current step, and the alerts that rules make of it."""
         record = StepRecord(
             step=self.step,
             time=time.time(),
-            schema=self._schema(tuple(names for names, _ in parts)),
+            schema=self._schema(tuple(schema for schema, _ in parts)),
             values=np.concatenate([values for _, values in parts]),
         )
-        bus.publish(record)
+        recording.publish(record)
         for alert in self._rules.observe(record):
-            bus.publish(alert.to_event(record.time))
+            recording.publish(alert.to_event(record.time))
 
-    def _schema(self, groups: tuple[tuple[str, ...], ...]) -> Schema:
-        if groups not in self._schemas:
-            self._schemas[groups] = Schema(tuple(name for names in groups for name in names))
-        return self._schemas[groups]
+    def _schema(self, parts: tuple[Schema, ...]) -> Schema:
+        if parts not in self._schemas:
+            self._schemas[parts] = Schema(tuple(name for part in parts for name in part.names))
+        return self._schemas[parts]
 
     # -- what happens between steps ------------------------------------------------------------
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Publishes an event at the current step; does nothing where no run is open."""
-        if self._bus is not None:
-            self._bus.publish(Event(kind=kind, step=self.step, time=time.time(), data=data))
+        if self._recording is not None:
+            self._recording.publish(Event(kind=kind, step=self.step, time=time.time(), data=data))
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Publishes further metrics of the current step, such as an evaluation's; rank 0's count.
@@ -386,9 +383,10 @@ class Monitor:
             InputError: a name is not of the form ``family/stat/scope``.
         """
         names = tuple(Metric(name=name).name for name in metrics)
-        if self._bus is not None and names:
+        if self._recording is not None and names:
             values = np.array(list(metrics.values()), np.float64)
-            self._bus.publish(StepRecord(self.step, time.time(), self._schema((names,)), values))
+            record = StepRecord(self.step, time.time(), schema_of(names), values)
+            self._recording.publish(record)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,16 @@ import numpy.typing as npt
 
 from ulysses_monitor.errors import InputError
 
-__all__ = ["METRIC_SCHEMA_VERSION", "Alert", "Event", "Metric", "Schema", "Severity", "StepRecord"]
+__all__ = [
+    "METRIC_SCHEMA_VERSION",
+    "Alert",
+    "Event",
+    "Metric",
+    "Schema",
+    "Severity",
+    "StepRecord",
+    "schema_of",
+]
 
 METRIC_SCHEMA_VERSION = 1
 """Version of the metric names and their meaning; written into run.json."""
@@ -81,6 +90,16 @@ class Schema:
         return fnmatch.filter(self.names, pattern)
 
 
+@lru_cache(maxsize=256)
+def schema_of(names: tuple[str, ...]) -> Schema:
+    """The schema of a few names, the same object each time.
+
+    Raises:
+        InputError: a name appears twice.
+    """
+    return Schema(names)
+
+
 @dataclass(frozen=True, eq=False)
 class StepRecord:
     """What was measured at one optimizer step.
@@ -99,8 +118,10 @@ class StepRecord:
 
     @classmethod
     def of(cls, step: int, time: float, metrics: Mapping[str, float]) -> StepRecord:
-        """Builds a record with a schema of its own; for few and rare values."""
-        return cls(step, time, Schema(tuple(metrics)), np.array(list(metrics.values()), np.float64))
+        """Builds a record of a few values."""
+        return cls(
+            step, time, schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self.schema.index

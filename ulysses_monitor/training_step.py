@@ -15,6 +15,7 @@ from ulysses_monitor.errors import InputError
 from ulysses_monitor.flops import TrainingFlops, peak_flops
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.ranks import world_size
+from ulysses_monitor.records import schema_of
 
 __all__ = ["TrainingStep", "as_part"]
 
@@ -101,12 +102,12 @@ class TrainingStep:
         return times
 
     def _measured(self, name: str) -> float | None:
-        for names, values in self.parts or ():
-            if name in names:
-                return float(values[names.index(name)])
+        for schema, values in self.parts or ():
+            if name in schema.index:
+                return float(values[schema.index[name]])
         return None
 
 
 def as_part(metrics: Mapping[str, float]) -> Part:
     """Names and values apart, as probes give them."""
-    return tuple(metrics), np.array(list(metrics.values()), np.float64)
+    return schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)

@@ -234,7 +234,7 @@ def test_a_probe_that_raises_is_dropped_after_three_failures_and_harms_no_other(
     capture = Capture(engine, [broken, GradientProbe(layout)], sample_every=1)
     for step in range(1, 6):
         captured = capture.read(step, {"loss": torch.tensor(2.0), "tokens": 3})
-        names = [name for group, _ in captured.parts for name in group]
+        names = [name for schema, _ in captured.parts for name in schema.names]
         assert "grad/norm/total" in names
         assert not any(name.startswith("broken/") for name in names)
         assert captured.extra == {"loss": 2.0, "tokens": 3.0}

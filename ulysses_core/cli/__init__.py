@@ -1,4 +1,4 @@
-"""The command line: `ulysses train`, `doctor`, `report`."""
+"""The command line: `ulysses train`, `attach`, `doctor`, `report`, `board`, `watch`."""
 
 from ulysses_core.cli.app import main
 

@@ -101,12 +101,54 @@ def doctor(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/sft.")],
+    run: Annotated[str, typer.Argument(help="A run directory, such as runs/sft, or a URL.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; report.html in the run if not given.")
+    ] = None,
 ) -> None:
     """Write report.html into a run directory and name it."""
     from ulysses_monitor.analysis import open_run, write_report
 
-    typer.echo(write_report(open_run(run)))
+    typer.echo(write_report(open_run(run), output))
+
+
+@app.command()
+def runs(
+    place: Annotated[
+        str, typer.Argument(metavar="DIR", help="A folder of runs, a glob or a URL.")
+    ] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """List the runs of a folder: state, last step, loss, alerts, when and how long."""
+    from ulysses_core.cli.runs import list_runs
+
+    list_runs(place, as_json=as_json)
+
+
+@app.command()
+def board(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories, or a folder of runs such as runs.")
+    ],
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="0 for any free one; the first from 6006 on if unset."),
+    ] = None,
+) -> None:
+    """Open TensorBoard over some runs, on this machine only."""
+    from ulysses_core.cli.board import board as command
+
+    command(runs, port)
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="A run directory, such as runs/sft, or a URL.")],
+) -> None:
+    """Follow a run in the terminal, live or finished."""
+    from ulysses_core.cli.watch import watch as command
+
+    command(run)
 
 
 def _configure_logging(debug: bool) -> None:

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ulysses_core.config import RunConfig
 
 if TYPE_CHECKING:
     from ulysses_monitor.analysis import RunReader
 
-__all__ = ["plan_table", "summary_table", "two_columns"]
+__all__ = ["plain", "plan_table", "summary_table", "two_columns"]
+
+
+def plain(text: str, style: str = "") -> Text:
+    """`text` as it is: rich's markup in it does nothing, and no escape code gets out."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style)
 
 
 def plan_table(config: RunConfig, processes: int, rows: dict[str, int]) -> None:
@@ -22,13 +28,16 @@ def plan_table(config: RunConfig, processes: int, rows: dict[str, int]) -> None:
     size = config.settings.sequence_parallel_size
     table = two_columns(f"plan of {config.name}")
     table.add_row("stage", f"{config.finetuning.stage}, {config.finetuning.finetuning_type}")
-    table.add_row("model", config.model.model_name_or_path or f"new {config.model.architecture}")
+    model = config.model.model_name_or_path or f"new {config.model.architecture}"
+    table.add_row("model", plain(model))
     table.add_row("processes", f"{processes} = data {processes // size} x sequence {size}")
     table.add_row("deepspeed", _engine(config))
-    table.add_row("data", ", ".join(f"{name} ({count} rows)" for name, count in rows.items()))
-    table.add_row("run directory", str(config.settings.output_dir or f"runs/{config.name}-<time>"))
+    data = ", ".join(f"{name} ({count} rows)" for name, count in rows.items())
+    table.add_row("data", plain(data))
+    place = str(config.settings.output_dir or f"runs/{config.name}-<time>")
+    table.add_row("run directory", plain(place))
     for key, value in config.training.items():
-        table.add_row(key, str(value))
+        table.add_row(plain(key), plain(str(value)))
     Console().print(table)
 
 
@@ -49,25 +58,25 @@ def summary_table(run: RunReader, report: Path | None) -> None:
         ratio = _change(numbers["lora_ratio_first"], numbers["lora_ratio_last"])
         table.add_row("LoRA B/A gradient ratio", ratio)
     table.add_row("tokens per second", _number(numbers["tokens_per_second"], "{:,.0f}"))
-    table.add_row("alerts", _alerts(run))
+    table.add_row("alerts", plain(_alerts(run)))
     table.add_row("monitor's share of the time", _number(numbers["monitor_share"], "{:.2%}"))
-    table.add_row("run directory", str(run.path))
+    table.add_row("run directory", plain(str(run)))
     if report is not None:
-        table.add_row("report", str(report))
+        table.add_row("report", plain(str(report)))
     Console().print(table)
 
 
 def _alerts(run: RunReader) -> str:
-    alerts = run.events("alert")
-    if not len(alerts):
+    alerts = run.event_list("alert")
+    if not alerts:
         return "none"
-    steps = [f"{row.rule} at step {row.step}" for row in alerts.itertuples()]
+    steps = [f"{alert.get('rule', 'a rule')} at step {alert['step']}" for alert in alerts]
     return ", ".join(steps[:3]) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
 
 
 def two_columns(title: str) -> Table:
     """An empty table of names and values."""
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=plain(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     return table

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ulysses_core.data import DataConfig, Stage
+from ulysses_monitor.sinks import check_specs
 
 __all__ = [
     "FinetuningConfig",
@@ -93,6 +94,14 @@ class MonitorConfig(_Section):
     """Write TensorBoard files."""
     rules: Literal["default", "off"] = "default"
     """Alert rules."""
+    sinks: list[str | dict[str, Any]] = []
+    """Further sinks: names, import paths, or a mapping of one of these to its arguments."""
+
+    @field_validator("sinks")
+    @classmethod
+    def _check_sinks(cls, sinks: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+        check_specs(sinks)
+        return sinks
 
 
 class RunSettings(_Section):

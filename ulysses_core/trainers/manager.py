@@ -15,7 +15,7 @@ from ulysses_core.config import RunConfig, load_config
 from ulysses_core.data import load_datasets
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.patching import Undo, undo_all
-from ulysses_monitor.sinks import Sink
+from ulysses_monitor.sinks import Sink, make_sinks
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,7 @@ class UlyssesTrainingManager:
         assert self.run_dir is not None  # noqa: S101 - set by initialize
         monitor = Monitor(
             self.run_dir,
-            sinks=self._sinks,
+            sinks=[*self._sinks, *make_sinks(settings.monitor.sinks)],
             rules="default" if settings.monitor.rules == "default" else [],
             tensorboard=settings.monitor.tensorboard,
             sample_every=settings.monitor.sample_every,

@@ -47,16 +47,26 @@ def write_report(run: RunReader, path: Path | None = None) -> Path:
         path: the file to write; ``report.html`` in the run directory if None.
 
     Raises:
-        InputError: `path` is a directory.
+        InputError: `path` is a directory, or is in none, or is None and the run lies at a URL.
     """
-    path = run.path / "report.html" if path is None else Path(path)
+    path = _place(run) if path is None else Path(path)
     if path.is_dir():
         raise InputError(f"report {path}: is a directory; name a file such as report.html")
+    if not path.parent.is_dir():
+        raise InputError(f"report {path}: no such folder: {path.parent}")
     html = _render(run)
     temporary = path.with_name(f".{path.name}.tmp")
     # A lone surrogate in a run's text has no UTF-8 form: it must not cost the report.
     temporary.write_text(html, encoding="utf-8", errors="replace")
     return temporary.replace(path)
+
+
+def _place(run: RunReader) -> Path:
+    if run.location.local is None:
+        raise InputError(
+            f"report of {run.location}: nothing is written to a URL; name a file: --output FILE"
+        )
+    return run.path / "report.html"
 
 
 def _render(run: RunReader) -> str:

@@ -17,7 +17,6 @@ All are taken back when training ends.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,13 +29,12 @@ from ulysses_monitor.errors import InputError
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.monitor import Monitor, describe_model
 from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.trainer_names import evaluation_name
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["MonitorCallback", "attach", "calling_trainer"]
-
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_/]")
 
 
 def attach(monitor: Monitor, trainer: Any) -> MonitorCallback:
@@ -101,7 +99,7 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         """Records an evaluation's numbers as ``eval/<name>/total``."""
         numbers = {
-            f"eval/{_NOT_IN_NAMES.sub('_', name.removeprefix('eval_'))}/total": float(value)
+            evaluation_name(name): float(value)
             for name, value in (metrics or {}).items()
             if isinstance(value, int | float) and name != "epoch"
         }

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
+from ulysses_monitor.records import Schema
 
 __all__ = ["Capture", "Captured"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
-Part = tuple[tuple[str, ...], Array]
-"""Names and values of what one probe measured."""
+Part = tuple[Schema, Array]
+"""What one probe measured."""
 
 _T = TypeVar("_T")
 _P = TypeVar("_P", bound=Probe)
@@ -75,6 +76,7 @@ class Capture:
         self.sample_every = sample_every
         self._probes = list(probes)
         self._follow_ups = list(follow_ups)
+        self._schemas: dict[str, Schema] = {}
         self._failures = {probe.name: 0 for probe in [*probes, *follow_ups]}
         self._slots = _Slots(engine)
         self._measuring = False
@@ -214,8 +216,14 @@ class Capture:
             if not values.done:
                 self._count_failure(probe)
             elif values.result is not None:
-                measured.append((probe.names, values.result))
+                measured.append((self._schema(probe), values.result))
         return measured
+
+    def _schema(self, probe: Probe) -> Schema:
+        """The same object each time: comparing thousands of names costs more than the record."""
+        if probe.name not in self._schemas:
+            self._schemas[probe.name] = Schema(probe.names)
+        return self._schemas[probe.name]
 
     def _count_failure(self, probe: Probe) -> None:
         """Counts a failure seen by any rank; all ranks count alike, so all disable alike."""

@@ -1,8 +1,9 @@
 """Sinks: where records and events go."""
 
-from ulysses_monitor.sinks.base import Sink, checked_sinks
+from ulysses_monitor.sinks.base import Sink
 from ulysses_monitor.sinks.console import ConsoleSink
 from ulysses_monitor.sinks.memory import MemorySink
+from ulysses_monitor.sinks.specs import check_specs, make_sinks
 from ulysses_monitor.sinks.tensorboard import TensorBoardSink
 
-__all__ = ["ConsoleSink", "MemorySink", "Sink", "TensorBoardSink", "checked_sinks"]
+__all__ = ["ConsoleSink", "MemorySink", "Sink", "TensorBoardSink", "check_specs", "make_sinks"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 
-__all__ = ["Sink", "checked_sinks", "is_lossless", "sink_name"]
+__all__ = ["Sink", "is_lossless", "sink_name"]
 
 
 @runtime_checkable
@@ -17,6 +15,9 @@ class Sink(Protocol):
 
     A method that raises is counted and logged and never reaches the training. An attribute
     ``lossless = True`` asks for a queue that drops nothing; ``name`` is used in messages.
+
+    A method ``open(run_dir, info)``, where there is one, is called before the first item, with the
+    run directory and what run.json holds. A constructor opens nothing: it runs on every rank.
     """
 
     def write(self, item: StepRecord | Event) -> None:
@@ -40,17 +41,3 @@ def sink_name(sink: Sink) -> str:
 def is_lossless(sink: Sink) -> bool:
     """Whether the bus must never drop an item of this sink."""
     return bool(getattr(sink, "lossless", False))
-
-
-def checked_sinks(sinks: Sequence[Sink]) -> list[Sink]:
-    """`sinks` as a list.
-
-    Raises:
-        InputError: one of them lacks a method.
-    """
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            raise InputError(
-                f"monitor: sink {type(sink).__name__} has no write, flush and close methods"
-            )
-    return list(sinks)

@@ -1,17 +1,23 @@
 """The embedded run store: a run directory that any Arrow or Parquet reader can open."""
 
+from ulysses_monitor.store.block import Block, merge
+from ulysses_monitor.store.compaction import compact
 from ulysses_monitor.store.directory import IfExists, RunDirectory, check_free, is_locked
-from ulysses_monitor.store.parts import Block, compact, merge, read_blocks
+from ulysses_monitor.store.location import Location
+from ulysses_monitor.store.mirror import MirrorSink
+from ulysses_monitor.store.reading import MetricsReader
 from ulysses_monitor.store.sink import StoreSink
 
 __all__ = [
     "Block",
     "IfExists",
+    "Location",
+    "MetricsReader",
+    "MirrorSink",
     "RunDirectory",
     "StoreSink",
     "check_free",
     "compact",
     "is_locked",
     "merge",
-    "read_blocks",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,17 +16,16 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.masking import without_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
 
-__all__ = ["IfExists", "RunDirectory", "check_free", "is_locked"]
+__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
 
 IfExists = Literal["refuse", "resume", "overwrite"]
 
 _LOCK = ".lock"
-_OWN = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html")
-_SECRET = re.compile(
-    r"(token(?!i[sz]e)|secret|passw|(api|access|private)_?key|credential|webhook)", re.IGNORECASE
-)
+OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html")
+"""What a run writes into its directory: files and folders."""
 
 
 def is_locked(path: Path) -> bool:
@@ -81,7 +79,12 @@ class RunDirectory:
         self.metrics.mkdir(exist_ok=True)
         self._info: dict[str, Any] = {}
         if (path / "run.json").exists():
-            self._info = json.loads((path / "run.json").read_text())
+            self._info = _read_info(path / "run.json")
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What run.json says."""
+        return self._info
 
     def start(self, info: Mapping[str, Any]) -> None:
         """Writes run.json. Values under keys that name a secret are masked."""
@@ -115,12 +118,23 @@ class RunDirectory:
 
     def _remove_old(self) -> None:
         """Removes what an earlier run wrote there, and nothing else."""
-        for name in _OWN:
+        for name in OWN_FILES:
             old = self.path / name
             if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
             else:
                 old.unlink(missing_ok=True)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); repair it, or replace the run with "
+            "overwrite_output_dir=true"
+        ) from None
+    return info
 
 
 def _take_lock(path: Path) -> IO[str]:
@@ -132,14 +146,3 @@ def _take_lock(path: Path) -> IO[str]:
         raise InputError(f"run directory {path}: in use by a running training") from None
     os.set_inheritable(lock.fileno(), False)
     return lock
-
-
-def without_secrets(value: Any, masked: bool = False) -> Any:
-    """`value` with every string under a key that names a secret masked, at any depth."""
-    if isinstance(value, Mapping):
-        return {
-            k: without_secrets(v, masked or bool(_SECRET.search(str(k)))) for k, v in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [without_secrets(v, masked) for v in value]
-    return "***" if masked and isinstance(value, str) and value else value

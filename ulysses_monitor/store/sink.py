@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import IO, Any
+from weakref import WeakKeyDictionary
 
+from ulysses_monitor.json_ready import encodable, event_as_json
 from ulysses_monitor.records import Event, Schema, StepRecord
-from ulysses_monitor.store.directory import RunDirectory, without_secrets
-from ulysses_monitor.store.parts import PartWriter, compact, next_part
+from ulysses_monitor.store.appending import AppendFile
+from ulysses_monitor.store.compaction import compact, is_small
+from ulysses_monitor.store.directory import RunDirectory
+from ulysses_monitor.store.location import Location
+from ulysses_monitor.store.part import write_part
+from ulysses_monitor.store.reading import list_files
+from ulysses_monitor.store.tail import Tail, read_tail
 
 __all__ = ["StoreSink"]
+
+_PART_BYTES = 64 << 20
+_PART_ROWS = 64, 4096
+"""Fewest and most steps of a part."""
+
+_OPEN_TAILS = 32
 
 
 class StoreSink:
@@ -19,62 +30,79 @@ class StoreSink:
 
     Args:
         directory: the run directory, held for writing.
+        part_rows: steps of a part; as many as 64 MiB hold where not given.
     """
 
     name = "store"
     lossless = True
 
-    def __init__(self, directory: RunDirectory) -> None:
-        self._directory = directory
-        self._parts: dict[Schema, PartWriter] = {}
+    def __init__(self, directory: RunDirectory, part_rows: int | None = None) -> None:
+        self._part_rows = part_rows
+        self._directory = directory.metrics
+        self._number = 1 + max(
+            (f.number for f in list_files(Location.of(self._directory))), default=-1
+        )
+        self._tails: dict[tuple[str, ...], Tail] = {}
+        self._of_schema: WeakKeyDictionary[Schema, Tail] = WeakKeyDictionary()
         self._events = _open_events(directory.path / "events.jsonl")
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
-        if isinstance(item, StepRecord):
-            self._part(item.schema).write(item)
+        if isinstance(item, Event):
+            line = json.dumps(event_as_json(item), ensure_ascii=False, default=str) + "\n"
+            self._events.write(encodable(line).encode())
         else:
-            self._events.write(json.dumps(_as_json(item), ensure_ascii=False) + "\n")
+            self._tail(item.schema).write(item)
 
-    def _part(self, schema: Schema) -> PartWriter:
-        if schema not in self._parts:
-            self._parts[schema] = PartWriter(next_part(self._directory.metrics), schema)
-        return self._parts[schema]
+    def _tail(self, schema: Schema) -> Tail:
+        """The tail for the schema's names, whatever object they come in, with room for a step."""
+        tail = self._of_schema.get(schema) or self._tails.get(schema.names)
+        limit = self._part_rows or _rows_of_a_part(len(schema.names))
+        if tail is not None and tail.rows >= limit:
+            self._seal(tail)
+            tail = None
+        if tail is None:
+            if len(self._tails) >= _OPEN_TAILS:
+                self._seal(next(iter(self._tails.values())))
+            tail = self._tails[schema.names] = Tail(self._directory, self._number, schema)
+            self._number += 1
+        self._of_schema[schema] = tail
+        return tail
+
+    def _seal(self, tail: Tail) -> None:
+        """Turns a tail into a part. What is on the disk counts: it is read, not remembered."""
+        tail.flush()
+        self._of_schema = WeakKeyDictionary()
+        del self._tails[tail.schema.names]
+        tail.close()
+        block, _ = read_tail(tail.path.read_bytes())
+        write_part(self._directory, tail.number, block)
+        tail.path.unlink()
 
     def flush(self) -> None:
         """See `Sink.flush`."""
-        for part in self._parts.values():
-            part.flush()
+        for tail in self._tails.values():
+            tail.flush()
         self._events.flush()
 
     def close(self) -> None:
-        """Ends the parts and compacts them."""
-        for part in self._parts.values():
-            part.close()
+        """Seals the tails, and compacts a run where that takes seconds only."""
         self._events.close()
-        compact(self._directory.metrics)
+        for tail in list(self._tails.values()):
+            self._seal(tail)
+        if is_small(self._directory):
+            compact(self._directory)
 
 
-def _open_events(path: Path) -> IO[str]:
+def _rows_of_a_part(metrics: int) -> int:
+    fewest, most = _PART_ROWS
+    return min(most, max(fewest, _PART_BYTES // (4 * max(1, metrics))))
+
+
+def _open_events(path: Path) -> AppendFile:
     """Opens for appending, on a line of its own where a killed writer left half a line."""
     torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    events = path.open("a", encoding="utf-8")
+    events = AppendFile(path)
     if torn:
-        events.write("\n")
+        events.write(b"\n")
     return events
-
-
-def _as_json(event: Event) -> dict[str, Any]:
-    data = without_secrets(dict(event.data))
-    return {"kind": event.kind, "step": event.step, "time": event.time, **_finite(data)}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no Inf: they become strings, which every reader understands."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -1,48 +1,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from recorded import curve, training, write_run
 
 import ulysses_monitor as um
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store import RunDirectory, StoreSink
-
-
-def write_run(path: Path, items: list[Any], status: str | None = "finished") -> um.RunReader:
-    """A run with `items`; with no status it is left as a crash leaves it."""
-    directory = RunDirectory(path)
-    directory.start({"engine": "ddp", "world_size": 2})
-    sink = StoreSink(directory)
-    for item in items:
-        sink.write(item)
-    sink.close()
-    directory.release() if status is None else directory.finish(status)
-    return um.open_run(path)
-
-
-def training(steps: int) -> list[StepRecord]:
-    return [
-        StepRecord.of(
-            step,
-            float(step),
-            {
-                "train/loss/total": 10.0 - step,
-                "train/step_seconds/total": 2.0,
-                "train/tokens_per_second/total": 100.0,
-                "grad/norm/total": 1.0,
-                "grad/norm/layer/0": 0.5,
-                "grad/norm/layer/10": 0.25,
-                "lora/grad_ratio_B_A/total": np.inf if step == 1 else 10.0 / step,
-                "monitor/overhead_seconds/total": 0.02,
-            },
-        )
-        for step in range(1, steps + 1)
-    ]
 
 
 def test_patterns_choose_columns_and_no_pattern_gives_all(tmp_path: Path) -> None:
@@ -126,3 +101,165 @@ def test_the_summary_of_a_run_that_recorded_nothing(tmp_path: Path) -> None:
     assert (summary["status"], summary["steps"], summary["alerts"]) == ("crashed", 0, 0)
     assert summary["loss_first"] is None
     assert summary["monitor_share"] is None
+
+
+# -- selecting ---------------------------------------------------------------------------------
+
+
+def test_names_are_given_without_values_in_the_order_of_the_schema(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(2))
+    assert run.names() == list(run.metrics().columns)
+    assert run.names("grad/norm/layer/*") == ["grad/norm/layer/0", "grad/norm/layer/10"]
+    assert run.names("no/such/*") == []
+
+
+def test_steps_are_chosen_with_both_ends_and_either_may_be_open(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(10))
+    assert run.metrics(steps=(3, 5)).index.tolist() == [3, 4, 5]
+    assert run.metrics(steps=(None, 2)).index.tolist() == [1, 2]
+    assert run.metrics(steps=(9, None)).index.tolist() == [9, 10]
+    assert run.metrics(steps=(20, 30)).empty
+
+
+def test_times_are_seconds_datetimes_or_iso_strings(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 2, 3, 4, 0, tzinfo=UTC)
+    values = curve("train/loss/total", range(10), start=start.timestamp())
+    run = write_run(tmp_path / "run", values)
+    expected = [3, 4]
+    seconds = (start.timestamp() + 3, start.timestamp() + 4)
+    moments = [datetime.fromtimestamp(t, UTC) for t in seconds]
+    for first, last in (
+        seconds,
+        moments,
+        [m.isoformat() for m in moments],
+        [pd.Timestamp(m) for m in moments],
+        [datetime.fromtimestamp(t).isoformat() for t in seconds],
+    ):
+        assert run.metrics(times=(first, last)).index.tolist() == expected
+    assert run.metrics(times=(moments[1], None), steps=(None, 5)).index.tolist() == [4, 5]
+
+
+def test_a_clock_that_was_set_back_does_not_hide_steps(tmp_path: Path) -> None:
+    times = [100.0, 101.0, 50.0, 51.0, 102.0]
+    items = [StepRecord.of(step, at, {"train/loss/total": 1.0}) for step, at in enumerate(times, 1)]
+    run = write_run(tmp_path / "run", items)
+    assert run.metrics(times=(100, 102)).index.tolist() == [1, 2, 5]
+    assert run.metrics(times=(None, 60)).index.tolist() == [3, 4]
+    assert run.times().tolist() == times
+    assert run.times().index.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"steps": 5}, "give (first, last)"),
+        ({"steps": (1.5, None)}, "steps: got 1.5; allowed are whole numbers"),
+        ({"steps": (5, 1)}, "steps: 5 comes after 1"),
+        ({"times": ("yesterday-ish", None)}, "times: got 'yesterday-ish'; allowed are seconds"),
+        ({"times": (float("nan"), None)}, "times: got nan"),
+        ({"points": 1}, "points: got 1"),
+        ({"points": 5.0}, "points: got 5.0"),
+    ],
+)
+def test_a_selection_that_cannot_be_read_is_refused(
+    tmp_path: Path, selection: dict[str, Any], message: str
+) -> None:
+    run = write_run(tmp_path / "run", training(3))
+    with pytest.raises(InputError) as caught:
+        run.metrics(**selection)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_points_thin_a_frame_to_true_rows(tmp_path: Path) -> None:
+    values = np.sin(np.arange(500) / 20)
+    values[321] = 40.0
+    run = write_run(tmp_path / "run", curve("train/loss/total", values))
+    whole, thinned = run.metrics(), run.metrics(points=50)
+    assert len(thinned) <= 50
+    assert thinned.equals(whole.loc[thinned.index])
+    assert 322 in thinned.index
+    assert list(thinned.index[[0, -1]]) == [1, 500]
+
+
+# -- damage and life ---------------------------------------------------------------------------
+
+
+def test_a_damaged_part_is_named_once_and_the_rest_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.start({})
+    sink = StoreSink(directory)
+    for step in range(1, 101):
+        sink.write(StepRecord.of(step, step, {"train/loss/total": 1.0}))
+        sink.write(StepRecord.of(step, step, {"eval/loss/total": 2.0}))
+    sink.flush()
+    first = min(p for p in (tmp_path / "run/metrics").iterdir())
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    first.write_bytes(content)
+    run = um.open_run(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        assert run.metrics()["eval/loss/total"].notna().sum() == 100
+        run.metrics()
+    assert list(run.damaged) == [f"metrics/{first.name}"]
+    assert [first.name in line for line in caplog.messages] == [True]
+    directory.release()
+
+
+def test_a_damaged_run_json_is_an_input_error(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(2))
+    for content in ('{"name": "ru', "[1, 2]"):
+        (tmp_path / "run/run.json").write_text(content)
+        with pytest.raises(InputError, match=r"run\.json"):
+            _ = run.info
+        assert len(run.metrics()) == 2
+
+
+def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [])
+    lines = ['{"kind": "note"}', "[]", "3", '{"step": 4}', "null", "", '{"kind": "a", "step": 2}']
+    (tmp_path / "run/events.jsonl").write_text("\n".join(lines))
+    assert um.open_run(tmp_path / "run").events()["kind"].tolist() == ["note", "a"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.store import RunDirectory, StoreSink
+
+directory = RunDirectory(Path(sys.argv[1]))
+directory.start({"max_steps": 10000})
+sink = StoreSink(directory)
+for step in range(1, 10000):
+    sink.write(StepRecord.of(step, time.time(), {"train/loss/total": 1 / step}))
+    if step % 5 == 0:
+        sink.write(Event(kind="alert", step=step, time=time.time(), data={"rule": "five"}))
+    sink.flush()
+    print(step, flush=True)
+    time.sleep(0.005)
+"""
+
+
+def test_a_run_that_another_process_writes_is_followed_until_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        run = um.open_run(tmp_path / "run")
+        seen = []
+        for _ in range(5):
+            told = int(writer.stdout.readline())
+            frame = run.metrics()
+            assert frame.index.tolist() == list(range(1, len(frame) + 1))
+            assert len(frame) >= told
+            assert len(run.alerts()) >= told // 5
+            assert run.info["status"] == "running"
+            seen.append(len(frame))
+            time.sleep(0.05)
+        assert seen == sorted(set(seen))
+        writer.kill()
+    assert run.info["status"] == "crashed"
+    assert len(run.metrics()) >= seen[-1]

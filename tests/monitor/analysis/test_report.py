@@ -21,10 +21,11 @@ from ulysses_monitor.analysis.figures import thin, to_svg
 from ulysses_monitor.analysis.formatting import change, count, duration, number, share, tick, when
 from ulysses_monitor.analysis.layers import layer_grid, plot_layers
 from ulysses_monitor.analysis.plots import plot_gradient_norm, plot_lora, plot_loss, plot_metric
+from ulysses_monitor.analysis.sources import DirectorySource
 from ulysses_monitor.analysis.tables import event_rows, largest_gradients, most_unbalanced
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Alert, Event, Schema, StepRecord
-from ulysses_monitor.store import RunDirectory, StoreSink
+from ulysses_monitor.store import Location, RunDirectory, StoreSink
 
 NAN, INF = float("nan"), float("inf")
 EVIL = "<script>alert('$x^{$')</script>"
@@ -229,8 +230,8 @@ def test_the_report_is_replaced_only_when_complete(run: RunReader, tmp_path: Pat
     path = tmp_path / "own.html"
     assert write_report(run, path) == path
     before = path.read_text()
-    broken = RunReader(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError):
+    broken = RunReader(DirectorySource(Location.of(tmp_path / "nowhere")), tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"run\.json: cannot be read"):
         write_report(broken, path)
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["own.html"]

@@ -20,12 +20,12 @@ import ulysses_monitor as um
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Event, Schema, StepRecord
 from ulysses_monitor.store import (
+    Location,
     RunDirectory,
     StoreSink,
     check_free,
     compact,
     is_locked,
-    read_blocks,
 )
 
 NAMES = ("train/loss/total", "grad/norm/total", "grad/norm/layer/0")
@@ -58,6 +58,18 @@ def write_crashed_run(path: Path, records: list[StepRecord], if_exists: Any = "r
     for item in records:
         sink.write(item)
     sink.flush()
+    directory.release()
+
+
+TAIL = "_tail-00000.arrows"
+
+
+def write_flushed(path: Path, steps: range) -> None:
+    """As a run that is slow enough for each step to be written by itself."""
+    directory, sink = open_store(path)
+    for step in steps:
+        sink.write(record(step))
+        sink.flush()
     directory.release()
 
 
@@ -108,15 +120,15 @@ def test_a_live_run_is_readable_after_each_flush(tmp_path: Path) -> None:
 # -- crashes ----------------------------------------------------------------------------------
 
 
-def test_a_part_torn_at_any_byte_serves_its_whole_steps_and_no_other_value(tmp_path: Path) -> None:
-    write_crashed_run(tmp_path / "run", [record(step) for step in range(1, 21)])
-    whole = (tmp_path / "run/metrics/part-00000.arrows").read_bytes()
+def test_a_tail_torn_at_any_byte_serves_its_whole_steps_and_no_other_value(tmp_path: Path) -> None:
+    write_flushed(tmp_path / "run", range(1, 21))
+    whole = (tmp_path / "run/metrics" / TAIL).read_bytes()
     truth = um.open_run(tmp_path / "run").metrics()
     assert len(truth) == 20
     lengths = []
     for cut in sorted({0, 1, 7, len(whole) - 1, *range(0, len(whole), len(whole) // 60)}):
         shutil.copytree(tmp_path / "run", tmp_path / "torn")
-        (tmp_path / "torn/metrics/part-00000.arrows").write_bytes(whole[:cut])
+        (tmp_path / "torn/metrics" / TAIL).write_bytes(whole[:cut])
         served = um.open_run(tmp_path / "torn").metrics()
         lengths.append(len(served))
         if len(served):
@@ -129,11 +141,11 @@ def test_a_part_torn_at_any_byte_serves_its_whole_steps_and_no_other_value(tmp_p
     assert len(set(lengths)) > 15
 
 
-def test_a_torn_part_is_compacted_to_its_whole_steps_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_torn_tail_is_compacted_to_its_whole_steps_when_the_run_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    write_crashed_run(run, [record(step) for step in range(1, 6)])
-    part = run / "metrics/part-00000.arrows"
-    part.write_bytes(part.read_bytes()[:-10])
+    write_flushed(run, range(1, 6))
+    tail = run / "metrics" / TAIL
+    tail.write_bytes(tail.read_bytes()[:-10])
     write_run(run, [record(step) for step in range(5, 8)], "resume")
     assert files(run) == ["metrics.parquet"]
     assert um.open_run(run).metrics()["train/loss/total"].tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -185,8 +197,7 @@ def test_a_killed_writer_leaves_a_run_that_opens_and_a_free_directory(tmp_path: 
     reader = um.open_run(run)
     assert reader.info["status"] == "crashed"
     frame = reader.metrics()
-    blocks = read_blocks(run / "metrics", lambda _: True)
-    assert killed - max(block.times.max() for block in blocks) < 1.0
+    assert killed - reader.times().max() < 1.0
     assert frame.index.tolist() == list(range(1, len(frame) + 1))
     np.testing.assert_array_equal(frame["b/b/b"], 2.0 * frame["a/a/a"])
     assert len(reader.events("alert")) >= 4
@@ -266,9 +277,9 @@ def test_a_compaction_that_was_interrupted_before_the_parts_went_is_repeated_saf
     run = tmp_path / "run"
     write_crashed_run(run, [record(step) for step in range(1, 4)])
     write_crashed_run(run, [record(s, at=100, scale=10) for s in (2, 3)], "resume")
-    parts = {p.name: p.read_bytes() for p in (run / "metrics").glob("part-*")}
+    parts = {p.name: p.read_bytes() for p in (run / "metrics").iterdir()}
     compact(run / "metrics")
-    for keep in (["part-00000.arrows", "part-00001.arrows"], ["part-00001.arrows"]):
+    for keep in (["_tail-00000.arrows", "_tail-00001.arrows"], ["_tail-00001.arrows"]):
         for name in keep:
             (run / "metrics" / name).write_bytes(parts[name])
         (run / "metrics/.metrics.parquet.tmp").write_bytes(b"half a file")
@@ -283,16 +294,16 @@ def test_a_reader_that_meets_the_compaction_still_gets_everything(
     """The parts go between the reader's listing and its reading of them."""
     run = tmp_path / "run"
     write_crashed_run(run, [record(step) for step in range(1, 4)])
-    listing, calls = Path.glob, []
+    listing, calls = Location.children, []
 
-    def glob(self: Path, pattern: str) -> Any:
-        found = list(listing(self, pattern))
-        if not calls:
-            calls.append(pattern)
+    def children(self: Location) -> list[str]:
+        found = listing(self)
+        calls.append(found)
+        if len(calls) == 2:  # after the second look, which found the same as the first
             compact(run / "metrics")
         return found
 
-    monkeypatch.setattr(Path, "glob", glob)
+    monkeypatch.setattr(Location, "children", children)
     assert um.open_run(run).metrics().index.tolist() == [1, 2, 3]
     assert files(run) == ["metrics.parquet"]
 

@@ -1,0 +1,114 @@
+"""`ulysses board`: TensorBoard over some runs, on this machine only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ulysses_monitor.errors import InputError
+
+__all__ = ["board", "find_runs"]
+
+
+def board(paths: Sequence[Path], port: int | None) -> None:
+    """Serves TensorBoard until Ctrl-C.
+
+    Args:
+        paths: run directories, or directories of runs.
+        port: where; 0 for any that is free, None for the first free one from 6006 on.
+
+    Raises:
+        InputError: there is no run at a path, or the port is taken.
+    """
+    runs = find_runs(paths)
+    signal.signal(signal.SIGTERM, _raise_exit)
+    with tempfile.TemporaryDirectory(prefix="ulysses-board-") as folder:
+        for name, run in runs.items():
+            link = Path(folder, name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((run / "tensorboard").resolve(), target_is_directory=True)
+        try:
+            url = _launch(folder, port)
+            count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+            typer.echo(f"TensorBoard of {count}: {url}#custom_scalars (Ctrl-C ends it)")
+            sys.stdout.flush()
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            typer.echo("")
+
+
+def find_runs(paths: Sequence[Path]) -> dict[str, Path]:
+    """The runs with TensorBoard files at `paths`, by names that tell them apart.
+
+    Raises:
+        InputError: there is none at one of them.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = [path] if _has_events(path) else _inside(path)
+        if not inside:
+            raise InputError(f"run {path}: {_reason(path)}")
+        found += [run for run in inside if run not in found]
+    return dict(zip(_names(found), found, strict=True))
+
+
+def _inside(path: Path) -> list[Path]:
+    return sorted(run for run in path.iterdir() if _has_events(run)) if path.is_dir() else []
+
+
+def _has_events(run: Path) -> bool:
+    return (run / "tensorboard").is_dir()
+
+
+def _reason(path: Path) -> str:
+    if not path.exists():
+        return "no such folder; name a run directory such as runs/sft, or a folder of runs"
+    if (path / "run.json").is_file():
+        return "it has no tensorboard folder; it was recorded with tensorboard=false"
+    return "no run there; name a run directory such as runs/sft, or a folder of runs"
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' own names, with as many of those above as it takes to tell them apart."""
+    parts = [run.resolve().parts[1:] for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(i) for i in range(len(runs))]
+
+
+def _launch(folder: str, port: int | None) -> str:
+    """Starts TensorBoard on a thread of this process; it ends with it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from tensorboard import default, program
+    from tensorboard.util import tb_logging
+
+    tb_logging.get_logger().setLevel(logging.ERROR)
+    server = program.TensorBoard(default.get_plugins())
+    arguments = ["tensorboard", "--logdir", folder, "--host", "127.0.0.1"]
+    arguments += ["--samples_per_plugin", "images=100,text=200"]
+    if port is not None:
+        arguments += ["--port", str(port)]
+    server.configure(arguments)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # which advertises its data loader
+            url: str = server.launch()
+    except program.TensorBoardServerException as error:
+        raise InputError(f"port {port or 6006}: {error.msg.splitlines()[0]}") from error
+    return url
+
+
+def _raise_exit(*_: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,204 @@
+"""What waits for a sink: bounded, and either the oldest goes or some of it goes to disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from contextlib import AbstractContextManager
+from tempfile import TemporaryFile
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from ulysses_monitor.records import Event, StepRecord
+
+__all__ = ["Entry", "Item", "LosslessQueue", "Queue"]
+
+Item = StepRecord | Event
+
+_OVERHEAD = 512
+"""Bytes that an item takes beside its values, about."""
+
+
+def _size(item: Item) -> int:
+    return _OVERHEAD + (item.values.nbytes if isinstance(item, StepRecord) else 0)
+
+
+class Entry:
+    """A place in a lossless queue: its item, or where its values lie on disk."""
+
+    __slots__ = ("_item", "_offset", "_schema", "_spill", "_step", "_time")
+
+    def __init__(self, item: Item) -> None:
+        self._item: Item | None = item
+
+    def item(self) -> Item:
+        """The item; read from disk where it lies there."""
+        item = self._item
+        if item is None:
+            values = self._spill.read(self._offset, len(self._schema.names))
+            item = StepRecord(self._step, self._time, self._schema, values)
+        return item
+
+    def move(self, spill: Spill) -> None:
+        """Moves the values to disk; nobody waits for it, and `item` may be called meanwhile.
+
+        Raises:
+            OSError: there is no room; the item stays where it is.
+        """
+        item = self._item
+        if isinstance(item, StepRecord):
+            self._spill, self._offset = spill, spill.write(item.values)
+            self._schema, self._step, self._time = item.schema, item.step, item.time
+            self._item = None
+
+
+class Spill:
+    """Values in a temporary file that has no name: nothing is left of it whatever happens.
+
+    Args:
+        limit: bytes that it may hold.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._end = limit, 0
+        self._file: IO[bytes] = TemporaryFile(prefix="ulysses-spill-")  # noqa: SIM115
+
+    def write(self, values: npt.NDArray[np.float64]) -> int:
+        """Appends values; where they begin.
+
+        Raises:
+            OSError: there is no room.
+        """
+        if self._end + values.nbytes > self._limit:
+            raise OSError(errno.ENOSPC, "the spill file is full")
+        offset, data = self._end, np.ascontiguousarray(values).view(np.uint8).data
+        while data:
+            count = os.pwrite(self._file.fileno(), data, self._end)
+            data, self._end = data[count:], self._end + count
+        return offset
+
+    def read(self, offset: int, count: int) -> npt.NDArray[np.float64]:
+        """`count` values that were written at `offset`."""
+        return np.frombuffer(os.pread(self._file.fileno(), 8 * count, offset), np.float64)
+
+
+class Queue:
+    """First in, first out; the oldest items are dropped where there is no room.
+
+    Args:
+        limit: bytes that may wait.
+
+    Attributes:
+        dropped: items that were dropped.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._entries: deque[Entry] = deque()
+        self._in_hand: Entry | None = None
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._entries) + (self._in_hand is not None)
+
+    def put(self, item: Item) -> None:
+        """Adds an item; constant time."""
+        self._entries.append(Entry(item))
+        self._bytes += _size(item)
+        while self._bytes > self._limit and len(self._entries) > 1:
+            self._take()
+            self.dropped += 1
+
+    def first(self) -> Entry:
+        """The oldest item's entry, which stays, and is dropped no more."""
+        if self._in_hand is None:
+            self._in_hand = self._take()
+        return self._in_hand
+
+    def done(self) -> None:
+        """Takes away what `first` gave."""
+        self._in_hand = None
+
+    def _take(self) -> Entry:
+        entry = self._entries.popleft()
+        self._bytes -= _size(entry.item())
+        return entry
+
+
+class LosslessQueue:
+    """First in, first out; what does not fit in memory is moved to disk by `spill`.
+
+    Only where that is full or too slow, too, the newest record is dropped.
+
+    Args:
+        limit: bytes that may wait in memory; four times as many until they are moved.
+        spill_limit: bytes that may wait on disk.
+
+    Attributes:
+        dropped: records that were dropped.
+    """
+
+    def __init__(self, limit: int, spill_limit: int) -> None:
+        self._limit, self._spill_limit = limit, spill_limit
+        self._bytes = 0
+        self._entries: deque[Entry] = deque()
+        self._in_memory: deque[tuple[Entry, int]] = deque()
+        self._spill: Spill | None = None
+        self._cannot_spill = False
+        self._moving: Entry | None = None
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, item: Item) -> None:
+        """Adds an item; constant time."""
+        size = _size(item)
+        if isinstance(item, StepRecord) and self._bytes + size > 4 * self._limit:
+            self.dropped += 1
+            return
+        entry = Entry(item)
+        self._entries.append(entry)
+        self._in_memory.append((entry, size))
+        self._bytes += size
+
+    def first(self) -> Entry:
+        """The oldest item's entry, which stays."""
+        return self._entries[0]
+
+    def done(self) -> None:
+        """Takes away what `first` gave."""
+        entry = self._entries.popleft()
+        if entry is self._moving:
+            self._moving = None
+        if self._in_memory and self._in_memory[0][0] is entry:
+            self._bytes -= self._in_memory.popleft()[1]
+        if not self._entries:
+            self._spill = None
+
+    @property
+    def overflows(self) -> bool:
+        """Whether `spill` has something to do."""
+        return self._bytes > self._limit and not self._cannot_spill
+
+    def spill(self, lock: AbstractContextManager[object]) -> None:
+        """Moves the oldest records in memory to disk; `lock` guards every other method."""
+        while True:
+            with lock:
+                if not self.overflows:
+                    return
+                spill = self._spill = self._spill or Spill(self._spill_limit)
+                entry, size = self._in_memory.popleft()
+                self._bytes -= size
+                self._moving = entry
+            try:
+                entry.move(spill)
+            except OSError:
+                with lock:
+                    self._cannot_spill = True
+                    if self._moving is entry:  # nobody took it away meanwhile
+                        self._bytes += size
+                        self._in_memory.appendleft((entry, size))

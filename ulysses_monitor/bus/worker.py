@@ -1,0 +1,207 @@
+"""The queue and the thread of one sink."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ulysses_monitor.bus.health import MAX_FAILURES, Change, Health
+from ulysses_monitor.bus.queues import Item, LosslessQueue, Queue
+from ulysses_monitor.masking import masked_text
+from ulysses_monitor.sinks.base import Sink, is_lossless, sink_name
+
+__all__ = ["Report", "Worker"]
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[Mapping[str, Any]], None]
+
+_FLUSH_SECONDS = 0.25
+"""Longest wait of a written item for a flush: with the store's own wait, a step is safe in one
+second."""
+
+_HANG_SECONDS = 30.0
+_LOSSLESS_PAUSE = 0.1
+
+
+class Worker:
+    """Writes to one sink what is put on its queue.
+
+    An item is kept and tried again where the failure is the medium's (`OSError`: a full disk, a
+    server that is away); any other failure is the item's own, which is dropped.
+
+    Args:
+        sink: the sink.
+        limit: bytes that may wait in memory.
+        spill_limit: bytes that may wait on disk for a lossless sink.
+        report: told what happens to the sink.
+        opening: arguments of the sink's `open`, if it has one and is to be opened.
+
+    Attributes:
+        name: the sink's.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        limit: int,
+        spill_limit: int,
+        report: Report,
+        opening: tuple[Any, ...] | None = None,
+    ) -> None:
+        self.name = sink_name(sink)
+        self._sink, self._report = sink, report
+        lossless = is_lossless(sink)
+        self._queue = LosslessQueue(limit, spill_limit) if lossless else Queue(limit)
+        self._opening = opening if hasattr(sink, "open") else None
+        self._health = Health()
+        self._lock = threading.Condition()
+        self._deadline: float | None = None
+        self._lost = 0
+        self._unflushed, self._flushed = 0, time.monotonic()
+        self._busy_since: float | None = None
+        self._said_hanging = False
+        self._is_spilling = False
+        self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Items that the sink did not get."""
+        return self._queue.dropped + self._lost
+
+    def put(self, item: Item) -> None:
+        """Queues an item; never waits for the sink."""
+        with self._lock:
+            self._queue.put(item)
+            self._lock.notify()
+            self._spill_what_overflows()
+        self._look_for_hanging()
+
+    def _spill_what_overflows(self) -> None:
+        queue = self._queue
+        if isinstance(queue, LosslessQueue) and queue.overflows and not self._is_spilling:
+            self._is_spilling = True
+            threading.Thread(target=self._spill, args=[queue], name="spill", daemon=True).start()
+
+    def _spill(self, queue: LosslessQueue) -> None:
+        try:
+            queue.spill(self._lock)
+        finally:
+            self._is_spilling = False
+
+    def _look_for_hanging(self) -> None:
+        since = self._busy_since
+        if since is not None and not self._said_hanging:
+            seconds = time.monotonic() - since
+            if seconds > _HANG_SECONDS:
+                self._said_hanging = True
+                logger.warning("monitor: sink %s stands still for %.0f s", self.name, seconds)
+
+    def stop(self, deadline: float) -> None:
+        """Asks the thread to write out what waits, close the sink and end.
+
+        Args:
+            deadline: monotonic seconds after which it gives up.
+        """
+        with self._lock:
+            self._deadline = deadline
+            self._health.hurry()
+            self._lock.notify()
+
+    def join(self, timeout: float) -> None:
+        """Waits for the thread."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.error(
+                "monitor: sink %s did not finish in time; its last records may be missing",
+                self.name,
+            )
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        opening = self._opening or ()
+        while self._wait():
+            if self._opening is not None:
+                self._opening = None if self._attempt("open", lambda: opening) else opening
+            elif self._flush_is_due():
+                self._unflushed = 0 if self._attempt("flush") else self._unflushed
+                self._flushed = time.monotonic()
+            elif len(self._queue):
+                self._write_first()
+            else:
+                break
+        with self._lock:
+            self._lost += len(self._queue)
+        if not self._attempt("close"):
+            self._lost += self._unflushed
+
+    def _wait(self) -> bool:
+        """Waits until there is something to do; false where the time is over."""
+        with self._lock:
+            while True:
+                now = time.monotonic()
+                if self._deadline is not None and (now >= self._deadline or self._is_hopeless()):
+                    return False
+                pause = self._health.pause(now)
+                if not pause and (len(self._queue) or self._unflushed or self._deadline):
+                    return True
+                if self._deadline is not None:
+                    pause = min(pause, self._deadline - now)
+                self._lock.wait(pause or None)
+
+    def _is_hopeless(self) -> bool:
+        """The run's end does not wait for a live sink that is off."""
+        return self._health.off and not isinstance(self._queue, LosslessQueue)
+
+    def _flush_is_due(self) -> bool:
+        if not self._unflushed:
+            return False
+        if self._health.is_failing("flush") or not len(self._queue):
+            return True
+        return time.monotonic() - self._flushed >= _FLUSH_SECONDS
+
+    def _write_first(self) -> None:
+        with self._lock:
+            entry = self._queue.first()
+        if self._attempt("write", lambda: (entry.item(),)):
+            self._unflushed += 1
+            with self._lock:
+                self._queue.done()
+
+    def _attempt(self, method: str, arguments: Callable[[], tuple[Any, ...]] = tuple) -> bool:
+        """Calls the sink; false where the same is to be tried again."""
+        self._busy_since = time.monotonic()
+        try:
+            getattr(self._sink, method)(*arguments())
+        except Exception as error:  # noqa: BLE001 - a sink may raise anything; it is reported
+            self._say(self._health.failed(method, time.monotonic()), error)
+            again = isinstance(error, OSError) or method != "write"
+            self._lost += method == "write" and not again
+            return not again
+        finally:
+            self._busy_since = None
+        self._say(self._health.succeeded(method))
+        return True
+
+    def _say(self, change: Change | None, error: Exception | None = None) -> None:
+        if change is None:
+            return
+        reason = masked_text(f"{type(error).__name__}: {error}") if error else ""
+        if change == "failed":
+            logger.warning("monitor: sink %s failed: %s", self.name, reason)
+        elif change == "off":
+            logger.error(
+                "monitor: sink %s failed %d times in a row: off, and tried again later: %s",
+                self.name,
+                MAX_FAILURES,
+                reason,
+            )
+        else:
+            logger.warning("monitor: sink %s works again", self.name)
+        about = {"sink": self.name, "state": change, "dropped": self.dropped}
+        self._report(about | ({"error": reason} if error else {}))

@@ -1,0 +1,123 @@
+"""The console sink."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+
+from rich.console import Console
+from rich.text import Text
+
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.console.live import LiveTable
+from ulysses_monitor.sinks.console.state import HELD_OUT, SECONDS, RunState, alert_text, engine_text
+from ulysses_monitor.sinks.console.table import clean, style_of
+
+__all__ = ["ConsoleSink"]
+
+_SHOWN = (
+    ("loss", "train/loss/total", "{:.3f}"),
+    ("grad norm", "grad/norm/total", "{:.3g}"),
+    ("tokens/s", "train/tokens_per_second/total", "{:,.0f}"),
+)
+
+
+class ConsoleSink:
+    """Progress, evaluations and alerts for people.
+
+    On a terminal, a table that is redrawn in place, and prints of the training go above it; else
+    plain lines.
+
+    Args:
+        console: where to write; standard error if not given.
+        every_seconds: pause between two lines where there is no terminal.
+        run_name: for the table's title.
+    """
+
+    name = "console"
+
+    def __init__(
+        self, console: Console | None = None, every_seconds: float = 10.0, *, run_name: str = ""
+    ) -> None:
+        self._console = console or _standard_error()
+        self._every = every_seconds
+        self._printed = -math.inf
+        self._unprinted: StepRecord | None = None
+        self._state = RunState(run_name)
+        self._live: LiveTable | None = None
+
+    def write(self, item: StepRecord | Event) -> None:
+        """See `Sink.write`."""
+        if isinstance(item, Event) and item.kind == "start":
+            self._state = RunState(self._state.name)
+        self._state.add(item)
+        if self._console.is_interactive:
+            self._show(item)
+        elif isinstance(item, Event):
+            self._print_event(item)
+        else:
+            self._print_record(item)
+
+    def flush(self) -> None:
+        """Redraws the table, if that was some time ago."""
+        if self._live is not None:
+            self._live.redraw()
+
+    def close(self) -> None:
+        """Leaves the table as it is, and the terminal as it was."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    # -- on a terminal -----------------------------------------------------------------------
+
+    def _show(self, item: StepRecord | Event) -> None:
+        kind = item.kind if isinstance(item, Event) else ""
+        if self._live is None and kind != "stop":
+            self._live = LiveTable(self._console, self._state)
+        elif self._live is not None and kind == "start":
+            self._live.show(self._state)
+        if kind == "stop":
+            self.close()
+        elif self._live is not None:
+            self._live.redraw()
+
+    # -- elsewhere ---------------------------------------------------------------------------
+
+    def _print_event(self, event: Event) -> None:
+        if event.kind == "start":
+            self._print(f"training on {engine_text(event.data)}")
+        elif event.kind == "stop" and self._unprinted is not None:
+            self._print_numbers(self._unprinted)
+        elif event.kind == "alert":
+            self._print(f"alert {alert_text(event)}", style_of(str(event.data.get("severity"))))
+
+    def _print_record(self, record: StepRecord) -> None:
+        if HELD_OUT in record:
+            self._print(f"step {record.step}: held-out loss {record[HELD_OUT]:.4f}")
+        elif SECONDS in record:
+            self._print_step(record)
+
+    def _print_step(self, record: StepRecord) -> None:
+        is_last = record.step == self._state.total
+        self._unprinted = record
+        if is_last or time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
+            self._print_numbers(record)
+
+    def _print_numbers(self, record: StepRecord) -> None:
+        self._unprinted = None
+        values = [(label, form, record[name]) for label, name, form in _SHOWN if name in record]
+        text = "  ".join(f"{label} {form.format(value)}" for label, form, value in values)
+        self._print(f"step {record.step}/{self._state.total or '?'}  {text}")
+
+    def _print(self, words: str, style: str = "") -> None:
+        text = Text(clean(words, self._console.encoding), style=style)
+        self._console.print(text, soft_wrap=True)
+
+
+def _standard_error() -> Console:
+    """Bound to the stream of now; a pipe is no place for a table, whatever FORCE_COLOR says."""
+    is_terminal = sys.stderr.isatty()
+    return Console(file=sys.stderr, force_interactive=None if is_terminal else False)

@@ -1,0 +1,151 @@
+"""What a person who watches a run wants to know of it now."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.selection import Selection
+
+__all__ = ["EVERY_STEP", "SAMPLED", "WATCHED", "Finding", "RunState"]
+
+LOSS, NORM, SECONDS = "train/loss/total", "grad/norm/total", "train/step_seconds/total"
+HELD_OUT = "eval/loss/total"
+
+EVERY_STEP = {
+    LOSS: ("loss", "{:.3f}"),
+    NORM: ("gradient norm", "{:.3g}"),
+    "grad/clip_coef/total": ("clip coefficient", "{:.3g}"),
+    "train/tokens_per_second/total": ("tokens/s", "{:,.0f}"),
+    SECONDS: ("seconds per step", "{:.3g}"),
+    "train/mfu/total": ("utilisation", "{:.1%}"),
+    "lora/grad_ratio_B_A/total": ("LoRA B/A gradient", "{:.3g}"),
+}
+"""Label and format of what each step has."""
+
+SAMPLED = {
+    "optim/update_ratio/total": ("update ratio", "{:.3g}"),
+    "lora/delta_ratio/total": ("LoRA |BA| / |W|", "{:.3g}"),
+    "lora/stable_rank/total": ("LoRA stable rank", "{:.3g}"),
+    "param/norm/total": ("weight norm", "{:.4g}"),
+}
+"""Label and format of what some steps have."""
+
+RATES, DROPPED = "optim/lr/*", "monitor/dropped_records/*"
+
+WATCHED = (*EVERY_STEP, *SAMPLED, HELD_OUT, RATES, DROPPED)
+"""Patterns of all metrics that are looked at."""
+
+_REMEMBERED = 400
+_ALERTS = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An alert: where, how bad, and its words."""
+
+    step: int
+    severity: str
+    text: str
+
+
+class RunState:
+    """Gathers records and events.
+
+    Attributes:
+        name: of the run; may be empty.
+        engine: what it trains on, in words.
+        total: steps that it will take, if that is known.
+        step: the last one.
+        values: last value of each metric, by name.
+        sampled_at: step of the last sampled values.
+        losses: of the last steps.
+        norms: gradient norms of the last steps.
+        held_out: step and value of the last evaluation.
+        alerts: the last ones.
+        alert_count: how many there were.
+        dropped: records that each sink lost, where any.
+        rates: learning rates, each once.
+        status: how the run ended; empty while it trains.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.engine = ""
+        self.total: int | None = None
+        self.step = 0
+        self.values: dict[str, float] = {}
+        self.sampled_at = 0
+        self.losses: deque[float] = deque(maxlen=_REMEMBERED)
+        self.norms: deque[float] = deque(maxlen=_REMEMBERED)
+        self.held_out: tuple[int, float] | None = None
+        self.alerts: deque[Finding] = deque(maxlen=_ALERTS)
+        self.alert_count = 0
+        self.dropped: dict[str, float] = {}
+        self.rates: tuple[float, ...] = ()
+        self.status = ""
+        self._seconds: deque[float] = deque(maxlen=50)
+        self._rates, self._drops = Selection([RATES]), Selection([DROPPED])
+
+    def seconds_left(self) -> float | None:
+        """At the pace of the last 50 steps."""
+        if not self.total or not self._seconds:
+            return None
+        return max(0, self.total - self.step) * sum(self._seconds) / len(self._seconds)
+
+    def add(self, item: StepRecord | Event) -> None:
+        """Takes a record or an event into account."""
+        if isinstance(item, StepRecord):
+            self._add_record(item)
+        elif item.kind == "start":
+            self._start(item.step, item.data)
+        elif item.kind == "alert":
+            self.alert_count += 1
+            severity = str(item.data.get("severity", ""))
+            self.alerts.append(Finding(item.step, severity, alert_text(item)))
+        elif item.kind == "stop":
+            self.status = str(item.data.get("status", "finished"))
+
+    def _start(self, step: int, data: Any) -> None:
+        self.step, self.status = step, ""
+        self.total = as_count(data.get("max_steps"))
+        self.engine = engine_text(data)
+
+    def _add_record(self, record: StepRecord) -> None:
+        if HELD_OUT in record:
+            self.held_out = record.step, record[HELD_OUT]
+        if SECONDS in record:
+            self.step = record.step
+            if math.isfinite(record[SECONDS]):
+                self._seconds.append(record[SECONDS])
+            self.losses.append(record.get(LOSS))
+            self.norms.append(record.get(NORM))
+            self.rates = tuple(dict.fromkeys(v for _, v in self._rates.items(record)))
+            self.dropped |= {n.split("/", 2)[2]: v for n, v in self._drops.items(record) if v > 0}
+        self.values |= {name: record[name] for name in EVERY_STEP if name in record}
+        sampled = {name: record[name] for name in SAMPLED if name in record}
+        if sampled:
+            self.values |= sampled
+            self.sampled_at = record.step
+
+
+def alert_text(event: Event) -> str:
+    """An alert in one line: rule, message, hint."""
+    data = event.data
+    return f"{data.get('rule', 'alert')}: {data.get('message', '')} {data.get('hint', '')}".strip()
+
+
+def engine_text(data: Any) -> str:
+    """What a run trains on, of its start event."""
+    processes = as_count(data.get("world_size")) or 1
+    return f"{data.get('engine', '?')}, {processes} process{'es' if processes > 1 else ''}"
+
+
+def as_count(value: Any) -> int | None:
+    """`value` as a positive whole number; frames of events make floats, and NaN, of them."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 1:
+        return None
+    return int(value)

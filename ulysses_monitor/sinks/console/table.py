@@ -1,0 +1,191 @@
+"""Draws a run's state in a terminal of any width: for the console sink and for `ulysses watch`.
+
+Every word from a run is untrusted: it goes into `Text`, where rich looks for no markup, without
+control characters, and in what the terminal's encoding can say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from ulysses_monitor.sinks.console.state import EVERY_STEP, LOSS, NORM, SAMPLED, Finding, RunState
+
+__all__ = ["StatusTable", "clean", "style_of"]
+
+_WIDEST = 120
+_LABEL = 18
+_CELL = 38
+"""Columns that a label with its value needs."""
+_SPARKS = "▁▂▃▄▅▆▇█"
+_FLAT = 0.005
+_ALERT_LINES = 3
+
+
+def clean(words: str, encoding: str) -> str:
+    """`words` on one line, in characters that `encoding` has."""
+    line = "".join(c if c.isprintable() else " " for c in words)
+    return line.encode(encoding, "replace").decode(encoding, "replace")
+
+
+def style_of(severity: str) -> str:
+    """The style of an alert."""
+    return {"critical": "bold red", "info": ""}.get(severity, "yellow")
+
+
+class StatusTable:
+    """The state, as rich draws it.
+
+    Args:
+        state: drawn as it is at the time.
+    """
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(1, min(options.max_width, _WIDEST))
+        encoding = options.encoding
+        for line in _lines(self._state, console, width, encoding):
+            line.truncate(width, overflow="crop")
+            yield line
+
+
+def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iterable[Text]:
+    title = f"{state.name or 'training'} on {state.engine or '?'}"
+    yield Text(clean(title, encoding), style="bold")
+    yield _position(state, width)
+    if state.total:
+        yield _bar(state.step / state.total, width, encoding)
+    yield from _columns([_cell(*curve) for curve in _curves(state, width, encoding)], width, 1)
+    yield from _columns(_numbers(state), width)
+    sampled = [_cell(*c) for c in _formatted(state, SAMPLED)]
+    if sampled:
+        yield Text(f"sampled at step {state.sampled_at:,}", style="dim")
+        yield from _columns(sampled, width)
+    if state.dropped:
+        lost = ", ".join(f"{name} {count:,.0f}" for name, count in state.dropped.items())
+        yield Text(clean(f"dropped records: {lost}", encoding), style="yellow")
+    if state.alerts:
+        yield Text(_alerts_title(state), style="bold")
+        for finding in state.alerts:
+            yield from _alert(finding, console, width, encoding)
+
+
+def _position(state: RunState, width: int) -> Text:
+    done = f"step {state.step:,}" + (f"/{state.total:,}" if state.total else "")
+    share = f"{min(1.0, state.step / state.total):.0%}" if state.total else ""
+    left = state.status or _time_left(state.seconds_left())
+    right = "  ".join(part for part in (share, left) if part)
+    return Text(done + right.rjust(max(len(right) + 2, width - len(done))))
+
+
+def _bar(share: float, width: int, encoding: str) -> Text:
+    full, empty = "━─" if encoding.startswith("utf") else "#-"
+    done = min(width, int(share * width))
+    return Text.assemble((full * done, "green"), (empty * (width - done), "dim"))
+
+
+def _time_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if seconds < 60:
+        return f"{seconds:.0f} s left"
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h left"
+    return f"{hours} h {minutes % 60} min left" if hours else f"{minutes} min left"
+
+
+def _curves(state: RunState, width: int, encoding: str) -> Iterable[tuple[str, str, str]]:
+    """Loss and gradient norm: label, value, and how it went."""
+    for name, values in ((LOSS, state.losses), (NORM, state.norms)):
+        if name in state.values:
+            label, form = EVERY_STEP[name]
+            room = min(40, width - _LABEL - 18)
+            spark = _spark([*values], room) if encoding.startswith("utf") else ""
+            trend = " ".join(part for part in (spark, _trend([*values])) if part)
+            yield label, form.format(state.values[name]), trend
+
+
+def _spark(values: Sequence[float], room: int) -> str:
+    """The course of `values` in at most `room` characters, a mean each."""
+    known = [v for v in values if math.isfinite(v)]
+    if room < 4 or len(known) < 2:
+        return ""
+    room = min(room, len(known))
+    edges = [len(known) * i // room for i in range(room + 1)]
+    means = [sum(known[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    if min(means) > 0 and max(means) > 10 * min(means):
+        means = [math.log(mean) for mean in means]  # so that a spike leaves the rest its shape
+    low, high = min(means), max(means)
+    steps = (high - low) / (len(_SPARKS) - 1) or 1.0
+    return "".join(_SPARKS[round((mean - low) / steps)] for mean in means)
+
+
+def _trend(values: Sequence[float]) -> str:
+    """The mean of the last steps against that of as many before, 50 at most."""
+    known = [v for v in values if math.isfinite(v)]
+    half = min(50, len(known) // 2)
+    if half < 5:
+        return ""
+    now, before = sum(known[-half:]) / half, sum(known[-2 * half : -half]) / half
+    change = (now - before) / abs(before) if before else 0.0
+    return "flat" if abs(change) < _FLAT else "rising" if change > 0 else "falling"
+
+
+def _numbers(state: RunState) -> list[Text]:
+    cells = [c for c in _formatted(state, EVERY_STEP) if c[0] not in ("loss", "gradient norm")]
+    if state.rates:
+        shown = ", ".join(f"{rate:.3g}" for rate in state.rates[:2])
+        more = f" +{len(state.rates) - 2}" if len(state.rates) > 2 else ""
+        cells.insert(0, ("learning rate", shown + more, ""))
+    if state.held_out is not None:
+        step, loss = state.held_out
+        cells.insert(0, ("held-out loss", f"{loss:.4f}", f"step {step:,}"))
+    return [_cell(*cell) for cell in cells]
+
+
+def _formatted(state: RunState, shown: dict[str, tuple[str, str]]) -> list[tuple[str, str, str]]:
+    return [
+        (label, form.format(state.values[name]), "")
+        for name, (label, form) in shown.items()
+        if name in state.values
+    ]
+
+
+def _cell(label: str, value: str, note: str) -> Text:
+    broken = "bold red" if value.strip("-%") in ("nan", "inf") else "bold"
+    cell = Text(label.ljust(_LABEL), style="dim")
+    return Text.assemble(cell, (value, broken), *((("  " + note, "dim"),) if note else ()))
+
+
+def _columns(cells: Sequence[Text], width: int, most: int = 4) -> Iterable[Text]:
+    """`cells` in rows of as many columns as fit."""
+    count = max(1, min(most, width // _CELL))
+    for i in range(0, len(cells), count):
+        row = Text()
+        for cell in cells[i : i + count]:
+            cell.truncate(width // count - 1, overflow="crop", pad=True)
+            row.append_text(cell).append(" ")
+        row.rstrip()
+        yield row
+
+
+def _alerts_title(state: RunState) -> str:
+    if state.alert_count > len(state.alerts):
+        return f"{state.alert_count:,} alerts, the last {len(state.alerts)}:"
+    return "alerts:" if state.alert_count > 1 else "alert:"
+
+
+def _alert(finding: Finding, console: Console, width: int, encoding: str) -> Iterable[Text]:
+    where = f"step {finding.step}"
+    said = where in finding.text.lower()
+    words = clean(finding.text if said else f"{where} {finding.text}", encoding)
+    text = Text(words, style=style_of(finding.severity))
+    lines = text.wrap(console, width, overflow="fold")
+    yield from lines[:_ALERT_LINES]

@@ -1,0 +1,190 @@
+"""Metrics, settings and alerts of a run to an MLflow tracking server."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.json_ready import encodable
+from ulysses_monitor.masking import masked_text, without_secrets
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.arguments import plain_url, require_library, text
+from ulysses_monitor.sinks.selection import Selection
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+__all__ = ["MlflowSink"]
+
+_METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
+_LONGEST_KEY, _LONGEST_PARAM, _LONGEST_TAG = 250, 6000, 5000
+"""MLflow's limits, from its documentation of ``log-batch``."""
+
+_ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+class MlflowSink:
+    """Makes an MLflow run for each start; its parameters are the run's config, flattened.
+
+    MLflow's own environment variables hold credentials (``MLFLOW_TRACKING_TOKEN``, or ``_USERNAME``
+    and ``_PASSWORD``) and say how long a call waits (``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
+    ``MLFLOW_HTTP_REQUEST_MAX_RETRIES``).
+
+    Args:
+        tracking_uri: the server; ``MLFLOW_TRACKING_URI`` if not given.
+        experiment: name of the experiment, made if missing.
+        run_name: the run directory's name if not given.
+        metrics: patterns of the metrics to send; all but modules and parameters if not given.
+
+    Raises:
+        InputError: an argument is wrong, or mlflow is not installed.
+    """
+
+    name = "mlflow"
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        experiment: str = "ulysses",
+        run_name: str | None = None,
+        metrics: Sequence[str] | None = None,
+    ) -> None:
+        text("sink mlflow: tracking_uri", tracking_uri)
+        text("sink mlflow: experiment", experiment, optional=False)
+        text("sink mlflow: run_name", run_name)
+        self._uri = _checked_uri(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        self._selection = Selection(metrics, where="sink mlflow: metrics")
+        require_library(self.name, "mlflow")
+        self._experiment, self._given_name = experiment, run_name
+        self._run_name = run_name or "run"
+        self._config: dict[str, str] = {}
+        self._client: MlflowClient | None = None
+        self._run_id: str | None = None
+        self._status = "FAILED"
+
+    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
+        """Learns the run's name and config."""
+        self._run_name = self._given_name or str(info.get("name") or run_dir.name)
+        self._config = dict(_flat(without_secrets(dict(info.get("config") or {}))))
+
+    def write(self, item: StepRecord | Event) -> None:
+        """See `Sink.write`.
+
+        Raises:
+            ConnectionError: the server is away; the item may be written again.
+            MlflowException: the server refuses the item.
+        """
+        with _away_is_os_error():
+            client, run_id = self._connect()
+            if isinstance(item, StepRecord):
+                self._send(client, run_id, item)
+            elif item.kind == "alert":
+                key = _key(f"alert/{item.data.get('rule')}")
+                message = masked_text(f"step {item.step}: {item.data.get('message')}")
+                client.set_tag(run_id, key, encodable(message)[:_LONGEST_TAG])
+            elif item.kind == "stop":
+                self._status = _ENDS.get(str(item.data.get("status")), "FAILED")
+
+    def _send(self, client: MlflowClient, run_id: str, record: StepRecord) -> None:
+        from mlflow.entities import Metric
+
+        time = int(record.time * 1000)
+        items = self._selection.items(record)
+        while batch := list(itertools.islice(items, _METRICS_A_CALL)):
+            metrics = [Metric(_key(name), value, time, record.step) for name, value in batch]
+            client.log_batch(run_id, metrics=metrics)
+
+    def _connect(self) -> tuple[MlflowClient, str]:
+        """Makes the run once; an error part of the way is gone on from in the next call."""
+        if self._client is None:
+            from mlflow.tracking import MlflowClient
+
+            self._client = MlflowClient(tracking_uri=self._uri)
+        if self._run_id is None:
+            experiment = _experiment(self._client, self._experiment)
+            run = self._client.create_run(experiment, run_name=encodable(self._run_name))
+            self._run_id, self._status = str(run.info.run_id), "FAILED"
+        self._send_config(self._client, self._run_id)
+        return self._client, self._run_id
+
+    def _send_config(self, client: MlflowClient, run_id: str) -> None:
+        while self._config:
+            from mlflow.entities import Param
+
+            batch = list(itertools.islice(self._config.items(), _PARAMS_A_CALL))
+            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
+            for key, _ in batch:
+                del self._config[key]
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Ends the MLflow run with the status that the run stopped with.
+
+        Raises:
+            ConnectionError: the server is away; call it again.
+            MlflowException: the server refuses.
+        """
+        if self._client is not None and self._run_id is not None:
+            with _away_is_os_error():
+                self._client.set_terminated(self._run_id, self._status)
+        self._run_id = None
+
+
+def _checked_uri(uri: str | None) -> str:
+    where = "sink mlflow: tracking_uri"
+    if not uri:
+        raise InputError(f"{where}: not given, and MLFLOW_TRACKING_URI is not set")
+    if uri.startswith("http"):
+        plain_url(where, uri, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    return uri
+
+
+@contextmanager
+def _away_is_os_error() -> Iterator[None]:
+    """Tells a server that is away, after which the bus tries again, from one that refuses."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        yield
+    except MlflowException as error:
+        if isinstance(error, RestException) and error.get_http_status_code() < 500:
+            raise
+        raise ConnectionError(str(error)) from error
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # another run made it just now
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _key(name: str) -> str:
+    """`name` as MLflow takes it: a relative path of word characters, not too long."""
+    legal = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+    legal = posixpath.normpath(legal).strip("/").replace("../", "__/")
+    return legal[-_LONGEST_KEY:].strip("/") if legal not in ("", ".", "..") else "_"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield _key(path), encodable(str(value))[:_LONGEST_PARAM]

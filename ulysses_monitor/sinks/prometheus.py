@@ -1,0 +1,145 @@
+"""A page that a Prometheus server scrapes: the newest value of each metric."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ulysses_monitor.json_ready import encodable
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.arguments import number, require_library, text
+from ulysses_monitor.sinks.selection import Selection
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
+
+__all__ = ["PrometheusSink"]
+
+_OURS = ("ulysses_step", "ulysses_alerts", "ulysses_alerts_total")
+
+
+class PrometheusSink:
+    """Serves ``ulysses_<family>_<stat>{run, scope}``, ``ulysses_step``, ``ulysses_alerts_total``.
+
+    There is no password on the page: whoever reaches the port can read the metrics.
+
+    Args:
+        port: of the page; 0 takes a free one, which `port` then says.
+        host: address to listen on.
+        metrics: patterns of the metrics to serve; all but modules and parameters if not given.
+
+    Raises:
+        InputError: an argument is wrong, or prometheus-client is not installed.
+
+    Attributes:
+        port: of the page, once the first item was written.
+    """
+
+    name = "prometheus"
+
+    def __init__(
+        self, port: int = 9464, host: str = "127.0.0.1", metrics: Sequence[str] | None = None
+    ) -> None:
+        number("sink prometheus: port", port, 0, 65535, whole=True)
+        text("sink prometheus: host", host, optional=False)
+        self._selection = Selection(metrics, where="sink prometheus: metrics")
+        require_library(self.name, "prometheus_client")
+        self.port = self._wanted = port
+        self._host = host
+        self._run = "run"
+        self._page = _Page()
+        self._server: tuple[Any, threading.Thread] | None = None
+
+    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
+        """Learns the run's name."""
+        self._run = encodable(str(info.get("name") or run_dir.name))
+
+    def write(self, item: StepRecord | Event) -> None:
+        """See `Sink.write`.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        if self._server is None:
+            self._serve()
+        if isinstance(item, StepRecord):
+            self._page.update(item.step, self._selection.items(item))
+        elif item.kind == "alert":
+            self._page.count(str(item.data.get("rule")), str(item.data.get("severity")))
+
+    def _serve(self) -> None:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self._page = _Page(self._run)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(cast("Collector", self._page))
+        server, thread = start_http_server(self._wanted, self._host, registry)
+        self._server = server, thread
+        self.port = server.server_port
+
+    def flush(self) -> None:
+        """Nothing waits: a scrape sees what was written."""
+
+    def close(self) -> None:
+        """Closes the page; a later `write` opens it anew."""
+        if self._server is not None:
+            (server, thread), self._server = self._server, None
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class _Page:
+    """What a scrape sees. Written by the sink's thread, read by the server's."""
+
+    def __init__(self, run: str = "run") -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        self._step = 0
+        self._values: dict[str, dict[str, float]] = {}
+        self._alerts: Counter[tuple[str, str]] = Counter()
+
+    def update(self, step: int, items: Iterator[tuple[str, float]]) -> None:
+        """Takes a record; what it does not carry keeps its value, as sampled metrics do."""
+        with self._lock:
+            self._step = step
+            for name, value in items:
+                family, scope = _family_and_scope(name)
+                self._values.setdefault(family, {})[scope] = value
+
+    def count(self, rule: str, severity: str) -> None:
+        """Counts an alert."""
+        with self._lock:
+            self._alerts[encodable(rule), encodable(severity)] += 1
+
+    def collect(self) -> list[Metric]:
+        """A snapshot, for a registry: all of it belongs to one moment."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        with self._lock:
+            step = GaugeMetricFamily("ulysses_step", "Optimizer step.", labels=["run"])
+            step.add_metric([self._run], self._step)
+            alerts = CounterMetricFamily(
+                "ulysses_alerts", "Alerts of rules.", labels=["run", "rule", "severity"]
+            )
+            for (rule, severity), count in self._alerts.items():
+                alerts.add_metric([self._run, rule, severity], count)
+            families: list[Metric] = [step, alerts]
+            for name, scopes in self._values.items():
+                family = GaugeMetricFamily(name, f"Metric {name}.", labels=["run", "scope"])
+                for scope, value in scopes.items():
+                    family.add_metric([self._run, scope], value)
+                families.append(family)
+        return families
+
+
+def _family_and_scope(name: str) -> tuple[str, str]:
+    *family, scope = name.split("/", 2)
+    legal = re.sub(r"[^a-zA-Z0-9_]", "_", "_".join(["ulysses", *family]))
+    # A name that is another family's would make the whole page unreadable.
+    return (f"{legal}_" if legal in _OURS else legal), encodable(scope)

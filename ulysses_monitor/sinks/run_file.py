@@ -1,0 +1,91 @@
+"""A file that a sink appends whole lines to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.sinks.arguments import text
+from ulysses_monitor.store.appending import AppendFile
+
+__all__ = ["RunFile"]
+
+
+class RunFile:
+    """Lines at the end of a file; what a full disk refused is written later, at the same place.
+
+    Args:
+        sink: the sink's name, for messages.
+        path: the file, continued if it is there; None is `default` in the run directory, which is
+            continued where the run is and replaced where the run is new.
+        default: name of the file in the run directory.
+        header: first line of a new file.
+
+    Raises:
+        InputError: `path` is not a path.
+    """
+
+    def __init__(self, sink: str, path: str | Path | None, default: str, header: str = "") -> None:
+        if not isinstance(path, Path):
+            text(f"sink {sink}: path", path)
+        self._sink, self._default, self._header = sink, default, header
+        self._given = None if path is None else Path(path)
+        self.path = self._given
+        self._replace = False
+        self._file: AppendFile | None = None
+
+    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
+        """Learns the place; the file itself is opened by the first `append`."""
+        if self._given is None:
+            self.path = run_dir / self._default
+            self._replace = len(info.get("starts", ())) == 1
+
+    def append(self, lines: str) -> None:
+        """Takes `lines`, which end in a line feed.
+
+        Raises:
+            InputError: there is no path and no run directory.
+            OSError: the file cannot be opened.
+        """
+        if self._file is None:
+            self._file = self._opened()
+        self._file.write(lines.encode("utf-8", "backslashreplace"))
+
+    def _opened(self) -> AppendFile:
+        if self.path is None:
+            raise InputError(f"sink {self._sink}: no run directory; give it a path")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._replace:
+            self.path.unlink(missing_ok=True)
+            self._replace = False
+        file = AppendFile(self.path)
+        last = _last_byte(self.path)
+        if last == b"":
+            file.write(self._header.encode())
+        elif last != b"\n":  # a killed writer left half a line
+            file.write(b"\n")
+        return file
+
+    def flush(self) -> None:
+        """Writes out what `append` took.
+
+        Raises:
+            OSError: it could not be written; the next call tries again.
+        """
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Writes out the rest and closes the file; a later `append` continues it."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        return file.read(1)

@@ -1,0 +1,182 @@
+"""Events for people, sent to a Slack-compatible webhook. Its URL is a secret and is never shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ulysses_monitor.errors import InputError, UlyssesError
+from ulysses_monitor.json_ready import encodable
+from ulysses_monitor.masking import masked_text
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.arguments import number, text
+
+__all__ = ["WebhookSink"]
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LONGEST = 3000
+"""Characters of a message; Slack cuts at 40,000, people sooner."""
+
+
+class WebhookError(UlyssesError):
+    """A message was refused; says why, never where to."""
+
+
+class WebhookSink:
+    """Posts ``{"text": ...}`` for alerts, and for a run that fails or is stopped.
+
+    Args:
+        url_env: name of the environment variable that holds the URL; https, or http to this
+            machine.
+        kinds: kinds of events to post; of ``stop``, only those of runs that did not finish.
+        every_seconds: pause between two messages of one rule; what comes in between is counted,
+            and the count is said in the next message.
+
+    Raises:
+        InputError: an argument is wrong, or the variable holds no such URL.
+    """
+
+    name = "webhook"
+
+    def __init__(
+        self,
+        url_env: str,
+        kinds: Sequence[str] = ("alert", "stop"),
+        every_seconds: float = 10.0,
+    ) -> None:
+        if not isinstance(kinds, list | tuple) or not all(isinstance(kind, str) for kind in kinds):
+            raise InputError(f"sink webhook: kinds: got {kinds!r}; allowed is a list of kinds")
+        number("sink webhook: every_seconds", every_seconds, 0, 86400)
+        self._url = _url_from(url_env)
+        self._kinds, self._every = tuple(kinds), every_seconds
+        self._run = "run"
+        self._sent: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return "WebhookSink(url_env=...)"
+
+    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
+        """Learns the run's name."""
+        self._run = str(info.get("name") or run_dir.name)
+
+    def write(self, item: StepRecord | Event) -> None:
+        """See `Sink.write`.
+
+        Raises:
+            ConnectionError: nobody takes messages now; this one may be written again.
+            WebhookError: the message was refused; it counts as held back.
+        """
+        if isinstance(item, StepRecord) or item.kind not in self._kinds or _is_good_end(item):
+            return
+        key = str(item.data.get("rule", item.kind))
+        held = self._held.get(key, 0)
+        if key in self._sent and time.monotonic() - self._sent[key] < self._every:
+            self._held[key] = held + 1
+            return
+        try:
+            _post(self._url, self._message(item, held))
+        except WebhookError:
+            self._held[key] = held + 1
+            raise
+        self._sent[key], self._held[key] = time.monotonic(), 0
+
+    def _message(self, event: Event, held: int) -> str:
+        parts = [f"[{self._run}] step {event.step}: {_describe(event)}"]
+        if held:
+            parts.append(f"({held} more like it since the last message)")
+        return _for_slack(masked_text(" ".join(parts)))
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _url_from(variable: str) -> str:
+    text("sink webhook: url_env", variable, optional=False)
+    if not variable.replace("_", "").isalnum():
+        # Most likely the URL itself, so it is not repeated here.
+        raise InputError(
+            "sink webhook: url_env is not the name of an environment variable; the URL is a secret "
+            "and does not belong into a config"
+        )
+    url = os.environ.get(variable, "")
+    if not url:
+        raise InputError(f"sink webhook: the environment variable {variable} is not set")
+    if not _is_safe(url):
+        raise InputError(
+            f"sink webhook: {variable} holds no https URL; http is allowed to this machine only"
+        )
+    return url
+
+
+def _is_safe(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return bool(host) and (
+        parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
+    )
+
+
+def _is_good_end(event: Event) -> bool:
+    return event.kind == "stop" and event.data.get("status") == "finished"
+
+
+def _describe(event: Event) -> str:
+    data = event.data
+    if event.kind == "alert":
+        about = f"{data.get('severity')} {data.get('rule')}: {data.get('message')}"
+        return f"{about} {data.get('hint') or ''}".strip()
+    if event.kind == "stop":
+        return f"the run {data.get('status')}"
+    details = json.dumps(dict(data), default=str, ensure_ascii=False)
+    return f"{event.kind} {details}"
+
+
+def _for_slack(message: str) -> str:
+    """Escapes what Slack takes for markup (its documentation, "Escaping text"), and cuts."""
+    message = encodable(message)
+    if len(message) > _LONGEST:
+        message = message[:_LONGEST] + "…"
+    return message.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could carry the message to a place that the user did not name."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _post(url: str, message: str) -> None:
+    # Not httpx or requests: they log the URL.
+    body = json.dumps({"text": message}).encode()
+    request = urllib.request.Request(  # noqa: S310 - https, or http to loopback: see _is_safe
+        url, body, {"Content-Type": "application/json", "User-Agent": "ulysses-toolkit"}
+    )
+    problem: Exception | None = None
+    try:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=10) as answer:
+            answer.read(1024)
+    except urllib.error.HTTPError as error:
+        away = error.code >= 500 or error.code == 429
+        kind = ConnectionError if away else WebhookError
+        problem = kind(f"the message was not taken: answer {error.code}")
+        error.close()
+    except Exception as error:  # noqa: BLE001 - any of them may quote the URL
+        why = type(getattr(error, "reason", None) or error).__name__
+        problem = ConnectionError(f"the message was not delivered: {why}")
+    if problem is not None:  # raised here, so that no exception with the URL is chained to it
+        raise problem

@@ -1,0 +1,105 @@
+"""Rows of one file or of many, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Block", "lay", "merge"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows for the names that were asked for.
+
+    Attributes:
+        names: metric names [M].
+        steps: int64 [N].
+        times: seconds since the epoch, float64 [N].
+        values: float32 [N, M]; NaN where a step has no such metric.
+        present: whether a step has the metric, bool [N, M]: a NaN can also have been measured.
+            All of them where not given.
+    """
+
+    names: tuple[str, ...]
+    steps: npt.NDArray[np.int64]
+    times: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float32]
+    present: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones((), np.bool_))
+
+    def __post_init__(self) -> None:
+        if not self.present.ndim:
+            object.__setattr__(self, "present", np.broadcast_to(self.present, self.values.shape))
+
+    @classmethod
+    def empty(cls, names: tuple[str, ...] = ()) -> Block:
+        """No row."""
+        shape = (0, len(names))
+        return cls(names, np.zeros(0, np.int64), np.zeros(0), np.zeros(shape, np.float32))
+
+    def select(self, chosen: Sequence[int]) -> Block:
+        """Some of the columns, by their places."""
+        names = tuple(self.names[i] for i in chosen)
+        present = self.present[:, chosen]
+        return Block(names, self.steps, self.times, self.values[:, chosen], present)
+
+    def trimmed(self) -> Block:
+        """Without the rows that have none of the metrics."""
+        rows = self.present.any(axis=1)
+        if rows.all():
+            return self
+        steps, times = self.steps[rows], self.times[rows]
+        return Block(self.names, steps, times, self.values[rows], self.present[rows])
+
+
+def merge(blocks: Sequence[Block]) -> Block:
+    """Lays blocks over one another, oldest first, to one row a step and one column a name.
+
+    Where two carry a value of the same name and step, the later one counts, also if it is NaN: it
+    comes from the later training of that step.
+    """
+    blocks = [b for b in blocks if len(b.steps)]
+    names = tuple(dict.fromkeys(name for block in blocks for name in block.names))
+    column = {name: i for i, name in enumerate(names)}
+    steps = _union([block.steps for block in blocks])
+    times = np.zeros(len(steps))
+    # By column in memory: one metric's values are what is asked for next.
+    values = np.full((len(names), len(steps)), np.nan, np.float32).T
+    present = np.zeros((len(names), len(steps)), bool).T
+    for block in blocks:
+        rows = np.searchsorted(steps, block.steps)
+        times[rows] = block.times
+        for own, name in enumerate(block.names):
+            lay(values[:, column[name]], present[:, column[name]], rows, block, own)
+    return Block(names, steps, times, values, present)
+
+
+def _union(steps: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Ascending, each once. `np.unique` takes 20 times as long where they are so already."""
+    together = np.concatenate([np.zeros(0, np.int64), *steps])
+    if (together[1:] > together[:-1]).all():
+        return together
+    together.sort(kind="stable")
+    first = np.ones(len(together), bool)
+    first[1:] = together[1:] != together[:-1]
+    return together[first]
+
+
+def lay(
+    values: npt.NDArray[np.float32],
+    present: npt.NDArray[np.bool_],
+    rows: npt.NDArray[np.intp],
+    block: Block,
+    column: int,
+) -> None:
+    """Lays one column of `block` over a whole run's: values and presence [S], at `rows` [N]."""
+    has = block.present[:, column]
+    if not has.all():
+        rows = rows[has]
+        values[rows] = block.values[has, column]
+    else:
+        values[rows] = block.values[:, column]
+    present[rows] = True

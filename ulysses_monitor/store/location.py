@@ -1,0 +1,89 @@
+"""Where a run lies: a local directory, or any URL that fsspec knows (``s3://``, ``gs://``, ...)."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ulysses_monitor.errors import InputError
+
+__all__ = ["Location"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or a folder that may be read.
+
+    Attributes:
+        filesystem: fsspec's.
+        path: within it.
+    """
+
+    filesystem: Any
+    path: str
+
+    @classmethod
+    def of(cls, place: str | os.PathLike[str]) -> Location:
+        """The location at a path or URL.
+
+        Raises:
+            InputError: nothing here can open such a URL.
+        """
+        try:
+            filesystem, path = fsspec.core.url_to_fs(os.fspath(place))
+        except (ImportError, ValueError) as error:
+            raise InputError(f"run {place}: cannot be opened: {error}") from None
+        return cls(filesystem, path)
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.filesystem, posixpath.join(self.path, name))
+
+    def __str__(self) -> str:
+        return str(self.local or self.filesystem.unstrip_protocol(self.path))
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.path.rstrip("/"))
+
+    @property
+    def local(self) -> Path | None:
+        """The path where the location is on this machine, else None."""
+        return Path(self.path) if isinstance(self.filesystem, LocalFileSystem) else None
+
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+        return bool(self.filesystem.isfile(self.path))
+
+    def children(self) -> list[str]:
+        """Names of what the folder holds, sorted; nothing where there is no folder."""
+        try:
+            self.filesystem.invalidate_cache(self.path)
+            found = self.filesystem.ls(self.path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = {posixpath.basename(str(entry).rstrip("/")) for entry in found}
+        return sorted(names - {""})
+
+    def read(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return bytes(self.filesystem.cat_file(self.path))
+
+    def open(self) -> BinaryIO:
+        """The file, for reading at any place.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        file: BinaryIO = self.filesystem.open(self.path, "rb")
+        return file

@@ -1,0 +1,94 @@
+"""Copies a run directory to a URL while it is written, so that it survives the machine."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import time
+from pathlib import Path
+
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.store.directory import OWN_FILES
+from ulysses_monitor.store.location import Location
+
+__all__ = ["MirrorSink"]
+
+_Stamp = tuple[int, int]
+_UNKNOWN = -1, -1
+
+
+class MirrorSink:
+    """Keeps a copy of what the run itself wrote: no checkpoint, no model.
+
+    It is a sink so that the bus guards the training against it: a URL that fails or hangs costs
+    the copy only. It looks at files, not at items, and must be closed after the store.
+
+    Args:
+        run_dir: the run directory.
+        url: where the copy goes; made if missing.
+        every_seconds: least pause between two copies.
+
+    Raises:
+        InputError: nothing here can open such a URL, or it is the run directory itself.
+    """
+
+    name = "mirror"
+
+    def __init__(self, run_dir: Path, url: str, every_seconds: float = 15.0) -> None:
+        self._source, self._target = run_dir, Location.of(url)
+        local = self._target.local
+        if local is not None and local.resolve() == run_dir.resolve():
+            raise InputError(f"monitor: mirror is {url}, the run directory itself; name another")
+        self._every, self._copied_at = every_seconds, -math.inf
+        self._copied: dict[str, _Stamp] | None = None
+
+    def write(self, item: StepRecord | Event) -> None:
+        """Nothing: the store writes."""
+
+    def flush(self) -> None:
+        """Copies what changed, now and then."""
+        if time.monotonic() - self._copied_at >= self._every:
+            self._copy()
+
+    def close(self) -> None:
+        """Copies what changed."""
+        self._copy()
+
+    def _copy(self) -> None:
+        """New files first, then those that are gone: at no time is a step in none of them."""
+        self._copied_at = time.monotonic()
+        there = self._files()
+        if self._copied is None:  # what an earlier process left there goes, too
+            metrics = (self._target / "metrics").children()
+            self._copied = {f"metrics/{name}": _UNKNOWN for name in metrics}
+        for name, stamp in there.items():
+            if self._copied.get(name) != stamp and self._put(name):
+                self._copied[name] = stamp
+        for name in self._copied.keys() - there.keys():
+            filesystem = self._target.filesystem
+            path = posixpath.join(self._target.path, name)
+            if filesystem.exists(path):
+                filesystem.rm_file(path)
+            del self._copied[name]
+
+    def _put(self, name: str) -> bool:
+        path = posixpath.join(self._target.path, name)
+        self._target.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        try:
+            self._target.filesystem.put_file(str(self._source / name), path)
+        except FileNotFoundError:
+            return False  # sealed or compacted meanwhile; the next copy has it under its new name
+        return True
+
+    def _files(self) -> dict[str, _Stamp]:
+        """Size and time of change of what the run wrote, run.json last."""
+        found: dict[str, _Stamp] = {}
+        for own in sorted(OWN_FILES, key=lambda name: name == "run.json"):
+            path = self._source / own
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and not file.name.startswith("."):
+                    stat = file.stat()
+                    relative = file.relative_to(self._source).as_posix()
+                    found[relative] = stat.st_size, stat.st_mtime_ns
+        return found

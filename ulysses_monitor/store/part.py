@@ -1,0 +1,192 @@
+"""Sealed steps of one schema: a column a metric.
+
+An Arrow IPC file (``part-00000-89abcdef.arrow``) with one batch: ``step`` int64, ``time`` float64
+and a float32 column for each metric, so that one metric of many steps is one short read. The batch
+carries the CRC-32 of each column; the file's name ends in that of the metric names, so they are
+read once however many parts have them.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ulysses_monitor.store.block import Block
+from ulysses_monitor.store.names import MetricsFile
+
+__all__ = ["Layout", "read_names", "read_part", "sync_directory", "write_part"]
+
+_SUMS, _SUM = b"crc32", np.dtype("<u4")
+
+
+def write_part(directory: Path, number: int, block: Block) -> Path:
+    """Writes a part, safe on disk when this returns; nothing is left of one that fails.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    # [N, M] -> [M, N]: each column in one piece
+    values = np.ascontiguousarray(block.values.T)
+    path = directory / MetricsFile.part(number, block.names).name
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with pa.ipc.new_file(pa.PythonFile(file, "w"), _schema(block.names)) as writer:
+                writer.write_batch(*_batch(block, values))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(directory)
+    return path
+
+
+def _schema(names: Sequence[str]) -> Any:
+    fixed = [("step", pa.int64()), ("time", pa.float64())]
+    return pa.schema([*fixed, *((name, pa.float32()) for name in names)])
+
+
+def _batch(block: Block, values: npt.NDArray[np.float32]) -> tuple[Any, dict[bytes, bytes]]:
+    rows, size = len(block.steps), values.itemsize * len(block.steps)
+    buffer = pa.py_buffer(values)
+    columns = [pa.array(block.steps), pa.array(block.times)]
+    for i in range(len(values)):  # pa.array would take 50 times as long
+        own = [None, buffer.slice(i * size, size)]
+        columns.append(pa.Array.from_buffers(pa.float32(), rows, own))
+    sums = np.array([zlib.crc32(c) for c in (block.steps, block.times, *values)], _SUM)
+    return pa.RecordBatch.from_arrays(columns, schema=_schema(block.names)), {_SUMS: sums.tobytes()}
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until a renamed file is found under its new name also after a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+def read_names(content: Any, file: MetricsFile) -> tuple[str, ...]:
+    """Metric names of the part `file`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        names = tuple(pa.ipc.open_file(content).schema.names[2:])
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None
+    if MetricsFile.part(file.number, names) != file:
+        raise ValueError("the names of its metrics are damaged")
+    return names
+
+
+def read_part(content: Any, names: Sequence[str], chosen: Sequence[int]) -> Block:
+    """Some columns of a part.
+
+    Args:
+        content: of the file.
+        names: of all its metrics [M].
+        chosen: places in `names`, ascending.
+
+    Raises:
+        ValueError: one of the columns is damaged.
+    """
+    try:
+        options = pa.ipc.IpcReadOptions(
+            included_fields=[0, 1, *(i + 2 for i in chosen)], use_threads=False
+        )
+        reader = pa.ipc.open_file(content, options=options)
+        batch, metadata = reader.get_batch_with_custom_metadata(0)
+        # By the place of the bytes: a damaged null count must not send us through a null bitmap.
+        columns = [batch.column(i).buffers()[1] for i in range(batch.num_columns)]
+        sums = np.frombuffer(metadata[_SUMS], _SUM)
+        return _block(
+            columns, batch.num_rows, sums[[0, 1, *(i + 2 for i in chosen)]], names, chosen
+        )
+    except (pa.ArrowException, OSError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _block(
+    columns: Sequence[Any],
+    rows: int,
+    sums: npt.NDArray[np.uint32],
+    names: Sequence[str],
+    chosen: Sequence[int],
+) -> Block:
+    """A block of the bytes of columns, each of which must have its checksum."""
+    types = [np.int64, np.float64, *[np.float32] * len(chosen)]
+    found = [np.frombuffer(c, t, rows) for c, t in zip(columns, types, strict=True)]
+    for i, (column, expected) in enumerate(zip(found, sums, strict=True)):
+        if zlib.crc32(column.data) != expected:
+            name = ("step", "time", *(names[i] for i in chosen))[i]
+            raise ValueError(f"the checksum of column {name} does not fit")
+    values = np.empty((len(chosen), rows), np.float32)
+    for at, column in enumerate(found[2:]):
+        values[at] = column
+    return Block(tuple(names[i] for i in chosen), found[0].copy(), found[1].copy(), values.T)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the bytes of each column lie, alike in all parts of the same schema and size.
+
+    A part's own description names every column, so reading it takes longer than the column that
+    is wanted of it. What is read by a layout counts only if the checksums say so.
+
+    Attributes:
+        rows: steps in the part.
+        columns: where step, time and the metrics begin [M + 2].
+        sums: where the checksums begin.
+    """
+
+    rows: int
+    columns: npt.NDArray[np.int64]
+    sums: int
+
+    @classmethod
+    def of(cls, content: Any) -> Layout:
+        """The layout of a part that lies in memory or is mapped into it.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            batch, metadata = pa.ipc.open_file(content).get_batch_with_custom_metadata(0)
+            sums = metadata[_SUMS]
+            content.seek(0)
+            whole = content.read_buffer()
+            buffers = [batch.column(i).buffers()[1] for i in range(batch.num_columns)]
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+        columns = np.array([b.address - whole.address for b in buffers], np.int64)
+        at = bytes(memoryview(whole)[: columns[0]]).find(sums)
+        return cls(batch.num_rows, columns, at)
+
+    def read(self, content: Any, names: Sequence[str], chosen: Sequence[int]) -> Block:
+        """As `read_part`.
+
+        Raises:
+            ValueError: a checksum does not fit.
+        """
+        content.seek(0)
+        whole = memoryview(content.read_buffer())
+        sums = np.frombuffer(whole, _SUM, len(self.columns), self.sums)
+        places = [0, 1, *(i + 2 for i in chosen)]
+        sizes = [8, 8, *[4] * len(chosen)]
+        starts = self.columns[places]
+        columns = [whole[a : a + self.rows * n] for a, n in zip(starts, sizes, strict=True)]
+        return _block(columns, self.rows, sums[places], names, chosen)

@@ -1,0 +1,224 @@
+"""The newest steps of one schema: a row a step, safe on disk as soon as they are flushed.
+
+An Arrow IPC stream (``_tail-00000.arrows``) with the columns ``step`` int64, ``time`` float64 and
+``values``, a list of float32 whose names stand in the stream's metadata, and ``crc32`` of the row's
+three. A stream needs no footer, so every whole batch is served whatever happened
+to the writer.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ulysses_monitor.records import Schema, StepRecord
+from ulysses_monitor.store.appending import AppendFile
+from ulysses_monitor.store.block import Block
+from ulysses_monitor.store.names import MetricsFile
+
+__all__ = ["Tail", "read_tail", "tail_names"]
+
+_NAMES, _SUM = b"ulysses.metrics", b"ulysses.crc32"
+_MESSAGE = b"\xff\xff\xff\xff"
+"""What every message of an Arrow IPC stream begins with."""
+
+_BATCH_BYTES = 1 << 20
+
+_Steps = npt.NDArray[np.int64]
+_Times = npt.NDArray[np.float64]
+_Values = npt.NDArray[np.float32]
+_Rows = tuple[_Steps, _Times, _Values]
+
+
+class Tail:
+    """Appends records of one schema.
+
+    Attributes:
+        path: the file.
+        number: its place among the run's parts.
+        schema: the records'.
+        rows: records so far.
+    """
+
+    def __init__(self, directory: Path, number: int, schema: Schema) -> None:
+        width = len(schema.names)
+        self.path = directory / MetricsFile.tail(number).name
+        self.number, self.schema, self.rows = number, schema, 0
+        self._limit = max(1, _BATCH_BYTES // (4 * width + 16))
+        self._waiting: list[StepRecord] = []
+        self._arrow = pa.schema(
+            [
+                ("step", pa.int64()),
+                ("time", pa.float64()),
+                ("crc32", pa.uint32()),
+                ("values", pa.list_(pa.float32(), width)),
+            ],
+            metadata=_metadata(schema.names),
+        )
+        self._file = AppendFile(self.path)
+        self._stream = pa.ipc.new_stream(pa.PythonFile(_Forward(self._file), "w"), self._arrow)
+
+    def write(self, record: StepRecord) -> None:
+        """Appends one step."""
+        self._waiting.append(record)
+        self.rows += 1
+        if len(self._waiting) >= self._limit:
+            self._encode()
+
+    def _encode(self) -> None:
+        if not self._waiting:
+            return
+        steps = np.array([record.step for record in self._waiting], np.int64)
+        times = np.array([record.time for record in self._waiting], np.float64)
+        with np.errstate(over="ignore"):  # beyond float32: infinity
+            values = np.array([record.values for record in self._waiting], np.float32)
+        lists = pa.FixedSizeListArray.from_arrays(
+            pa.array(values.reshape(-1)), type=self._arrow.field(3).type
+        )
+        columns = [*map(pa.array, (steps, times, _row_sums(steps, times, values))), lists]
+        self._stream.write_batch(pa.record_batch(columns, schema=self._arrow))
+        self._waiting.clear()
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system, where a killed process cannot lose it.
+
+        Raises:
+            OSError: it could not be written; it is kept for the next time.
+        """
+        self._encode()
+        self._file.flush()
+
+    def close(self) -> None:
+        """Writes out the rest and closes the file."""
+        self._encode()
+        self._file.close()
+
+
+class _Forward:
+    """What pyarrow needs of a Python file, over an `AppendFile`."""
+
+    closed = False
+
+    def __init__(self, file: AppendFile) -> None:
+        self._file, self._size = file, 0
+
+    def write(self, data: Any) -> int:
+        count = self._file.write(memoryview(data))
+        self._size += count
+        return count
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+def tail_names(data: bytes) -> tuple[str, ...]:
+    """Metric names of a tail's content; none where nothing was written yet.
+
+    Raises:
+        ValueError: its head is damaged.
+    """
+    return _head(data)[1]
+
+
+def read_tail(data: bytes) -> tuple[Block, bool]:
+    """All steps of a tail's content, up to the end that a writer may have torn.
+
+    Returns:
+        The steps, and whether some are missing because they are damaged. A damaged length of the
+        last batch cannot be told from a torn end.
+
+    Raises:
+        ValueError: its head is damaged, so that nothing can be served.
+    """
+    schema, names, at = _head(data)
+    if schema is None:
+        return Block.empty(), False
+    batches, damaged = _batches(memoryview(data), at, schema)
+    return _joined(names, batches), damaged
+
+
+def _head(data: bytes) -> tuple[Any, tuple[str, ...], int]:
+    """Arrow schema, metric names and where the batches begin; no schema where it is not there."""
+    if not any(data[:8]):
+        return None, (), 0
+    stream = pa.BufferReader(data)
+    try:
+        schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
+        names = tuple(json.loads(schema.metadata[_NAMES]))
+    except (pa.ArrowException, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its head cannot be read: {error}") from None
+    if schema.metadata != _metadata(names):
+        raise ValueError("the names of its metrics are damaged")
+    return schema, names, stream.tell()
+
+
+def _metadata(names: tuple[str, ...]) -> dict[bytes, bytes]:
+    text = json.dumps(names).encode()
+    return {_NAMES: text, _SUM: str(zlib.crc32(text)).encode()}
+
+
+def _batches(data: memoryview, at: int, schema: Any) -> tuple[list[_Rows], bool]:
+    """Whole batches, and whether one before the end cannot be read."""
+    batches: list[_Rows] = []
+    torn = damaged = False
+    while (found := _next_message(data, at)) < len(data):
+        at, torn = found, torn or found != at
+        stream = pa.BufferReader(data[at:])
+        try:
+            message = pa.ipc.read_message(stream)
+        except (pa.ArrowException, OSError, EOFError):
+            at, torn = at + 8, True  # it was the torn end, unless another message follows
+            continue
+        try:
+            rows, whole = _checked(pa.ipc.read_record_batch(message, schema))
+        except (pa.ArrowException, OSError, ValueError):
+            at, damaged = at + 8, True
+            continue
+        batches.append(rows)
+        at, damaged, torn = at + stream.tell(), damaged or torn or not whole, False
+    return batches, damaged
+
+
+def _next_message(data: memoryview, at: int) -> int:
+    """Where the next message may begin: messages lie at multiples of 8 bytes."""
+    while at < len(data) and data[at : at + 4] != _MESSAGE:
+        at += 8
+    return at
+
+
+def _checked(batch: Any) -> tuple[_Rows, bool]:
+    """The rows whose numbers are those that were written, and whether that is all of them."""
+    count, width = batch.num_rows, batch.schema.field(3).type.list_size
+    steps = np.frombuffer(batch.column(0).buffers()[1], np.int64, count)
+    times = np.frombuffer(batch.column(1).buffers()[1], np.float64, count)
+    sums = np.frombuffer(batch.column(2).buffers()[1], np.uint32, count)
+    flat = np.frombuffer(batch.column(3).values.buffers()[1], np.float32, count * width)
+    values = flat.reshape(count, width)
+    good = _row_sums(steps, times, values) == sums
+    return (steps[good], times[good], values[good]), bool(good.all())
+
+
+def _row_sums(steps: _Steps, times: _Times, values: _Values) -> npt.NDArray[np.uint32]:
+    """CRC-32 of each row's step, time and values."""
+    rows = zip(steps, times, values, strict=True)
+    return np.array([zlib.crc32(v, zlib.crc32(t, zlib.crc32(s))) for s, t, v in rows], np.uint32)
+
+
+def _joined(names: tuple[str, ...], batches: list[_Rows]) -> Block:
+    if not batches:
+        return Block.empty(names)
+    steps, times, values = (np.concatenate(column) for column in zip(*batches, strict=True))
+    return Block(names, steps, times, values)
