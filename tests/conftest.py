@@ -11,9 +11,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _skip(config, items, "services", "needs servers on this machine; give --services to run it")
 
 
-def _skip(
-    config: pytest.Config, items: list[pytest.Item], marker: str, reason: str
-) -> None:
+def _skip(config: pytest.Config, items: list[pytest.Item], marker: str, reason: str) -> None:
     if not config.getoption(f"--{marker}"):
         for item in items:
             if marker in item.keywords:

@@ -9,24 +9,31 @@ from typing import Any
 from ulysses_monitor.masking import without_secrets
 from ulysses_monitor.records import Event
 
-__all__ = ["encodable", "event_as_json", "finite"]
+__all__ = ["encodable", "event_as_json", "plain"]
 
 
 def event_as_json(event: Event) -> dict[str, Any]:
     """The event as one flat object, with secrets masked."""
     data = without_secrets(dict(event.data))
-    return {"kind": event.kind, "step": event.step, "time": event.time, **finite(data)}
+    return {"kind": event.kind, "step": event.step, "time": event.time, **plain(data)}
 
 
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no Inf: they become strings, which every reader understands."""
+def plain(value: Any) -> Any:
+    """`value` of nothing but what JSON has, at any depth; what it has not becomes text.
+
+    So do NaN and Inf, which many readers of JSON refuse.
+    """
     if isinstance(value, Mapping):
-        return {k: finite(v) for k, v in value.items()}
+        return {encodable(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        return [plain(v) for v in value]
+    if (
+        value is None
+        or isinstance(value, int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
+        return value
+    return encodable(str(value))
 
 
 def encodable(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulysses_monitor.json_ready import event_as_json, finite
+from ulysses_monitor.json_ready import event_as_json, plain
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
@@ -43,9 +43,9 @@ class JsonlSink:
         if isinstance(item, Event):
             line = event_as_json(item)
         else:
-            metrics = finite(dict(self._selection.items(item)))
+            metrics = plain(dict(self._selection.items(item)))
             line = {"step": item.step, "time": item.time, "metrics": metrics}
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         self._file.append(text + "\n")
 
     def flush(self) -> None:

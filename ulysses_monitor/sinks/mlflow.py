@@ -6,6 +6,7 @@ import itertools
 import os
 import posixpath
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,13 +116,20 @@ class MlflowSink:
         return self._client, self._run_id
 
     def _send_config(self, client: MlflowClient, run_id: str) -> None:
-        while self._config:
-            from mlflow.entities import Param
+        from mlflow.entities import Param
 
-            batch = list(itertools.islice(self._config.items(), _PARAMS_A_CALL))
-            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
-            for key, _ in batch:
-                del self._config[key]
+        while self._config:
+            items = iter(self._config.items())
+            batch = [Param(*item) for item in itertools.islice(items, _PARAMS_A_CALL)]
+            rest = dict(items)
+            try:
+                with _away_is_os_error():
+                    client.log_batch(run_id, params=batch)
+            except ConnectionError:
+                rest = self._config
+                raise
+            finally:
+                self._config = rest  # what was refused is not sent for ever
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -134,7 +142,7 @@ class MlflowSink:
             MlflowException: the server refuses.
         """
         if self._client is not None and self._run_id is not None:
-            with _away_is_os_error():
+            with _away_is_os_error(), _silently():
                 self._client.set_terminated(self._run_id, self._status)
         self._run_id = None
 
@@ -161,6 +169,21 @@ def _away_is_os_error() -> Iterator[None]:
         raise ConnectionError(str(error)) from error
 
 
+@contextmanager
+def _silently() -> Iterator[None]:
+    """MLflow prints the run's address at its end, unless this variable says not to."""
+    name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _experiment(client: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -176,10 +199,16 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """`name` as MLflow takes it: a relative path of word characters, not too long."""
-    legal = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
-    legal = posixpath.normpath(legal).strip("/").replace("../", "__/")
-    return legal[-_LONGEST_KEY:].strip("/") if legal not in ("", ".", "..") else "_"
+    """`name` as MLflow takes it: a relative path of word characters, not too long.
+
+    Where that changes it, a checksum is added, so that two names never become one.
+    """
+    legal = re.sub(r"[^\w\-. :/]", "_", name)
+    legal = posixpath.normpath(legal.replace("..", "__")).strip("/")
+    if legal == name and len(name) <= _LONGEST_KEY:
+        return name
+    checksum = f"_{zlib.crc32(name.encode('utf-8', 'backslashreplace')):08x}"
+    return legal[: _LONGEST_KEY - len(checksum)].rstrip("/") + checksum
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.errors import InputError
-from ulysses_monitor.json_ready import encodable, finite
+from ulysses_monitor.json_ready import encodable, plain
 from ulysses_monitor.masking import masked_text, without_secrets
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.arguments import number, one_of, require_library, text
@@ -77,7 +77,7 @@ class WandbSink:
         """Learns the run directory, its name and config."""
         self._run_dir = run_dir
         self._run_name = self._given_name or str(info.get("name") or run_dir.name)
-        self._config = finite(without_secrets(dict(info.get("config") or {})))
+        self._config = plain(without_secrets(dict(info.get("config") or {})))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
@@ -108,6 +108,7 @@ class WandbSink:
         from wandb.errors import CommError
 
         self._failed = True
+        _check_folder(self._run_dir)
         try:
             with _as_it_was():
                 run = wandb.init(
@@ -154,6 +155,13 @@ class WandbSink:
         run, self._run = self._run, None
         if run is not None:
             run.finish(exit_code=int(self._failed))
+
+
+def _check_folder(folder: Path) -> None:
+    """W&B would take the machine's folder for temporary files instead, and print that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"sink wandb: {folder} cannot be written")
 
 
 def _ignore() -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -229,6 +230,15 @@ def test_values_that_are_not_numbers_are_shown_as_such() -> None:
     shown = last_frame(terminal)
     assert [line.split()[-1] for line in shown if line.startswith("loss")] == ["nan"]
     assert [line.split()[-1] for line in shown if line.startswith("gradient norm")] == ["inf"]
+
+
+def test_the_table_has_the_name_of_the_run(tmp_path: Path) -> None:
+    terminal = FakeTerminal()
+    sink = on_terminal(terminal)
+    sink.open(tmp_path / "sft", {})
+    sink.write(start())
+    sink.close()
+    assert last_frame(terminal)[0] == "sft on plain, 1 process"
 
 
 def test_a_resumed_run_goes_on_from_its_step() -> None:

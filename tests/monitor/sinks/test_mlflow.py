@@ -55,7 +55,7 @@ class Server:
         wait_for(self._is_ready, 100)
 
     def _is_ready(self) -> bool:
-        with urllib.request.urlopen(f"{self.uri}/health") as answer:
+        with urllib.request.urlopen(f"{self.uri}/health") as answer:  # noqa: S310 - ours
             return bool(answer.status == 200)
 
     def stop(self) -> None:
@@ -99,8 +99,13 @@ def sink_for(server: Server, name: str, config: Any = None) -> MlflowSink:
     return sink
 
 
-def test_steps_arrive_with_their_times_in_a_finished_run(server: Server) -> None:
+def test_steps_arrive_with_their_times_in_a_finished_run(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment = dict(os.environ)
     deliver(sink_for(server, "steps"), [record(1), alert(1), record(2), stop(2, "finished")])
+    assert capfd.readouterr().out == ""
+    assert dict(os.environ) == environment
     run = server.run("steps")
     history = server.history("steps", "grad/norm/layer/0")
     assert [(m.step, m.timestamp, m.value) for m in history] == [
@@ -134,8 +139,9 @@ def test_the_config_becomes_parameters_cut_at_mlflows_limits(server: Server) -> 
     assert params["lora.rank"] == "8"
     assert params["lora.target"] == "['q', 'v']"
     assert len(params["text"]) == 6000
-    assert params["odd _name__"] == "1"
-    assert params["k" * 250] == "2"
+    (odd,) = [value for key, value in params.items() if key.startswith("odd _name__")]
+    (long,) = [value for key, value in params.items() if key.startswith("kkkk")]
+    assert (odd, long) == ("1", "2")
     assert sum(key.startswith("key") for key in params) == 250
 
 
@@ -151,7 +157,7 @@ def test_hostile_names_are_taken_one_metric_each(server: Server) -> None:
     deliver(sink_for(server, "hostile"), [hostile(), alert(1, rule='r"<script>\n\ud800')])
     run = server.run("hostile")
     assert len(run.data.metrics) == len(HOSTILE)
-    assert "alert/r__script____" in run.data.tags
+    assert any(tag.startswith("alert/r__script_") for tag in run.data.tags)
 
 
 def test_thousands_of_metrics_are_sent_in_batches(server: Server) -> None:

@@ -46,15 +46,15 @@ def decoded(receiver: Receiver) -> list[Any]:
     return [kind.FromString(body) for body in receiver.bodies]
 
 
-def points(receiver: Receiver) -> list[tuple[str, dict[str, str], float, float]]:
-    """Name, attributes, seconds and value of each gauge's point, in the order they came."""
+def points(receiver: Receiver) -> list[tuple[str, dict[str, str], int, float]]:
+    """Name, attributes, microseconds and value of each gauge's point, in the order they came."""
     found = []
     for request in decoded(receiver):
         for metric in request.resource_metrics[0].scope_metrics[0].metrics:
             for point in metric.gauge.data_points:
                 attributes = {a.key: a.value.string_value for a in point.attributes}
                 value = point.as_double if point.HasField("as_double") else point.as_int
-                found.append((metric.name, attributes, point.time_unix_nano / 1e9, value))
+                found.append((metric.name, attributes, point.time_unix_nano // 1000, value))
     return found
 
 
@@ -63,11 +63,11 @@ def test_every_step_arrives_with_its_own_time() -> None:
         deliver(sink_for(receiver), [record(1), record(2)])
     assert receiver.paths == ["/v1/metrics"]
     found = points(receiver)
-    assert ("ulysses.step", {}, 1_700_000_002.25, 2) in found
+    assert ("ulysses.step", {}, 1_700_000_002_250_000, 2) in found
     norms = [(p[1], p[2], p[3]) for p in found if p[0] == "ulysses.grad.norm"]
     assert norms == [
-        ({"scope": "layer/0"}, 1_700_000_001.25, 0.5),
-        ({"scope": "layer/0"}, 1_700_000_002.25, 1.0),
+        ({"scope": "layer/0"}, 1_700_000_001_250_000, 0.5),
+        ({"scope": "layer/0"}, 1_700_000_002_250_000, 1.0),
     ]
     assert {p[0] for p in found} == {"ulysses.step", "ulysses.grad.norm", "ulysses.train.loss"}
 

@@ -123,7 +123,7 @@ def test_parameters_that_are_asked_for_get_tags(tmp_path: Path) -> None:
     "options", [{"parameters": "grad/*"}, {"histograms": "grad/*"}, {"picture_every": -1}]
 )
 def test_wrong_options_are_refused_by_name(tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"TensorBoardSink: {next(iter(options))}"):
+    with pytest.raises(InputError, match=f"sink tensorboard: {next(iter(options))}"):
         TensorBoardSink(tmp_path, **options)  # type: ignore[arg-type]
 
 
@@ -195,7 +195,9 @@ def test_words_of_a_run_are_no_markup(tmp_path: Path) -> None:
 
 
 def test_the_projects_layout_is_in_the_event_file(tmp_path: Path) -> None:
-    TensorBoardSink(tmp_path).close()
+    sink = TensorBoardSink(tmp_path)
+    sink.write(start(0))
+    sink.close()
     (event,) = read_back(tmp_path).Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     charts = {c.title: c for category in layout.category for c in category.chart}
@@ -322,20 +324,43 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_after_a_full_disk_the_file_is_whole_and_the_sink_goes_on(tmp_path: Path) -> None:
+def test_after_a_full_disk_the_file_is_whole_and_the_item_can_be_given_again(
+    tmp_path: Path,
+) -> None:
     sink = TensorBoardSink(tmp_path)
+    sink.write(start(0))
+    assert sink._file is not None
     disk = FullDisk(sink._file._file)
     sink._file._file = disk  # type: ignore[assignment]
-    for step in range(1, 7):
-        disk.is_full = step in (3, 4)
-        record = StepRecord.of(step, 0.0, {"train/loss/total": 1.0})
-        if disk.is_full:
+    for step, loss in enumerate([1.0, 1.0, math.nan, 1.0], 1):
+        record = StepRecord.of(step, 0.0, {"train/loss/total": loss, "grad/norm/param/a": 1.0})
+        disk.is_full = True
+        for _ in range(2):
             with pytest.raises(OSError, match="no space left"):
                 sink.write(record)
-        else:
-            sink.write(record)
+        disk.is_full = False
+        sink.write(record)
     sink.close()
-    assert [e.step for e in read_back(tmp_path).Scalars("train/loss/total")] == [1, 2, 5, 6]
+    assert [e.step for e in read_back(tmp_path).Scalars("train/loss/total")] == [1, 2, 4]
+    assert [step for step, _ in texts(tmp_path, "not finite")] == [3, 4]
+    assert [step for step, _ in texts(tmp_path, "about")] == [1]
+
+
+def test_a_constructor_opens_nothing_for_it_runs_on_every_rank(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path / "events")
+    sink.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_run_directory_is_the_place_if_no_other_is_given(tmp_path: Path) -> None:
+    sink = TensorBoardSink()
+    with pytest.raises(InputError, match="no run directory; give it a directory"):
+        sink.write(start(0))
+    for run in ("a", "b"):  # a monitor may be started again
+        sink.open(tmp_path / run, {})
+        sink.write(StepRecord.of(1, 0.0, {"train/loss/total": 1.0}))
+        sink.close()
+        assert read_back(tmp_path / run / "tensorboard").Tags()["scalars"] == ["train/loss/total"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 8, 511, 512, 513, 5000])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -32,7 +35,7 @@ class ConsoleSink:
     Args:
         console: where to write; standard error if not given.
         every_seconds: pause between two lines where there is no terminal.
-        run_name: for the table's title.
+        run_name: for the table's title; the run directory's if not given.
     """
 
     name = "console"
@@ -44,8 +47,13 @@ class ConsoleSink:
         self._every = every_seconds
         self._printed = -math.inf
         self._unprinted: StepRecord | None = None
+        self._given_name = run_name
         self._state = RunState(run_name)
         self._live: LiveTable | None = None
+
+    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
+        """Learns the run's name."""
+        self._state = RunState(self._given_name or str(info.get("name") or run_dir.name))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""

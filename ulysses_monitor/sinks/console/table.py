@@ -106,10 +106,10 @@ def _curves(state: RunState, width: int, encoding: str) -> Iterable[tuple[str, s
     for name, values in ((LOSS, state.losses), (NORM, state.norms)):
         if name in state.values:
             label, form = EVERY_STEP[name]
-            room = min(40, width - _LABEL - 18)
+            room = min(40, width - _LABEL - 19)
             spark = _spark([*values], room) if encoding.startswith("utf") else ""
             trend = " ".join(part for part in (spark, _trend([*values])) if part)
-            yield label, form.format(state.values[name]), trend
+            yield label, form.format(state.values[name]).ljust(7), trend
 
 
 def _spark(values: Sequence[float], room: int) -> str:

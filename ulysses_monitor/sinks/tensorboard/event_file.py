@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from ulysses_monitor.sinks.tensorboard.crc32c import masked_crc32c
 
-__all__ = ["EventFile"]
+__all__ = ["EventFile", "restart"]
 
 _count = itertools.count()
 
@@ -57,22 +57,23 @@ class EventFile:
             raise
         self._size += len(frame)
 
-    def restart(self, step: int, wall_time: float) -> None:
-        """Marks where a training begins or begins again: readers drop `step` and all later ones.
-
-        They take the first mark of a folder for a beginning, so a fresh training needs one too.
-        """
-        start = SessionLog(status=SessionLog.START)
-        self.append(Event(wall_time=wall_time, step=step, session_log=start))
-
     def close(self) -> None:
         """Closes the file; safe to call twice."""
         self._file.close()
 
 
+def restart(step: int, wall_time: float) -> Event:
+    """Marks where a training begins or begins again: readers drop `step` and all later ones.
+
+    They take the first mark of a folder for a beginning, so a fresh training needs one too.
+    """
+    start = SessionLog(status=SessionLog.START)
+    return Event(wall_time=wall_time, step=step, session_log=start)
+
+
 def _framed(event: Event) -> bytes:
     """An event as a TFRecord: its length, a checksum of that, its bytes, a checksum of those."""
-    data = event.SerializeToString()
+    data: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return length + next(checksums) + data + next(checksums)

@@ -1,0 +1,127 @@
+"""A run is copied to a URL while it is written, and read there."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+import ulysses_monitor as um
+from ulysses_monitor.records import Schema, StepRecord
+from ulysses_monitor.store import MirrorSink, RunDirectory, StoreSink, compact
+
+SCHEMA = Schema(("a/a/a", "b/b/b"))
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(step, float(step), SCHEMA, np.array([step, 2.0 * step]))
+
+
+@pytest.fixture
+def url() -> str:
+    return f"memory://{uuid.uuid4()}/runs/demo"
+
+
+def files(url: str) -> list[str]:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return sorted(f[len(path) :].strip("/") for f in filesystem.find(path))
+
+
+def wait_until(is_true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_copy_has_what_the_run_wrote_and_no_checkpoint(tmp_path: Path, url: str) -> None:
+    run = tmp_path / "run"
+    directory = RunDirectory(run)
+    directory.start({})
+    store, mirror = StoreSink(directory, part_rows=4), MirrorSink(run, url, every_seconds=0)
+    (run / "checkpoint-5").mkdir()
+    (run / "checkpoint-5/model.safetensors").write_text("large")
+    (run / "model.safetensors").write_text("large")
+    for step in range(1, 11):
+        store.write(record(step))
+        store.flush()
+        mirror.flush()
+        copied = um.open_run(url)
+        assert copied.metrics().index.tolist() == list(range(1, step + 1))
+    assert [f for f in files(url) if "safetensors" in f or ".lock" in f] == []
+    assert len([f for f in files(url) if "_tail" in f]) == 1  # a sealed tail goes there, too
+    store.close()
+    directory.finish("finished")
+    mirror.close()
+    assert files(url) == ["events.jsonl", "metrics/metrics.parquet", "run.json"]
+    assert um.open_run(url).info["status"] == "finished"
+    assert um.open_run(url).metrics()["b/b/b"].tolist() == [2.0 * s for s in range(1, 11)]
+
+
+def test_what_an_earlier_process_left_there_goes(tmp_path: Path, url: str) -> None:
+    run = tmp_path / "run"
+    for first in (1, 4):
+        directory = RunDirectory(run, "resume")
+        directory.start({})
+        store = StoreSink(directory)
+        for step in range(first, first + 3):
+            store.write(record(step))
+        store.flush()
+        MirrorSink(run, url).close()
+        directory.release()
+    compact(run / "metrics")
+    MirrorSink(run, url).close()
+    assert [f for f in files(url) if f.startswith("metrics/")] == ["metrics/metrics.parquet"]
+    assert um.open_run(url).metrics().index.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def train(monitor: um.Monitor, steps: int, between: Callable[[], None] = lambda: None) -> None:
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with monitor.watch(model, optimizer):
+        for _ in range(steps):
+            loss = model(torch.ones(3, 4)).sum()
+            loss.backward()
+            monitor.observe(loss=loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        between()
+
+
+def test_a_monitor_mirrors_its_run_also_while_it_trains(tmp_path: Path, url: str) -> None:
+    def is_there() -> None:
+        wait_until(lambda: "run.json" in files(url))
+        assert um.open_run(url).info["status"] == "running"
+
+    train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=url), 5, is_there)
+    here, there = um.open_run(tmp_path / "run"), um.open_run(url)
+    assert there.info == here.info
+    assert there.metrics().equals(here.metrics())
+    assert there.events().equals(here.events())
+
+
+def test_a_mirror_that_cannot_be_written_costs_the_copy_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=f"{tmp_path}/file/copy"), 5)
+    assert um.open_run(tmp_path / "run").info["status"] == "finished"
+    assert len(um.open_run(tmp_path / "run").metrics()) == 5
+    assert "sink mirror failed" in caplog.text
+
+
+@pytest.mark.parametrize("mirror", ["nosuch://bucket/run", "{run}"])
+def test_a_mirror_that_makes_no_sense_is_refused_before_the_run(
+    tmp_path: Path, mirror: str
+) -> None:
+    mirror = mirror.format(run=tmp_path / "run")
+    with pytest.raises(um.InputError, match=r"mirror|cannot be opened"):
+        train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=mirror), 1)
+    assert not (tmp_path / "run").exists()
