@@ -27,39 +27,45 @@ def at_the_end(close: Callable[[Status], None]) -> Undo:
     Returns:
         What takes it back.
     """
-    own = os.getpid()
+    return _End(close).undo
 
-    def leave() -> None:
+
+class _End:
+    def __init__(self, close: Callable[[Status], None]) -> None:
+        self._close, self._process = close, os.getpid()
+        self._before: Any = signal.getsignal(signal.SIGTERM) if _in_main_thread() else None
+        # Not where it is ignored, or belongs to what is not Python's.
+        if self._before not in (signal.SIG_IGN, None):
+            signal.signal(signal.SIGTERM, self._terminate)
+        atexit.register(self._leave)
+
+    def undo(self) -> None:
+        atexit.unregister(self._leave)
+        if _in_main_thread():
+            self._restore()
+
+    def _leave(self) -> None:
         # An exception that nobody caught; Ctrl-C is no failure.
         interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
-        if os.getpid() == own:
-            close("stopped" if interrupted else "failed")
+        self._end("stopped" if interrupted else "failed")
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == own:
-            close("stopped")
-        restore()
-        if callable(previous):
-            previous(number, frame)
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._end("stopped")
+        self._restore()
+        if callable(self._before):
+            self._before(number, frame)
         else:
             os.kill(os.getpid(), number)
 
-    def restore() -> None:
+    def _end(self, status: Status) -> None:
+        if os.getpid() == self._process:
+            self._close(status)
+
+    def _restore(self) -> None:
         # Whoever took the signal after us keeps it.
-        if in_main and signal.getsignal(signal.SIGTERM) is terminate:
-            signal.signal(signal.SIGTERM, previous)
+        if signal.getsignal(signal.SIGTERM) == self._terminate:
+            signal.signal(signal.SIGTERM, self._before)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    previous: Any = signal.getsignal(signal.SIGTERM) if in_main else None
-    # Not where it is ignored, or belongs to what is not Python's.
-    in_main = in_main and previous not in (signal.SIG_IGN, None)
-    if in_main:
-        signal.signal(signal.SIGTERM, terminate)
-    atexit.register(leave)
 
-    def undo() -> None:
-        atexit.unregister(leave)
-        if threading.current_thread() is threading.main_thread():
-            restore()
-
-    return undo
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

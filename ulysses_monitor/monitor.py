@@ -55,7 +55,8 @@ class Monitor:
 
     Args:
         run_dir: the run directory, such as ``runs/demo``.
-        sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`.
+        sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`,
+            or what `ulysses_monitor.sinks.make_sinks` makes of names, such as ``"jsonl"``.
         rules: ``"default"``, or rules; an empty list for none.
         tensorboard: whether to write TensorBoard files.
         mirror: a URL, such as ``s3://bucket/runs/demo``, that gets a copy of the run directory
@@ -75,7 +76,7 @@ class Monitor:
         self,
         run_dir: str | Path,
         *,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink | str | Mapping[str, Any]] = (),
         rules: Literal["default"] | Iterable[Rule] = "default",
         tensorboard: bool = True,
         mirror: str | None = None,
@@ -211,6 +212,7 @@ class Monitor:
 
     def _record(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> Recording:
         about = {"engine": engine.name, "world_size": world_size(), "config": self._config}
+        about["sinks"] = [f"{type(s).__module__}:{type(s).__qualname__}" for s in self._sinks]
         return Recording(
             self.run_dir,
             if_exists,

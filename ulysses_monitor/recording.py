@@ -29,7 +29,8 @@ class Recording:
         if_exists: what to do with a run that is there already.
         info: for run.json.
         sinks: beside the run store.
-        tensorboard: whether to write TensorBoard files.
+        tensorboard: whether to write TensorBoard files; a `TensorBoardSink` of the user's own
+            takes the place of ours.
         mirror: a URL that gets a copy of the directory.
 
     Raises:
@@ -51,8 +52,8 @@ class Recording:
         self._directory = RunDirectory(run_dir, if_exists)
         self._directory.start(info)
         own: list[Sink] = [StoreSink(self._directory)]
-        if tensorboard:
-            own.append(TensorBoardSink(run_dir / "tensorboard"))
+        if tensorboard and not any(isinstance(sink, TensorBoardSink) for sink in sinks):
+            own.append(TensorBoardSink())
         self._bus = Bus([*own, *sinks], (run_dir, self._directory.info))
         self._mirror = Bus(copies)
 

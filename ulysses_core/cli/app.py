@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+store = typer.Typer(help="Look after the files of runs.")
+app.add_typer(store, name="store")
+
 _RANK_0_SPEAKS_FIRST = 10.0
 """Seconds that another rank waits before it reports wrong input itself."""
 
@@ -147,6 +150,16 @@ def watch(
 ) -> None:
     """Follow a run in the terminal, live or finished."""
     from ulysses_core.cli.watch import watch as command
+
+    command(run)
+
+
+@store.command()
+def compact(
+    run: Annotated[Path, typer.Argument(help="A run directory that nobody writes.")],
+) -> None:
+    """Turn a run's metrics into one Parquet file."""
+    from ulysses_core.cli.store import compact as command
 
     command(run)
 

@@ -92,6 +92,8 @@ class MonitorConfig(_Section):
     """Steps between two readings of optimizer state and parameters."""
     tensorboard: bool = True
     """Write TensorBoard files."""
+    mirror: str | None = None
+    """A URL, such as s3://bucket/runs/demo, that gets a copy of the run while it is written."""
     rules: Literal["default", "off"] = "default"
     """Alert rules."""
     sinks: list[str | dict[str, Any]] = []

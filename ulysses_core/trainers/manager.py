@@ -138,6 +138,7 @@ class UlyssesTrainingManager:
             sinks=[*self._sinks, *make_sinks(settings.monitor.sinks)],
             rules="default" if settings.monitor.rules == "default" else [],
             tensorboard=settings.monitor.tensorboard,
+            mirror=settings.monitor.mirror,
             sample_every=settings.monitor.sample_every,
             if_exists="overwrite" if settings.overwrite_output_dir else "refuse",
             config=self.config.given,

@@ -1,16 +1,18 @@
 """Hands what the training thread publishes to every sink.
 
-Publishing puts one object on a queue per sink and returns; a worker thread per sink does the
-writing. A sink that raises is reported once, counted, switched off after `MAX_FAILURES` failures in
-a row and tried again with growing pauses. A live sink that is slow loses its oldest records, and
-the loss is counted; a lossless sink (the run store) loses none while there is room in memory or on
-disk. Training never waits and never stops for a sink.
+Publishing puts one object on a queue and returns; a thread hands it to the queues of the sinks, and
+a worker thread per sink does the writing. A sink that raises is reported once, counted, switched
+off after `MAX_FAILURES` failures in a row and tried again with growing pauses. A live sink that is
+slow loses its oldest records, and the loss is counted; a lossless sink (the run store) loses none
+while there is room in memory or on disk. Training never waits and never stops for a sink.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,12 @@ from ulysses_monitor.sinks.base import Sink
 __all__ = ["Bus"]
 
 _open: WeakSet[Bus] = WeakSet()
+
+_PAUSE, _LONGEST_PAUSE = 0.02, 0.1
+"""Seconds between two looks at what was published: while something comes, and while nothing."""
+
+_MOST_PUBLISHED = 4096
+"""Items that may wait where even the disk for what waits hangs."""
 
 
 class Bus:
@@ -44,16 +52,36 @@ class Bus:
         queue_bytes: int = 64 << 20,
         spill_bytes: int = 1 << 30,
     ) -> None:
-        self._closed, self._step = False, 0
-        self._workers: list[Worker] = []
+        self._closed, self._step, self._lost = False, 0, 0
+        # Looked at now and then: waking a thread costs the publisher ten times the rest.
+        self._published: deque[Item] = deque()
+        self._end = threading.Event()
         self._workers = [
             Worker(sink, queue_bytes, spill_bytes, self._report, opening) for sink in sinks
         ]
+        self._thread = threading.Thread(target=self._hand_out, name="bus", daemon=True)
+        self._thread.start()
         _watch_forks(self)
 
     def publish(self, item: Item) -> None:
         """Queues `item` for every sink; never blocks, never raises. After `close`, does nothing."""
-        if not self._closed:
+        if self._closed:
+            return
+        if len(self._published) < _MOST_PUBLISHED:
+            self._published.append(item)
+        else:
+            self._lost += 1
+
+    def _hand_out(self) -> None:
+        pause = _LONGEST_PAUSE
+        while not self._end.wait(pause):
+            pause = _PAUSE if self._published else min(1.2 * pause, _LONGEST_PAUSE)
+            self._hand_out_all()
+        self._hand_out_all()
+
+    def _hand_out_all(self) -> None:
+        while self._published:
+            item = self._published.popleft()
             self._step = item.step
             for worker in self._workers:
                 worker.put(item)
@@ -64,7 +92,7 @@ class Bus:
 
     def dropped(self) -> dict[str, int]:
         """Items that each sink lost so far, by its name."""
-        return {worker.name: worker.dropped for worker in self._workers}
+        return {worker.name: worker.dropped + self._lost for worker in self._workers}
 
     def close(self, timeout: float = 10.0) -> None:
         """Writes out what is queued and closes the sinks, within `timeout` seconds in all."""
@@ -73,6 +101,8 @@ class Bus:
         self._closed = True
         now = time.monotonic()
         deadline = now + timeout
+        self._end.set()
+        self._thread.join(timeout)
         for worker in self._workers:
             worker.stop(now + 0.9 * timeout)  # the rest is for closing the sink
         for worker in self._workers:

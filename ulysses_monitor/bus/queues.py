@@ -179,16 +179,15 @@ class LosslessQueue:
         if not self._entries:
             self._spill = None
 
-    @property
-    def overflows(self) -> bool:
-        """Whether `spill` has something to do."""
-        return self._bytes > self._limit and not self._cannot_spill
-
     def spill(self, lock: AbstractContextManager[object]) -> None:
-        """Moves the oldest records in memory to disk; `lock` guards every other method."""
+        """Moves the oldest records to disk while too much is in memory.
+
+        Args:
+            lock: guards every other method; not held while the disk is written.
+        """
         while True:
             with lock:
-                if not self.overflows:
+                if self._bytes <= self._limit or self._cannot_spill:
                     return
                 spill = self._spill = self._spill or Spill(self._spill_limit)
                 entry, size = self._in_memory.popleft()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,10 @@ Report = Callable[[Mapping[str, Any]], None]
 _FLUSH_SECONDS = 0.25
 """Longest wait of a written item for a flush: with the store's own wait, a step is safe in one
 second."""
+
+_SETTLE_SECONDS = 0.6
+"""After a flush that nothing follows, until another one: longer than the store waits for the disk
+again."""
 
 _HANG_SECONDS = 30.0
 _LOSSLESS_PAUSE = 0.1
@@ -62,9 +67,9 @@ class Worker:
         self._deadline: float | None = None
         self._lost = 0
         self._unflushed, self._flushed = 0, time.monotonic()
+        self._settles_at = math.inf
         self._busy_since: float | None = None
         self._said_hanging = False
-        self._is_spilling = False
         self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
         self._thread.start()
 
@@ -74,24 +79,13 @@ class Worker:
         return self._queue.dropped + self._lost
 
     def put(self, item: Item) -> None:
-        """Queues an item; never waits for the sink."""
+        """Queues an item; waits for the disk where there is too much of it, never for the sink."""
         with self._lock:
             self._queue.put(item)
             self._lock.notify()
-            self._spill_what_overflows()
+        if isinstance(self._queue, LosslessQueue):
+            self._queue.spill(self._lock)
         self._look_for_hanging()
-
-    def _spill_what_overflows(self) -> None:
-        queue = self._queue
-        if isinstance(queue, LosslessQueue) and queue.overflows and not self._is_spilling:
-            self._is_spilling = True
-            threading.Thread(target=self._spill, args=[queue], name="spill", daemon=True).start()
-
-    def _spill(self, queue: LosslessQueue) -> None:
-        try:
-            queue.spill(self._lock)
-        finally:
-            self._is_spilling = False
 
     def _look_for_hanging(self) -> None:
         since = self._busy_since
@@ -129,8 +123,7 @@ class Worker:
             if self._opening is not None:
                 self._opening = None if self._attempt("open", lambda: opening) else opening
             elif self._flush_is_due():
-                self._unflushed = 0 if self._attempt("flush") else self._unflushed
-                self._flushed = time.monotonic()
+                self._flush()
             elif len(self._queue):
                 self._write_first()
             else:
@@ -148,28 +141,37 @@ class Worker:
                 if self._deadline is not None and (now >= self._deadline or self._is_hopeless()):
                     return False
                 pause = self._health.pause(now)
-                if not pause and (len(self._queue) or self._unflushed or self._deadline):
+                settle = self._settles_at - now
+                if not pause and (len(self._queue) or self._deadline or settle <= 0):
                     return True
-                if self._deadline is not None:
-                    pause = min(pause, self._deadline - now)
-                self._lock.wait(pause or None)
+                limits = [pause, settle, (self._deadline or math.inf) - now]
+                self._lock.wait(min((t for t in limits if 0 < t < math.inf), default=None))
 
     def _is_hopeless(self) -> bool:
         """The run's end does not wait for a live sink that is off."""
         return self._health.off and not isinstance(self._queue, LosslessQueue)
 
     def _flush_is_due(self) -> bool:
+        now = time.monotonic()
         if not self._unflushed:
-            return False
+            return now >= self._settles_at
         if self._health.is_failing("flush") or not len(self._queue):
             return True
-        return time.monotonic() - self._flushed >= _FLUSH_SECONDS
+        return now - self._flushed >= _FLUSH_SECONDS
+
+    def _flush(self) -> None:
+        """Flushes, and once more later: a sink that waits for the disk does so now and then."""
+        first, self._flushed = self._unflushed > 0, time.monotonic()
+        if self._attempt("flush"):
+            self._unflushed = 0
+            self._settles_at = self._flushed + _SETTLE_SECONDS if first else math.inf
 
     def _write_first(self) -> None:
         with self._lock:
             entry = self._queue.first()
         if self._attempt("write", lambda: (entry.item(),)):
             self._unflushed += 1
+            self._settles_at = 0.0
             with self._lock:
                 self._queue.done()
 

@@ -21,6 +21,7 @@ _KNOWN = {
     "mlflow": "ulysses_monitor.sinks.mlflow:MlflowSink",
     "opentelemetry": "ulysses_monitor.sinks.opentelemetry:OpenTelemetrySink",
     "prometheus": "ulysses_monitor.sinks.prometheus:PrometheusSink",
+    "tensorboard": "ulysses_monitor.sinks.tensorboard:TensorBoardSink",
     "wandb": "ulysses_monitor.sinks.wandb:WandbSink",
     "webhook": "ulysses_monitor.sinks.webhook:WebhookSink",
 }

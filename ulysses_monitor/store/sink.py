@@ -18,7 +18,7 @@ from ulysses_monitor.store.tail import Tail, read_tail
 
 __all__ = ["StoreSink"]
 
-_PART_BYTES = 64 << 20
+_PART_BYTES = 32 << 20
 _PART_ROWS = 64, 4096
 """Fewest and most steps of a part."""
 
@@ -30,7 +30,7 @@ class StoreSink:
 
     Args:
         directory: the run directory, held for writing.
-        part_rows: steps of a part; as many as 64 MiB hold where not given.
+        part_rows: steps of a part; as many as 32 MiB hold where not given.
     """
 
     name = "store"

@@ -16,6 +16,8 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ulysses_core.cli import main
+
 TEXT = "the a list map set sorts returns holds every value key item of in and first last"
 WORDS = TEXT.split()
 
@@ -123,3 +125,22 @@ def _train_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )
+
+
+@pytest.fixture
+def ulysses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["ulysses", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, error = capsys.readouterr()
+        return int(caught.value.code or 0), out, error
+
+    return run

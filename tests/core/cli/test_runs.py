@@ -10,30 +10,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ulysses_core.cli import main
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store import RunDirectory, StoreSink
 
 Ulysses = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ulysses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Ulysses:
-    """Runs a command in an empty folder: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ulysses", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, error = capsys.readouterr()
-        return int(caught.value.code or 0), out, error
-
-    return run
 
 
 def record(

@@ -305,7 +305,8 @@ def test_a_disk_that_stays_full_costs_the_rest_and_closing_ends_in_time(small_di
     assert why == {}
     assert block.steps.tolist() == list(range(1, len(block.steps) + 1))
     assert len(block.steps) >= 100
-    assert 20_000 - len(block.steps) <= bus.dropped()["store"] <= 20_000 - 100
+    # What was handed over and is torn counts as lost, and so do the store's own troubles (events).
+    assert 20_000 - len(block.steps) <= bus.dropped()["store"] <= 20_000 - 100 + 3
 
 
 def test_compaction_without_room_leaves_everything_as_it_was(small_disk: Path) -> None:
