@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from ulysses_monitor.errors import InputError, UlyssesError
     from ulysses_monitor.integrations import MonitorCallback
     from ulysses_monitor.monitor import Monitor
-    from ulysses_monitor.records import Alert, Event, Metric, StepRecord
+    from ulysses_monitor.policies import Policy
+    from ulysses_monitor.records import Action, Alert, Event, Metric, StepRecord
     from ulysses_monitor.rules import Rule
     from ulysses_monitor.sinks import MemorySink, Sink
 
 # Imported when asked for: reading a run needs no torch, watching one needs no transformers.
 _HOMES = {
+    "Action": "records",
     "Alert": "records",
     "Event": "records",
     "InputError": "errors",
@@ -29,6 +31,7 @@ _HOMES = {
     "Metric": "records",
     "Monitor": "monitor",
     "MonitorCallback": "integrations",
+    "Policy": "policies",
     "Rule": "rules",
     "RunReader": "analysis",
     "RunSet": "analysis",
@@ -40,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Action",
     "Alert",
     "Event",
     "InputError",
@@ -47,6 +51,7 @@ __all__ = [
     "Metric",
     "Monitor",
     "MonitorCallback",
+    "Policy",
     "Rule",
     "RunReader",
     "RunSet",

@@ -31,6 +31,7 @@ from ulysses_monitor.errors import InputError
 from ulysses_monitor.flops import TrainingFlops, numel
 from ulysses_monitor.lifecycle import Status, at_the_end
 from ulysses_monitor.patching import Undo, undo_all
+from ulysses_monitor.policies import Decide, Policy, checked_policies
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.ranks import agree_or_raise, rank, world_size
@@ -38,6 +39,7 @@ from ulysses_monitor.recording import Recording
 from ulysses_monitor.records import Event, Metric, Schema, StepRecord, schema_of
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
 from ulysses_monitor.sinks import Sink, make_sinks
+from ulysses_monitor.steering import Steering, Told
 from ulysses_monitor.store import IfExists
 from ulysses_monitor.training_step import TrainingStep, as_part
 
@@ -58,6 +60,10 @@ class Monitor:
         sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`,
             or what `ulysses_monitor.sinks.make_sinks` makes of names, such as ``"jsonl"``.
         rules: ``"default"``, or rules; an empty list for none.
+        policies: what acts on a step before its gradients are clipped: objects with a `name` and
+            `decide(history)`, or functions of the history, that give `um.Action`s.
+        shadow: policies decide and are recorded, and touch nothing.
+        seed: of the policies' noise.
         tensorboard: whether to write TensorBoard files.
         mirror: a URL, such as ``s3://bucket/runs/demo``, that gets a copy of the run directory
             while it is written.
@@ -78,6 +84,9 @@ class Monitor:
         *,
         sinks: Sequence[Sink | str | Mapping[str, Any]] = (),
         rules: Literal["default"] | Iterable[Rule] = "default",
+        policies: Iterable[Policy | Decide] = (),
+        shadow: bool = False,
+        seed: int = 0,
         tensorboard: bool = True,
         mirror: str | None = None,
         sample_every: int = 10,
@@ -89,6 +98,9 @@ class Monitor:
         self.run_dir = Path(run_dir)
         self._sinks = make_sinks(sinks)
         self._rules = RuleSet(checked_rules(rules))
+        self._policies = checked_policies(policies)
+        self._shadow, self._seed = shadow, seed
+        self._steering: Steering | None = None
         self._tensorboard = tensorboard
         self._sample_every = sample_every
         self._if_exists: IfExists = if_exists
@@ -187,6 +199,8 @@ class Monitor:
         self._capture, undos = assemble(engine, self._sample_every, self._next_is_sampled)
         self._undos += undos
         self._flops = TrainingFlops.of(engine.model)
+        self._steering = Steering(engine, self._policies, shadow=self._shadow, seed=self._seed)
+        self._undos.append(self._steering.stepped)
         self._current = TrainingStep()
         self._open("resume" if step else self._if_exists, engine, dict(info or {}))
         self._undos.append(at_the_end(self.close))
@@ -202,7 +216,7 @@ class Monitor:
         error: Exception | None = None
         if rank() == 0:
             try:
-                self._recording = self._record(if_exists, engine, info)
+                self._recording = self._open_recording(if_exists, engine, info)
             except OSError as e:
                 error = InputError(f"run directory {self.run_dir}: {e.strerror or e}")
             except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
@@ -210,7 +224,9 @@ class Monitor:
         elsewhere = InputError("monitor: rank 0 could not take the run directory; see its message")
         agree_or_raise(error, elsewhere, engine.device)
 
-    def _record(self, if_exists: IfExists, engine: Engine, info: dict[str, Any]) -> Recording:
+    def _open_recording(
+        self, if_exists: IfExists, engine: Engine, info: dict[str, Any]
+    ) -> Recording:
         about = {"engine": engine.name, "world_size": world_size(), "config": self._config}
         about["sinks"] = [f"{type(s).__module__}:{type(s).__qualname__}" for s in self._sinks]
         return Recording(
@@ -286,15 +302,33 @@ class Monitor:
         given = self._read_sources()
         captured = self._capture.read(self.step + 1, step.observed() | given)
         step.parts, step.sums = captured.parts, captured.extra
+        acted = self._steer(step, self._capture.engine)
         if self._recording is not None and not self._broken:
             try:
                 if captured.of_previous:
                     self._publish_record(captured.of_previous, self._recording)
-                own = step.metrics(self._capture.engine)
+                own = step.metrics(self._capture.engine, acted[0].norm if acted else None)
                 step.parts.append(as_part(own | {name: step.sums[name] for name in given}))
+                for told in acted:
+                    self._recording.publish(told.to_event(self.step + 1, time.time()))
             except Exception:  # noqa: BLE001 - _give_up logs it
                 self._give_up()
         step.overhead += time.perf_counter() - began
+
+    def _steer(self, step: TrainingStep, engine: Engine) -> list[Told]:
+        """Lets the policies act; on every rank, with the same numbers."""
+        if not self._steering:
+            return []
+        parts = [*(step.parts or ()), as_part(step.metrics(engine))]
+        return self._steering.steer(self._record(parts, self.step + 1))
+
+    def _record(self, parts: Sequence[Part], step: int) -> StepRecord:
+        return StepRecord(
+            step=step,
+            time=time.time(),
+            schema=self._schema(tuple(schema for schema, _ in parts)),
+            values=np.concatenate([values for _, values in parts]),
+        )
 
     def _read_sources(self) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -314,6 +348,8 @@ class Monitor:
         """
         if self._capture is not None:
             began = time.perf_counter()
+            if self._steering is not None:
+                self._steering.stepped()
             self._capture.stepped(done)
             self._current.overhead += time.perf_counter() - began
 
@@ -356,12 +392,7 @@ class Monitor:
 
     def _publish_record(self, parts: list[Part], recording: Recording) -> None:
         """Publishes a record of the current step, and the alerts that rules make of it."""
-        record = StepRecord(
-            step=self.step,
-            time=time.time(),
-            schema=self._schema(tuple(schema for schema, _ in parts)),
-            values=np.concatenate([values for _, values in parts]),
-        )
+        record = self._record(parts, self.step)
         recording.publish(record)
         for alert in self._rules.observe(record):
             recording.publish(alert.to_event(record.time))

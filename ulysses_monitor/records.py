@@ -8,6 +8,7 @@ array of values in the schema's order. Names follow ``family/stat/scope``, for e
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.errors import InputError, nearest
 
 __all__ = [
     "METRIC_SCHEMA_VERSION",
+    "Action",
     "Alert",
     "Event",
     "Metric",
@@ -154,6 +156,69 @@ class Event:
     step: int
     time: float
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+_NEEDED: dict[str, tuple[str, ...] | None] = {
+    "add_noise": ("std",),
+    "centralize": (),
+    "clip_norm": ("max_norm",),
+    "clip_rows": ("ratio",),
+    "clip_value": ("limit",),
+    "lr_factor": ("factor",),
+    "scale": ("factor",),
+    "scale_each": None,
+}
+"""The values of each kind of action; None where they are named by parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What a policy asks for at a step, before gradients are clipped.
+
+    - ``add_noise``: Gaussian noise of standard deviation ``std``;
+    - ``centralize``: each row of a matrix loses its mean;
+    - ``clip_norm``: the targets' common norm is at most ``max_norm``;
+    - ``clip_rows``: each row's norm is at most ``ratio`` of its weights' norm;
+    - ``clip_value``: every element lies within plus and minus ``limit``;
+    - ``lr_factor``: this step's learning rate is the scheduled one times ``factor``, in the
+      parameter group numbered ``group``, or in all where it is not given;
+    - ``scale``: the targets times ``factor``;
+    - ``scale_each``: each parameter's gradient times the value under its name.
+
+    Attributes:
+        kind: what to do.
+        values: with which numbers.
+        targets: shell-style patterns of parameter names; all by default.
+        reason: one sentence for people.
+        read: the metrics that led to it, by name.
+
+    Raises:
+        InputError: the kind is not known, or its values are not those it needs.
+    """
+
+    kind: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    targets: tuple[str, ...] = ("*",)
+    reason: str = ""
+    read: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in _NEEDED:
+            raise InputError(
+                f"action {self.kind!r} is not known{nearest(self.kind, _NEEDED)}; "
+                f"allowed is one of {', '.join(_NEEDED)}"
+            )
+        needed = _NEEDED[self.kind]
+        given = set(self.values) - ({"group"} if self.kind == "lr_factor" else set())
+        if needed is not None and given != set(needed):
+            raise InputError(
+                f"action {self.kind}: values are {sorted(self.values)}; needed are {list(needed)}"
+            )
+        for name, value in self.values.items():
+            if not math.isfinite(value) or value < 0:
+                raise InputError(
+                    f"action {self.kind}: {name} is {value}; allowed is a number from 0"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,14 +79,21 @@ class TrainingStep:
             "attended": self._attended,
         }
 
-    def metrics(self, engine: Engine) -> dict[str, float]:
-        """Loss, label tokens, learning rates and the clipping to come, from sums and parts."""
+    def metrics(self, engine: Engine, edited_norm: float | None = None) -> dict[str, float]:
+        """Loss, label tokens, learning rates and the clipping to come, from sums and parts.
+
+        Args:
+            engine: what is trained.
+            edited_norm: the gradients' norm where a policy has changed them.
+        """
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"]:
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
         if self.sums["has_labels"]:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
-        clip_norm, norm = engine.clip_norm(), self._measured("grad/norm/total")
+        clip_norm, norm = engine.clip_norm(), edited_norm
+        if norm is None:
+            norm = self._measured("grad/norm/total")
         if clip_norm is not None and norm is not None:
             metrics["grad/clip_coef/total"] = min(1.0, clip_norm / (norm + 1e-6))
         return metrics

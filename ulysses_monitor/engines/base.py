@@ -98,6 +98,10 @@ class Engine(Protocol):
         """Name and number of elements of every trainable parameter, whole, alike on all ranks."""
         ...
 
+    def shapes(self) -> list[torch.Size]:
+        """Shape of every trainable parameter, whole, in the order of `parameters`."""
+        ...
+
     def held(self) -> list[int]:
         """Indices of the parameters of which this rank counts a shard; never changes."""
         ...

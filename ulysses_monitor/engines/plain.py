@@ -67,6 +67,10 @@ class PlainEngine:
         """See `Engine.parameters`."""
         return [(name, p.numel()) for name, p in self._named]
 
+    def shapes(self) -> list[torch.Size]:
+        """See `Engine.shapes`."""
+        return [p.shape for _, p in self._named]
+
     def held(self) -> list[int]:
         """See `Engine.held`."""
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:

@@ -53,6 +53,10 @@ class DeepSpeedView:
         """See `Engine.parameters`."""
         return [(name, p.numel()) for name, p in self._named]
 
+    def shapes(self) -> list[torch.Size]:
+        """See `Engine.shapes`."""
+        return [p.shape for _, p in self._named]
+
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`: below ZeRO-3 every rank has the parameters it computes with."""
         for i, (_, param) in enumerate(self._named):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -41,6 +42,10 @@ class Zero3Engine(DeepSpeedView):
     def parameters(self) -> list[tuple[str, int]]:
         """See `Engine.parameters`."""
         return [(name, int(_ds(p).ds_numel)) for name, p in self._named]
+
+    def shapes(self) -> list[torch.Size]:
+        """See `Engine.shapes`."""
+        return [torch.Size(_ds(p).ds_shape) for _, p in self._named]
 
     def held(self) -> list[int]:
         """See `Engine.held`."""

@@ -1,0 +1,62 @@
+"""Does what actions say to a step's gradients, on every rank alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ulysses_monitor.actions.edits import EDITS, Targets
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.probes.sums import statistics
+from ulysses_monitor.records import Action
+
+__all__ = ["Effect", "GradientEditor"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a round of actions did.
+
+    Attributes:
+        tensors: names of the parameters that each action was about.
+        norm: of all gradients after them, the one that the engine will clip by.
+    """
+
+    tensors: list[list[str]]
+    norm: float
+
+
+class GradientEditor:
+    """Edits gradients before the engine clips them.
+
+    Args:
+        engine: whose gradients.
+        seed: of noise.
+    """
+
+    def __init__(self, engine: Engine, seed: int = 0) -> None:
+        self._engine, self._seed = engine, seed
+
+    def apply(self, actions: Sequence[Action], step: int) -> Effect:
+        """Does `actions` in their order; every rank calls it with the same ones.
+
+        Args:
+            actions: of kinds that edit gradients.
+            step: the optimizer step.
+        """
+        rounds = [Targets(self._engine, action, step, self._seed) for action in actions]
+        for targets in rounds:
+            EDITS[targets.action.kind](targets)
+        self._engine.gradients_written()
+        return Effect([list(targets.names().values()) for targets in rounds], self._norm(rounds[0]))
+
+    def _norm(self, any_targets: Targets) -> float:
+        shards = [s for s in self._engine.shards() if s.counted and s.grad is not None]
+        grads = [s.grad for s in shards if s.grad is not None]
+        squares = torch.zeros(1, dtype=torch.float64)
+        if grads:
+            squares = statistics(grads)[0].sum().reshape(1)
+        total = any_targets.total(squares)
+        return float(total.sqrt() / any_targets.scale())
