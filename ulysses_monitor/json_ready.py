@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ulysses_monitor.masking import without_secrets
 from ulysses_monitor.records import Event
 
@@ -14,19 +16,23 @@ __all__ = ["encodable", "event_as_json", "plain"]
 
 def event_as_json(event: Event) -> dict[str, Any]:
     """The event as one flat object, with secrets masked."""
-    data = without_secrets(dict(event.data))
-    return {"kind": event.kind, "step": event.step, "time": event.time, **plain(data)}
+    data = without_secrets(plain(dict(event.data)))
+    return {**data, "kind": event.kind, "step": event.step, "time": event.time}
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 20) -> Any:
     """`value` of nothing but what JSON has, at any depth; what it has not becomes text.
 
-    So do NaN and Inf, which many readers of JSON refuse.
+    So do NaN and Inf, which many readers of JSON refuse, and what is nested too deep.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if depth == 0:
+        return encodable(f"{type(value).__name__} ...")
     if isinstance(value, Mapping):
-        return {encodable(str(k)): plain(v) for k, v in value.items()}
+        return {encodable(str(k)): plain(v, depth - 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [plain(v, depth - 1) for v in value]
     if (
         value is None
         or isinstance(value, int)

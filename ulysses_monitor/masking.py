@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["masked_text", "without_secrets"]
 
-_NAME = re.compile(
-    r"(token(?!i[sz]e)|secret|passw|(api|access|private)_?key|credential|webhook)", re.IGNORECASE
+_MASK = "***"
+_SECRET_WORD = re.compile(
+    "secrets?|passwords?|passwd|passphrase|pwd|authorization|cookies?|bearer|credentials?|webhook"
+    "|signature"
 )
-_IN_URL = re.compile(
-    r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])((?:\w*(?:token|secret|key|passw\w*|sig(?:nature)?))=)[^&\s\"']+",
+_BEFORE_KEY = re.compile("api|access|private|secret|account|signing|encryption")
+_BEFORE_TOKEN = re.compile(
+    "hf|hub|huggingface|auth|access|api|bearer|refresh|session|security|id|wandb|mlflow|github"
+    "|gitlab|slack|oauth|write|read|deploy|bot|user|personal|service|account|csrf"
+)
+"""What stands before ``token`` where it is no token of a text: ``pad_token``, ``max_tokens``."""
+
+_PLACES = ("dir", "path", "file", "name", "env")
+"""Where a secret lies is none."""
+
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+")
+_IN_URL = re.compile(r"://[^\s\"']*@")
+_ASSIGNED = re.compile(r"([\w-]+)(['\"]?\s*[=:](?!//)\s*['\"]?)([^\s&\"',;)}]{4,})")
+_KNOWN = re.compile(
+    r"\b(bearer\s+|hooks\.slack\.com/|hf_|sk-|gh[pousr]_|xox[abp]-|AKIA)[\w./~+-]{8,}",
     re.IGNORECASE,
 )
-_MASK = "***"
 _SHORTEST = 8
 """Characters below which a value of the environment is not looked for: it may be any word."""
 
@@ -24,22 +38,60 @@ _SHORTEST = 8
 def without_secrets(value: Any, masked: bool = False) -> Any:
     """`value` with secrets masked, at any depth.
 
-    Masked are strings under a key that names a secret, and whatever `masked_text` finds in others.
+    Masked is text under a key that names a secret, the argument after an option that does, and
+    what `masked_text` finds elsewhere.
+
+    Args:
+        value: text, numbers, None, and lists and mappings of them.
+        masked: whether it lies under such a key.
     """
     if isinstance(value, Mapping):
         return {
-            k: without_secrets(v, masked or bool(_NAME.search(str(k)))) for k, v in value.items()
+            masked_text(k) if isinstance(k, str) else k: without_secrets(v, masked or _is_secret(k))
+            for k, v in value.items()
         }
     if isinstance(value, list | tuple):
-        return [without_secrets(v, masked) for v in value]
+        options = [False, *map(_is_secret_option, value)]
+        return [without_secrets(v, masked or o) for v, o in zip(value, options, strict=False)]
     if not isinstance(value, str):
         return value
     return _MASK if masked and value else masked_text(value)
 
 
 def masked_text(text: str) -> str:
-    """`text` without credentials of URLs and without the values of secret environment variables."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and _NAME.search(name):
+    """`text` without secrets.
+
+    That is, without credentials of URLs, tokens by their looks, what is assigned to the name of a
+    secret, and the values of environment variables that are secret.
+    """
+    for name in list(os.environ):
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST and value in text and _is_secret_value(name, value):
             text = text.replace(value, _MASK)
-    return _IN_URL.sub(lambda match: f"{match[1] or ''}{_MASK}", text)
+    text = _KNOWN.sub(rf"\1{_MASK}", _IN_URL.sub(f"://{_MASK}@", text))
+    return _ASSIGNED.sub(
+        lambda found: f"{found[1]}{found[2]}{_MASK}" if _is_secret(found[1]) else found[0], text
+    )
+
+
+def _is_secret(name: Any) -> bool:
+    words = [word.lower() for word in _WORD.findall(str(name).replace("_", " "))]
+    if not words or words[-1] in _PLACES:
+        return False
+    return any(map(_SECRET_WORD.fullmatch, words)) or _ends_in_a_secret(words)
+
+
+def _ends_in_a_secret(words: Sequence[str]) -> bool:
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if last in ("key", "keys"):
+        return _BEFORE_KEY.fullmatch(before) is not None
+    return last == "token" and (not before or _BEFORE_TOKEN.fullmatch(before) is not None)
+
+
+def _is_secret_option(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("--") and _is_secret(value)
+
+
+def _is_secret_value(name: str, value: str) -> bool:
+    """Whether a variable's value is worth hiding wherever it occurs: a path or a word is not."""
+    return _is_secret(name) and any(c.isdigit() for c in value) and not value.startswith(("/", "~"))

@@ -29,7 +29,7 @@ from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.environment import describe_environment
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.flops import TrainingFlops, numel
-from ulysses_monitor.lifecycle import Status, at_the_end
+from ulysses_monitor.lifecycle import AtTheEnd, Status
 from ulysses_monitor.patching import Undo, undo_all
 from ulysses_monitor.policies import Decide, Policy, checked_policies
 from ulysses_monitor.probes import Capture, assemble
@@ -108,6 +108,7 @@ class Monitor:
         self._undos: list[Undo] = []
         self._mirror = mirror
         self._recording: Recording | None = None
+        self._end: AtTheEnd | None = None
         self._capture: Capture | None = None
         self._flops: TrainingFlops | None = None
         self._sources: list[tuple[tuple[str, ...], Source]] = []
@@ -195,6 +196,7 @@ class Monitor:
             info: further entries for run.json.
         """
         self.close("failed")  # of a training that raised in this process before
+        self._broken = False
         self.step = step
         self._capture, undos = assemble(engine, self._sample_every, self._next_is_sampled)
         self._undos += undos
@@ -203,7 +205,6 @@ class Monitor:
         self._undos.append(self._steering.stepped)
         self._current = TrainingStep()
         self._open("resume" if step else self._if_exists, engine, dict(info or {}))
-        self._undos.append(at_the_end(self.close))
         max_steps = (info or {}).get("max_steps")
         about = {"engine": engine.name, "world_size": world_size(), "max_steps": max_steps}
         self.event("start", about)
@@ -217,6 +218,7 @@ class Monitor:
         if rank() == 0:
             try:
                 self._recording = self._open_recording(if_exists, engine, info)
+                self._end = AtTheEnd(self.close)
             except OSError as e:
                 error = InputError(f"run directory {self.run_dir}: {e.strerror or e}")
             except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
@@ -242,11 +244,13 @@ class Monitor:
         """Takes every hook back, writes everything out, ends the run; safe to call twice."""
         undo_all(self._undos)
         self._capture = None
-        recording = self._recording
-        if recording is not None:
-            self.event("stop", {"status": status})
-            self._recording = None
-            recording.close(status)
+        recording, end = self._recording, self._end
+        if recording is not None and end is not None:
+            with end.closing():
+                status = end.judged(status)
+                self.event("stop", {"status": status})
+                self._recording = self._end = None
+                recording.close(status)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -417,7 +421,7 @@ class Monitor:
         """
         names = tuple(Metric(name=name).name for name in metrics)
         if self._recording is not None and names:
-            values = np.array(list(metrics.values()), np.float64)
+            values = np.array([float(value) for value in metrics.values()], np.float64)
             record = StepRecord(self.step, time.time(), schema_of(names), values)
             self._recording.publish(record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Recording:
         tensorboard: bool = True,
         mirror: str | None = None,
     ) -> None:
-        copies = [] if mirror is None else [MirrorSink(run_dir, mirror)]
+        replace = if_exists == "overwrite"
+        copies = [] if mirror is None else [MirrorSink(run_dir, mirror, replace=replace)]
         self._directory = RunDirectory(run_dir, if_exists)
         self._directory.start(info)
         own: list[Sink] = [StoreSink(self._directory)]
@@ -56,6 +58,7 @@ class Recording:
             own.append(TensorBoardSink())
         self._bus = Bus([*own, *sinks], (run_dir, self._directory.info))
         self._mirror = Bus(copies)
+        self._process = os.getpid()
 
     def publish(self, item: StepRecord | Event) -> None:
         """Hands an item to every sink; never waits, never raises."""
@@ -68,9 +71,18 @@ class Recording:
 
     def close(self, status: Status) -> None:
         """Writes everything out and ends the run."""
-        self._bus.close()
+        if os.getpid() != self._process:
+            return  # a forked child: the run is not its own
+        ended = False
         try:
-            self._directory.finish(status)
+            ended = self._bus.close()
+        finally:
+            self._finish(status, ended)
+        self._mirror.close(_MIRROR_SECONDS)  # last, when everything is written
+
+    def _finish(self, status: Status, ended: bool) -> None:
+        """Where a sink still writes, the directory stays locked as long as the process lives."""
+        try:
+            self._directory.finish(status, release=ended)
         except OSError as error:  # a full disk must not fail a training that is done
             logger.error("monitor: run.json of %s: %s", self._directory.path, error)
-        self._mirror.close(_MIRROR_SECONDS)  # last, when everything is written

@@ -39,7 +39,7 @@ Reduction = Literal["sum", "max", "min"]
 Cost = Literal["every", "sampled"]
 Severity = Literal["info", "warning", "critical"]
 
-_NAME = re.compile(r"^[a-z0-9_]+/[A-Za-z0-9_]+/\S+$")
+_NAME = re.compile(r"[a-z0-9_]+/[A-Za-z0-9_]+/\S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Metric:
     cost: Cost = "every"
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
+        if not _NAME.fullmatch(self.name):
             raise InputError(
                 f"metric {self.name!r}: a name is family/stat/scope, such as grad/norm/total"
             )

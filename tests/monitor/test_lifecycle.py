@@ -105,7 +105,7 @@ def test_sigterm_writes_everything_and_the_process_still_dies_of_it(
     assert_recorded(tmp_path / "run", "stopped")
 
 
-def test_a_handler_of_the_users_own_is_called_after_the_run_is_closed(tmp_path: Path) -> None:
+def test_a_handler_of_the_users_own_decides_and_the_exit_closes_the_run(tmp_path: Path) -> None:
     before = """
     def mine(number, frame):
         import json
@@ -118,8 +118,47 @@ def test_a_handler_of_the_users_own_is_called_after_the_run_is_closed(tmp_path: 
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGTERM)
     code, out, _ = end(child)
-    assert (code, out) == (7, "stopped\n")
+    assert (code, out) == (7, "running\n")
     assert_recorded(tmp_path / "run", "stopped")
+
+
+def test_a_training_whose_handler_lets_it_go_on_is_watched_to_its_end(tmp_path: Path) -> None:
+    body = """
+    with monitor.watch(model, optimizer):
+        train(2)
+        print("ready", flush=True)
+        while not asked:
+            time.sleep(0.01)
+        train(3)
+    """
+    before = """
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    """
+    assert signalled(tmp_path / "run", body, signal.SIGTERM, before) == 0
+    assert_recorded(tmp_path / "run", "finished")
+
+
+def test_a_second_sigterm_does_not_cut_the_closing_short(tmp_path: Path) -> None:
+    before = """
+    class Slow:
+        def write(self, item): ...
+        def flush(self): ...
+        def close(self):
+            print("closing", flush=True)
+            time.sleep(1.5)
+    """
+    body = WAITS.replace("with monitor", "monitor._sinks.append(Slow())\nwith monitor")
+    child = start(tmp_path / "run", body, before)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    assert child.stdout.readline() == "closing\n"
+    child.send_signal(signal.SIGTERM)
+    code, _, _ = end(child)
+    assert code == -signal.SIGTERM
+    assert_recorded(tmp_path / "run", "stopped")
+    assert [p.name for p in (tmp_path / "run/metrics").iterdir()] == ["metrics.parquet"]
 
 
 def test_a_training_that_ignores_sigterm_goes_on(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ while there is room in memory or on disk. Training never waits and never stops f
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from weakref import WeakSet
 from ulysses_monitor.bus.queues import Item
 from ulysses_monitor.bus.worker import Worker
 from ulysses_monitor.records import Event
-from ulysses_monitor.sinks.base import Sink
+from ulysses_monitor.sinks.base import Sink, sink_name
 
 __all__ = ["Bus"]
+
+logger = logging.getLogger(__name__)
 
 _open: WeakSet[Bus] = WeakSet()
 
@@ -57,7 +60,8 @@ class Bus:
         self._published: deque[Item] = deque()
         self._end = threading.Event()
         self._workers = [
-            Worker(sink, queue_bytes, spill_bytes, self._report, opening) for sink in sinks
+            Worker(sink, name, queue_bytes, spill_bytes, self._report, opening)
+            for sink, name in zip(sinks, _names(sinks), strict=True)
         ]
         self._thread = threading.Thread(target=self._hand_out, name="bus", daemon=True)
         self._thread.start()
@@ -84,7 +88,10 @@ class Bus:
             item = self._published.popleft()
             self._step = item.step
             for worker in self._workers:
-                worker.put(item)
+                try:
+                    worker.put(item)
+                except Exception:  # a thread that ends here would end every sink
+                    logger.exception("monitor: sink %s lost a record", worker.name)
 
     def _report(self, about: Mapping[str, Any]) -> None:
         """Lets the run itself say what became of its sinks."""
@@ -94,10 +101,14 @@ class Bus:
         """Items that each sink lost so far, by its name."""
         return {worker.name: worker.dropped + self._lost for worker in self._workers}
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Writes out what is queued and closes the sinks, within `timeout` seconds in all."""
+    def close(self, timeout: float = 10.0) -> bool:
+        """Writes out what is queued and closes the sinks, within `timeout` seconds in all.
+
+        Returns:
+            Whether all of them ended; one that did not may still write.
+        """
         if self._closed:
-            return
+            return self._ended
         self._closed = True
         now = time.monotonic()
         deadline = now + timeout
@@ -107,11 +118,26 @@ class Bus:
             worker.stop(now + 0.9 * timeout)  # the rest is for closing the sink
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
+        return self._ended
+
+    @property
+    def _ended(self) -> bool:
+        return not any(worker.is_alive for worker in self._workers)
 
     def forget(self) -> None:
         """Lets go of everything, writing nothing; for a forked child, which has no threads."""
         self._closed = True
         self._workers = []
+
+
+def _names(sinks: Sequence[Sink]) -> list[str]:
+    """Names that tell the sinks apart in messages and counts."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in map(sink_name, sinks):
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return names
 
 
 def _watch_forks(bus: Bus) -> None:

@@ -177,7 +177,7 @@ class LosslessQueue:
         if self._in_memory and self._in_memory[0][0] is entry:
             self._bytes -= self._in_memory.popleft()[1]
         if not self._entries:
-            self._spill = None
+            self._spill, self._cannot_spill = None, False
 
     def spill(self, lock: AbstractContextManager[object]) -> None:
         """Moves the oldest records to disk while too much is in memory.
@@ -189,13 +189,13 @@ class LosslessQueue:
             with lock:
                 if self._bytes <= self._limit or self._cannot_spill:
                     return
-                spill = self._spill = self._spill or Spill(self._spill_limit)
                 entry, size = self._in_memory.popleft()
                 self._bytes -= size
                 self._moving = entry
             try:
+                spill = self._spill = self._spill or Spill(self._spill_limit)
                 entry.move(spill)
-            except OSError:
+            except OSError:  # full, or there is no place for it
                 with lock:
                     self._cannot_spill = True
                     if self._moving is entry:  # nobody took it away meanwhile

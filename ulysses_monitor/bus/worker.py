@@ -12,7 +12,7 @@ from typing import Any
 from ulysses_monitor.bus.health import MAX_FAILURES, Change, Health
 from ulysses_monitor.bus.queues import Item, LosslessQueue, Queue
 from ulysses_monitor.masking import masked_text
-from ulysses_monitor.sinks.base import Sink, is_lossless, sink_name
+from ulysses_monitor.sinks.base import Sink, is_lossless
 
 __all__ = ["Report", "Worker"]
 
@@ -40,24 +40,24 @@ class Worker:
 
     Args:
         sink: the sink.
+        name: of the sink, in messages.
         limit: bytes that may wait in memory.
         spill_limit: bytes that may wait on disk for a lossless sink.
         report: told what happens to the sink.
         opening: arguments of the sink's `open`, if it has one and is to be opened.
 
-    Attributes:
-        name: the sink's.
     """
 
     def __init__(
         self,
         sink: Sink,
+        name: str,
         limit: int,
         spill_limit: int,
         report: Report,
         opening: tuple[Any, ...] | None = None,
     ) -> None:
-        self.name = sink_name(sink)
+        self.name = name
         self._sink, self._report = sink, report
         lossless = is_lossless(sink)
         self._queue = LosslessQueue(limit, spill_limit) if lossless else Queue(limit)
@@ -105,6 +105,11 @@ class Worker:
             self._deadline = deadline
             self._health.hurry()
             self._lock.notify()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread may still write."""
+        return self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
         """Waits for the thread."""
@@ -180,7 +185,7 @@ class Worker:
         self._busy_since = time.monotonic()
         try:
             getattr(self._sink, method)(*arguments())
-        except Exception as error:  # noqa: BLE001 - a sink may raise anything; it is reported
+        except BaseException as error:  # noqa: BLE001 - a sink may raise anything; it is reported
             self._say(self._health.failed(method, time.monotonic()), error)
             again = isinstance(error, OSError) or method != "write"
             self._lost += method == "write" and not again
@@ -190,10 +195,10 @@ class Worker:
         self._say(self._health.succeeded(method))
         return True
 
-    def _say(self, change: Change | None, error: Exception | None = None) -> None:
+    def _say(self, change: Change | None, error: BaseException | None = None) -> None:
         if change is None:
             return
-        reason = masked_text(f"{type(error).__name__}: {error}") if error else ""
+        reason = _described(error) if error else ""
         if change == "failed":
             logger.warning("monitor: sink %s failed: %s", self.name, reason)
         elif change == "off":
@@ -207,3 +212,10 @@ class Worker:
             logger.warning("monitor: sink %s works again", self.name)
         about = {"sink": self.name, "state": change, "dropped": self.dropped}
         self._report(about | ({"error": reason} if error else {}))
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return masked_text(f"{type(error).__name__}: {error}")
+    except Exception:  # noqa: BLE001 - one that cannot even be printed
+        return type(error).__name__

@@ -71,7 +71,12 @@ def read(file: Any, places: Callable[[tuple[str, ...]], Sequence[int]]) -> Block
         ValueError: the file is damaged.
     """
     opened, own, sums = _opened(file)
-    chosen = places(own)
+    return _read(opened, own, sums, places(own))
+
+
+def _read(
+    opened: Any, own: tuple[str, ...], sums: npt.NDArray[np.uint32], chosen: Sequence[int]
+) -> Block:
     try:
         table = opened.read(columns=[*_FIXED, *(own[i] for i in chosen)], use_threads=False)
         steps, times = table[0].to_numpy(), table[1].to_numpy()
@@ -85,6 +90,18 @@ def read(file: Any, places: Callable[[tuple[str, ...]], Sequence[int]]) -> Block
     if not np.array_equal(found, sums[[0, 1, *(i + 2 for i in chosen)]]):
         raise ValueError("the checksum of a column does not fit")
     return Block(tuple(own[i] for i in chosen), steps, times, values.T, present.T)
+
+
+def verify(file: Any) -> None:
+    """Reads everything, some columns at a time.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    opened, own, sums = _opened(file)
+    columns = max(1, _CHUNK_BYTES // (8 * max(1, opened.metadata.num_rows)))
+    for first in range(0, max(1, len(own)), columns):
+        _read(opened, own, sums, range(first, min(first + columns, len(own))))
 
 
 ReadFile = Callable[[MetricsFile, Callable[[str], bool]], Block]

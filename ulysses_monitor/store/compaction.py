@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import logging
+from itertools import takewhile
 from pathlib import Path
 
 from ulysses_monitor.store import compacted
 from ulysses_monitor.store.location import Location
-from ulysses_monitor.store.names import COMPACTED
+from ulysses_monitor.store.names import COMPACTED, MetricsFile
 from ulysses_monitor.store.part import sync_directory
 from ulysses_monitor.store.reading import MetricsReader, list_files
 
 __all__ = ["compact", "is_small"]
 
-logger = logging.getLogger(__name__)
-
-_SMALL_BYTES = 256 << 20
+_SMALL_BYTES, _FEW_METRICS = 256 << 20, 5000
 
 
 def is_small(directory: Path) -> bool:
     """Whether compacting takes seconds only."""
-    return sum(path.stat().st_size for path in directory.glob("*.arrow*")) <= _SMALL_BYTES
+    size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    return (
+        size <= _SMALL_BYTES and len(MetricsReader(Location.of(directory)).names()) <= _FEW_METRICS
+    )
 
 
 def compact(directory: Path) -> dict[str, str]:
-    """Turns all files of ``metrics/`` into one Parquet file; safe to interrupt at any point.
+    """Turns the files of ``metrics/`` into one Parquet file; safe to interrupt at any point.
 
-    Nobody else may write the run. Damaged files stay where they are.
+    Nobody else may write the run. A damaged file stays where it is, and so do those after it: the
+    compacted file is the oldest of all, and what it has must not be hidden behind older values.
 
     Returns:
         Why each damaged file is damaged, by its name.
@@ -36,13 +38,16 @@ def compact(directory: Path) -> dict[str, str]:
     """
     location = Location.of(directory)
     reader = MetricsReader(location)
-    files, damaged = list_files(location), reader.verify()
-    whole = [file for file in files if file.name not in damaged]
+    damaged = reader.verify()
+    whole = list(takewhile(lambda file: file.name not in damaged, list_files(location)))
     parts = [file for file in whole if file.name != COMPACTED]
     if parts:
-        compacted.write(directory, reader.names(), whole, reader.read_file)
+        names = dict.fromkeys(name for file in whole for name in reader.names_of(file))
+        compacted.write(directory, list(names), whole, reader.read_file)
         sync_directory(directory)
     # A reader that comes between these lines sees a step twice and serves it once.
     for file in parts:
-        (directory / file.name).unlink()
+        # A tail that was sealed goes first: alone, it would count as newer than its part.
+        (directory / MetricsFile.tail(file.number).name).unlink(missing_ok=True)
+        (directory / file.name).unlink(missing_ok=True)
     return damaged

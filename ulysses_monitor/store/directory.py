@@ -6,16 +6,20 @@ behind. Nothing that a run recorded is overwritten unless the user asked for it 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.json_ready import plain
 from ulysses_monitor.masking import without_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
 
@@ -23,7 +27,10 @@ __all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
 
 IfExists = Literal["refuse", "resume", "overwrite"]
 
+logger = logging.getLogger(__name__)
+
 _LOCK = ".lock"
+_TRIES, _PAUSE = 5, 0.03
 OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html")
 """What a run writes into its directory: files and folders."""
 
@@ -32,12 +39,22 @@ def is_locked(path: Path) -> bool:
     """Whether a living process writes the run at `path`."""
     try:
         with (path / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that ask do not meet
+            return not _lock(lock, fcntl.LOCK_SH)  # two that ask do not meet
     except FileNotFoundError:
         return False
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Locks a file if nobody else has; a file system without locks has nobody else."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    return False
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        logger.warning("monitor: %s: no locks here: nothing keeps a second writer away", file.name)
+    return True
 
 
 def check_free(path: Path, if_exists: IfExists) -> None:
@@ -72,14 +89,19 @@ class RunDirectory:
         check_free(path, if_exists)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._process = os.getpid()
         self._lock = _take_lock(path)
-        if if_exists == "overwrite":
-            self._remove_old()
         self.metrics = path / "metrics"
-        self.metrics.mkdir(exist_ok=True)
         self._info: dict[str, Any] = {}
-        if (path / "run.json").exists():
-            self._info = _read_info(path / "run.json")
+        try:
+            if if_exists == "overwrite":
+                self._remove_old()
+            self.metrics.mkdir(exist_ok=True)
+            if (path / "run.json").exists():
+                self._info = _read_info(path / "run.json")
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -94,26 +116,38 @@ class RunDirectory:
             "metric_schema_version": METRIC_SCHEMA_VERSION,
             "status": "running",
             "starts": starts,
-            **without_secrets(dict(info)),
+            **without_secrets(plain(dict(info))),
         }
         self._write()
 
-    def finish(self, status: str) -> None:
-        """Marks the run ``finished``, ``failed`` or ``stopped`` and lets go of the directory."""
+    def finish(self, status: str, *, release: bool = True) -> None:
+        """Marks the run ``finished``, ``failed`` or ``stopped``, and lets go of the directory.
+
+        Args:
+            status: how it ended.
+            release: whether nobody writes there any more.
+        """
+        if os.getpid() != self._process:
+            return
         self._info |= {"status": status, "ended": time.time()}
         self._write()
-        self.release()
+        if release:
+            self.release()
 
     def release(self) -> None:
         """Lets go of the directory and leaves run.json as it is."""
         # Closing alone keeps the lock for as long as a forked data loader worker lives.
-        if not self._lock.closed:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        if os.getpid() == self._process and not self._lock.closed:
+            with suppress(OSError):  # where there are no locks
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._lock.close()
 
     def _write(self) -> None:
         temporary = self.path / ".run.json.tmp"
-        temporary.write_text(json.dumps(self._info, indent=2, default=str) + "\n")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self._info, indent=2, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.path / "run.json")
 
     def _remove_old(self) -> None:
@@ -129,6 +163,8 @@ class RunDirectory:
 def _read_info(path: Path) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(info, dict) or not isinstance(info.get("starts", []), list):
+            raise ValueError("it describes no run")
     except ValueError as error:
         raise InputError(
             f"{path}: cannot be read ({error}); repair it, or replace the run with "
@@ -139,10 +175,10 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _take_lock(path: Path) -> IO[str]:
     lock = (path / _LOCK).open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise InputError(f"run directory {path}: in use by a running training") from None
-    os.set_inheritable(lock.fileno(), False)
-    return lock
+    for _ in range(_TRIES):
+        if _lock(lock, fcntl.LOCK_EX):
+            os.set_inheritable(lock.fileno(), False)
+            return lock
+        time.sleep(_PAUSE)  # somebody may just look whether it is locked
+    lock.close()
+    raise InputError(f"run directory {path}: in use by a running training")

@@ -35,6 +35,8 @@ class Location:
         Raises:
             InputError: nothing here can open such a URL.
         """
+        if "://" not in str(place):  # a path, whatever fsspec would make of its characters
+            return cls(LocalFileSystem(), str(Path(place).absolute()))
         try:
             filesystem, path = fsspec.core.url_to_fs(os.fspath(place))
         except (ImportError, ValueError) as error:

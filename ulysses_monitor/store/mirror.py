@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import posixpath
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.masking import masked_text
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store.directory import OWN_FILES
 from ulysses_monitor.store.location import Location
@@ -28,20 +32,27 @@ class MirrorSink:
         run_dir: the run directory.
         url: where the copy goes; made if missing.
         every_seconds: least pause between two copies.
+        replace: whether another run that is there already is replaced.
 
     Raises:
-        InputError: nothing here can open such a URL, or it is the run directory itself.
+        InputError: nothing here can open such a URL, it is the run directory itself, or it holds
+            what this run directory does not: another run, or more of this one.
     """
 
     name = "mirror"
 
-    def __init__(self, run_dir: Path, url: str, every_seconds: float = 15.0) -> None:
+    def __init__(
+        self, run_dir: Path, url: str, every_seconds: float = 15.0, *, replace: bool = False
+    ) -> None:
         self._source, self._target = run_dir, Location.of(url)
         local = self._target.local
         if local is not None and local.resolve() == run_dir.resolve():
             raise InputError(f"monitor: mirror is {url}, the run directory itself; name another")
         self._every, self._copied_at = every_seconds, -math.inf
         self._copied: dict[str, _Stamp] | None = None
+        self._replace = replace
+        with suppress(OSError):  # a URL that is away may come back
+            self._check()
 
     def write(self, item: StepRecord | Event) -> None:
         """Nothing: the store writes."""
@@ -55,11 +66,26 @@ class MirrorSink:
         """Copies what changed."""
         self._copy()
 
+    def _check(self) -> None:
+        """Refuses to replace the only copy of something."""
+        try:
+            there = json.loads((self._target / "run.json").read())
+        except (FileNotFoundError, ValueError):
+            return
+        here = self._source / "run.json"
+        ours = json.loads(here.read_text(encoding="utf-8")) if here.exists() else {}
+        before, now = there.get("starts", []), ours.get("starts", [])
+        if not self._replace and now[: len(before)] != before:
+            raise InputError(
+                f"monitor: mirror {masked_text(str(self._target))} holds a run that {self._source} "
+                "does not go on with; copy it there first, or name another mirror"
+            )
+
     def _copy(self) -> None:
         """New files first, then those that are gone: at no time is a step in none of them."""
-        self._copied_at = time.monotonic()
         there = self._files()
         if self._copied is None:  # what an earlier process left there goes, too
+            self._check()
             metrics = (self._target / "metrics").children()
             self._copied = {f"metrics/{name}": _UNKNOWN for name in metrics}
         for name, stamp in there.items():
@@ -71,14 +97,20 @@ class MirrorSink:
             if filesystem.exists(path):
                 filesystem.rm_file(path)
             del self._copied[name]
+        self._copied_at = time.monotonic()
 
     def _put(self, name: str) -> bool:
-        path = posixpath.join(self._target.path, name)
-        self._target.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        filesystem, path = self._target.filesystem, posixpath.join(self._target.path, name)
+        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        # A reader may be at the old file; object stores replace it at once, file systems do not.
+        local = self._target.local is not None
+        place = posixpath.join(posixpath.dirname(path), ".copying") if local else path
         try:
-            self._target.filesystem.put_file(str(self._source / name), path)
+            filesystem.put_file(str(self._source / name), place)
         except FileNotFoundError:
             return False  # sealed or compacted meanwhile; the next copy has it under its new name
+        if local:
+            os.replace(place, path)  # noqa: PTH105 - both are strings of fsspec's
         return True
 
     def _files(self) -> dict[str, _Stamp]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ulysses_monitor.store import compacted
 from ulysses_monitor.store.block import Block, merge
 from ulysses_monitor.store.location import Location
-from ulysses_monitor.store.names import MetricsFile
+from ulysses_monitor.store.names import COMPACTED, MetricsFile
 from ulysses_monitor.store.part import Layout, read_names, read_part
 from ulysses_monitor.store.tail import read_tail, tail_names
 
@@ -21,7 +21,6 @@ __all__ = ["MetricsReader", "list_files"]
 
 _THREADS = 4
 _TRIES = 100
-_COLUMNS = 1000
 
 _T = TypeVar("_T")
 Places = Callable[[tuple[str, ...]], Sequence[int]]
@@ -79,9 +78,11 @@ class MetricsReader:
         return self._at_rest(read)
 
     def _read_through(self, file: MetricsFile) -> None:
-        names = self._names_of(file)
-        for first in range(0, len(names), _COLUMNS):
-            self.read_file(file, set(names[first : first + _COLUMNS]).__contains__)
+        if file.name == COMPACTED:
+            with self._open(file) as content:
+                compacted.verify(content)
+        else:
+            self.read_file(file, lambda _: True)
 
     def _at_rest(self, read: Callable[[list[MetricsFile]], _T]) -> _T:
         """Reads again where files went away between listing and reading them."""
@@ -95,19 +96,21 @@ class MetricsReader:
 
     def _all_names(self, files: list[MetricsFile]) -> Iterator[str]:
         for file in files:
-            yield from self._guarded(file, self._names_of, ())
+            yield from self._guarded(file, self.names_of, ())
 
     def _blocks(self, files: list[MetricsFile], wanted: Callable[[str], bool]) -> list[Block]:
         """What each file has of the metrics whose name is `wanted`, oldest first."""
         for file in files:  # the names of each schema once, before several threads ask for them
             if file.schema is not None and file.schema not in self._names:
-                self._guarded(file, self._names_of, ())
+                self._guarded(file, self.names_of, ())
 
         # The same metrics of many parts: they are looked for once.
         places = cache(lambda names: [i for i, n in enumerate(names) if wanted(n)])
 
         def read(file: MetricsFile) -> Block | None:
             block: Block | None = self._guarded(file, self._read_file, None, places)
+            if block is None and file.schema is not None:
+                block = self._tail_of(file, places)
             return None if block is None else block.trimmed()
 
         try:
@@ -117,12 +120,23 @@ class MetricsReader:
             found = [read(file) for file in files]
         return [block for block in found if block is not None]
 
+    def _tail_of(self, part: MetricsFile, places: Places) -> Block | None:
+        """What a damaged part was made of, where that is still there."""
+        tail = MetricsFile.tail(part.number)
+        try:
+            block: Block | None = self._guarded(tail, self._read_file, None, places)
+        except FileNotFoundError:
+            return None
+        return block
+
     def _guarded(
         self, file: MetricsFile, read: Callable[..., Any], otherwise: Any, *args: Any
     ) -> Any:
         try:
             return read(file, *args)
-        except (ValueError, pa.ArrowException) as error:
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError, pa.ArrowException) as error:
             self.damaged[file.name] = " ".join(str(error).split())
             return otherwise
 
@@ -144,7 +158,7 @@ class MetricsReader:
         if file.schema is None:
             with self._open(file) as content:
                 return compacted.read(content, places)
-        names = self._names_of(file)
+        names = self.names_of(file)
         chosen = places(names)
         with self._open(file) as content:
             if isinstance(content, pa.MemoryMappedFile):
@@ -164,7 +178,13 @@ class MetricsReader:
             self.damaged[file.name] = "some of its steps are damaged"
         return block
 
-    def _names_of(self, file: MetricsFile) -> tuple[str, ...]:
+    def names_of(self, file: MetricsFile) -> tuple[str, ...]:
+        """Metric names of one file.
+
+        Raises:
+            ValueError: the file is damaged.
+            FileNotFoundError: it is not there any more.
+        """
         if file.is_tail:
             return tail_names((self._location / file.name).read())
         if file.schema in self._names:

@@ -12,7 +12,7 @@ from ulysses_monitor.store.appending import AppendFile
 from ulysses_monitor.store.compaction import compact, is_small
 from ulysses_monitor.store.directory import RunDirectory
 from ulysses_monitor.store.location import Location
-from ulysses_monitor.store.part import write_part
+from ulysses_monitor.store.part import sync_directory, write_part
 from ulysses_monitor.store.reading import list_files
 from ulysses_monitor.store.tail import Tail, read_tail
 
@@ -39,6 +39,8 @@ class StoreSink:
     def __init__(self, directory: RunDirectory, part_rows: int | None = None) -> None:
         self._part_rows = part_rows
         self._directory = directory.metrics
+        for left in self._directory.glob(".*.tmp"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
         self._number = 1 + max(
             (f.number for f in list_files(Location.of(self._directory))), default=-1
         )
@@ -66,6 +68,9 @@ class StoreSink:
                 self._seal(next(iter(self._tails.values())))
             tail = self._tails[schema.names] = Tail(self._directory, self._number, schema)
             self._number += 1
+            sync_directory(self._directory)
+        elif len(self._tails) > 1:  # the one that is used last is sealed last
+            self._tails[schema.names] = self._tails.pop(schema.names)
         self._of_schema[schema] = tail
         return tail
 
@@ -75,7 +80,9 @@ class StoreSink:
         self._of_schema = WeakKeyDictionary()
         del self._tails[tail.schema.names]
         tail.close()
-        block, _ = read_tail(tail.path.read_bytes())
+        block, damaged = read_tail(tail.path.read_bytes())
+        if damaged:
+            return  # it stays what it is, and a reader says so
         write_part(self._directory, tail.number, block)
         tail.path.unlink()
 

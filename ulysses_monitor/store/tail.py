@@ -9,6 +9,7 @@ to the writer.
 from __future__ import annotations
 
 import json
+import operator
 import zlib
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,12 @@ class Tail:
         self._stream = pa.ipc.new_stream(pa.PythonFile(_Forward(self._file), "w"), self._arrow)
 
     def write(self, record: StepRecord) -> None:
-        """Appends one step."""
-        self._waiting.append(record)
+        """Appends one step.
+
+        Raises:
+            ValueError: it is not what its schema says, or has no number of a step.
+        """
+        self._waiting.append(_checked_record(record))
         self.rows += 1
         if len(self._waiting) >= self._limit:
             self._encode()
@@ -98,6 +103,16 @@ class Tail:
         """Writes out the rest and closes the file."""
         self._encode()
         self._file.close()
+
+
+def _checked_record(record: StepRecord) -> StepRecord:
+    """A record that can be encoded: one that cannot must not come between those that can."""
+    values = np.asarray(record.values, np.float64)
+    width = len(record.schema.names)
+    if values.shape != (width,) or not width:
+        raise ValueError(f"values of shape {values.shape} for {width} metrics")
+    step = np.int64(operator.index(record.step))
+    return StepRecord(int(step), float(record.time), record.schema, values)
 
 
 class _Forward:
@@ -152,17 +167,24 @@ def read_tail(data: bytes) -> tuple[Block, bool]:
 
 def _head(data: bytes) -> tuple[Any, tuple[str, ...], int]:
     """Arrow schema, metric names and where the batches begin; no schema where it is not there."""
-    if not any(data[:8]):
+    if not any(data):
         return None, (), 0
     stream = pa.BufferReader(data)
     try:
-        schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
+        schema = pa.ipc.read_schema(_of_type("schema", pa.ipc.read_message(stream)))
         names = tuple(json.loads(schema.metadata[_NAMES]))
     except (pa.ArrowException, OSError, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its head cannot be read: {error}") from None
     if schema.metadata != _metadata(names):
         raise ValueError("the names of its metrics are damaged")
     return schema, names, stream.tell()
+
+
+def _of_type(kind: str, message: Any) -> Any:
+    """Pyarrow takes another kind's bytes for those of this one, and may crash the process."""
+    if message.type != kind:
+        raise ValueError(f"a {message.type} where a {kind} should be")
+    return message
 
 
 def _metadata(names: tuple[str, ...]) -> dict[bytes, bytes]:
@@ -183,7 +205,8 @@ def _batches(data: memoryview, at: int, schema: Any) -> tuple[list[_Rows], bool]
             at, torn = at + 8, True  # it was the torn end, unless another message follows
             continue
         try:
-            rows, whole = _checked(pa.ipc.read_record_batch(message, schema))
+            batch = pa.ipc.read_record_batch(_of_type("record batch", message), schema)
+            rows, whole = _checked(batch)
         except (pa.ArrowException, OSError, ValueError):
             at, damaged = at + 8, True
             continue

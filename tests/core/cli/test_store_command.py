@@ -47,12 +47,12 @@ def test_a_crashed_run_becomes_one_file_with_every_value(ulysses: Ulysses, crash
 
 
 def test_a_damaged_part_is_named_and_kept(ulysses: Ulysses, crashed: Path) -> None:
-    part = crashed / "metrics" / files(crashed)[1]
+    part = crashed / "metrics" / files(crashed)[2]
     part.write_bytes(part.read_bytes()[:-20])
     code, _, error = ulysses("store", "compact", str(crashed))
     assert code == 0
     assert f"damaged, left as it is: metrics/{part.name}" in error
-    assert files(crashed) == ["metrics.parquet", part.name]
+    assert {"metrics.parquet", part.name} < set(files(crashed))
     assert len(um.open_run(crashed).metrics()) == 15
 
 

@@ -385,3 +385,48 @@ def test_a_sink_is_opened_before_its_first_item_and_opened_again_where_that_fail
     bus.close()
     assert sink.items[0] == (tmp_path, {"name": "run"})
     assert sink.items[1].step == 1
+
+
+def test_where_there_is_no_place_to_spill_the_other_sinks_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr("ulysses_monitor.bus.queues.TemporaryFile", nowhere)
+    slow, good = GatedSink(lossless=True), ListSink("good")
+    bus = Bus([slow, good], queue_bytes=800_000)
+    for step in range(1000):  # 8 MB
+        bus.publish(wide(step))
+        time.sleep(0.0005)
+    wait_until(lambda: len(good.items) == 1000)
+    slow.gate.set()
+    bus.close()
+    lost = bus.dropped()["gated"]
+    assert 0 < lost < 1000  # four times what may wait in memory is kept
+    assert steps(slow) == list(range(1000 - lost))
+
+
+def test_sinks_of_one_name_are_counted_apart() -> None:
+    one, other = FailingSink("write", error=lambda: TypeError("no")), ListSink("failing")
+    bus = Bus([one, other])
+    bus.publish(record(1))
+    bus.close()
+    assert bus.dropped() == {"failing": 1, "failing-2": 0}
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_is_no_exception_does_not_end_a_sink_either(error: type[BaseException]) -> None:
+    class Leaves(ListSink):
+        def write(self, item: Any) -> None:
+            if item.step == 1:
+                raise error
+            super().write(item)
+
+    sink = Leaves()
+    bus = Bus([sink])
+    for step in range(4):
+        bus.publish(record(step))
+    assert bus.close()
+    assert [i.step for i in sink.items if isinstance(i, StepRecord)] == [0, 2, 3]
+    assert sink.closes == 1

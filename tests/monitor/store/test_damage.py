@@ -137,7 +137,10 @@ def test_compaction_keeps_a_damaged_part_where_it_is(tmp_path: Path) -> None:
     whole[bytes(whole).index(np.float32(100.0 * np.arange(11, 21)).tobytes())] ^= 1
     path.write_bytes(whole)
     assert list(compact(run / "metrics")) == [path.name]
-    assert names(run) == ["metrics.parquet", path.name]
+    # What comes after it stays, too: the compacted file is the oldest, and hides nothing.
+    left = names(run)
+    assert [name.split("-")[0] for name in left] == ["_tail", "metrics.parquet", "part", "part"]
+    assert path.name in left
     assert path.read_bytes() == bytes(whole)
     block, why = read(run)
     assert set(why) == {path.name}
@@ -167,6 +170,92 @@ def test_parts_are_opened_by_arrow_and_pandas_and_parquet_by_duckdb(tmp_path: Pa
     compact(run / "metrics")
     found = duckdb.read_parquet(str(run / "metrics/*.parquet")).filter("step = 7")
     assert found.select('"a/a/3"').fetchall() == [(703.0,)]
+
+
+def test_a_tail_whose_part_is_compacted_does_not_come_back(tmp_path: Path) -> None:
+    """A writer was killed after it had sealed the tail, and before it could remove it."""
+    run = tmp_path / "run"
+    write(run, range(1, 11))
+    tail = (run / "metrics/_tail-00000.arrows").read_bytes()
+    write(run, range(1, 1))
+    directory = RunDirectory(run, "resume")
+    sink = StoreSink(directory, PART_ROWS)
+    for step in range(6, 26):  # trained again, with other values
+        sink.write(StepRecord(step, 1e9, SCHEMA, np.full(12, -float(step))))
+    sink.flush()
+    directory.release()
+    (run / "metrics/_tail-00001.arrows").write_bytes(tail)  # beside part-00001
+    assert "part-00001" in "".join(names(run))
+    for _ in range(2):
+        served = um.open_run(run).metrics("a/a/3")["a/a/3"]
+        assert served.loc[1:5].tolist() == [100.0 * s + 3 for s in range(1, 6)]
+        assert served.loc[6:].tolist() == [-float(s) for s in range(6, 26)]
+        compact(run / "metrics")
+    assert names(run) == ["metrics.parquet"]
+
+
+def test_a_part_that_was_copied_by_half_is_served_from_its_tail(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 11))
+    tail = (run / "metrics/_tail-00000.arrows").read_bytes()
+    write(run, range(11, 12))
+    compact(run / "metrics")
+    shutil.rmtree(run / "metrics")
+    write(run, range(1, 12))
+    part = next(p for p in (run / "metrics").iterdir() if p.name.startswith("part-00000"))
+    part.write_bytes(part.read_bytes()[:100])
+    (run / "metrics/_tail-00000.arrows").write_bytes(tail)
+    block, why = read(run)
+    assert block.steps.tolist() == list(range(1, 12))
+    assert set(why) == {part.name}
+    assert_nothing_wrong(block)
+
+
+def test_a_tail_of_zeros_at_its_head_is_named_and_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 6))
+    tail = run / "metrics/_tail-00000.arrows"
+    tail.write_bytes(bytes(8) + tail.read_bytes()[8:])
+    assert set(read(run)[1]) == {tail.name}
+    compact(run / "metrics")
+    assert tail.exists()
+
+
+ODD = [
+    StepRecord(3, 0.0, SCHEMA, np.zeros(11)),
+    StepRecord(3, 0.0, SCHEMA, np.zeros((12, 1))),
+    StepRecord(2**70, 0.0, SCHEMA, np.zeros(12)),
+    StepRecord(None, 0.0, SCHEMA, np.zeros(12)),  # type: ignore[arg-type]
+    StepRecord(3, 0.0, Schema(()), np.zeros(0)),
+    StepRecord(3, 0.0, SCHEMA, np.array(["x"] * 12)),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_one_odd_record_costs_itself_alone(tmp_path: Path, odd: StepRecord) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.start({})
+    bus = Bus([StoreSink(directory)])
+    for step in range(1, 11):
+        bus.publish(record(step))
+        if step == 5:
+            bus.publish(odd)
+    bus.close()
+    directory.finish("finished")
+    assert bus.dropped() == {"store": 1}
+    assert um.open_run(tmp_path / "run").metrics().index.tolist() == list(range(1, 11))
+
+
+@pytest.mark.parametrize("name", ["a::b", "a b#c?d*[e]", "~x", "memory:x"])
+def test_a_run_may_lie_under_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / name / "run"
+    for first in (1, 4):
+        write(run, range(first, first + 3))
+    assert um.open_run(run).metrics().index.tolist() == [1, 2, 3, 4, 5, 6]
+    monkeypatch.chdir(tmp_path)
+    assert len(um.open_run(f"{name}/run").metrics()) == 6
 
 
 # -- growth -----------------------------------------------------------------------------------

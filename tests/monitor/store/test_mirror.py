@@ -125,3 +125,37 @@ def test_a_mirror_that_makes_no_sense_is_refused_before_the_run(
     with pytest.raises(um.InputError, match=r"mirror|cannot be opened"):
         train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=mirror), 1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mirror_that_holds_what_the_directory_does_not_is_left_alone(
+    tmp_path: Path, url: str
+) -> None:
+    """As after a machine that was lost: the copy is all there is."""
+    train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=url), 5)
+    before = um.open_run(url).metrics()
+    with pytest.raises(um.InputError, match=r"holds a run that .* does not go on with"):
+        train(um.Monitor(tmp_path / "elsewhere", tensorboard=False, mirror=url), 2)
+    assert um.open_run(url).metrics().equals(before)
+    resumed = um.Monitor(tmp_path / "run", tensorboard=False, mirror=url, if_exists="resume")
+    train(resumed, 2)
+    replaced = um.Monitor(tmp_path / "new", tensorboard=False, mirror=url, if_exists="overwrite")
+    train(replaced, 3)
+    assert len(um.open_run(url).metrics()) == 3
+
+
+def test_a_reader_of_a_local_mirror_is_not_disturbed_by_a_copy(tmp_path: Path) -> None:
+    """A file that is mapped must not be cut while it is written anew."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    directory = RunDirectory(run)
+    directory.start({})
+    store = StoreSink(directory, part_rows=4)
+    for step in range(1, 10):
+        store.write(record(step))
+    store.flush()
+    MirrorSink(run, str(copy)).close()
+    parts = {p.name: p.stat().st_ino for p in (copy / "metrics").iterdir()}
+    MirrorSink(run, str(copy)).close()  # another process copies all of it again
+    again = {p.name: p.stat().st_ino for p in (copy / "metrics").iterdir()}
+    assert parts.keys() == again.keys()
+    assert all(parts[name] != again[name] for name in parts)  # new files, the old ones as they were
+    directory.release()
