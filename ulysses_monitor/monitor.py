@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from ulysses_monitor.records import Event, Metric, Schema, StepRecord, schema_of
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
 from ulysses_monitor.sinks import Sink, make_sinks
 from ulysses_monitor.steering import Steering, Told
-from ulysses_monitor.store import IfExists
+from ulysses_monitor.store import IfExists, check_mirror
 from ulysses_monitor.training_step import TrainingStep, as_part
 
 __all__ = ["Monitor"]
@@ -93,8 +93,7 @@ class Monitor:
         if_exists: IfExists = "refuse",
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        if sample_every < 1:
-            raise InputError(f"monitor: sample_every is {sample_every}; allowed is 1 or more")
+        _check_settings(run_dir, sample_every, if_exists, mirror)
         self.run_dir = Path(run_dir)
         self._sinks = make_sinks(sinks)
         self._rules = RuleSet(checked_rules(rules))
@@ -132,7 +131,7 @@ class Monitor:
 
     @contextmanager
     def watch(
-        self, model: nn.Module, optimizer: Any = None, *, scaler: Any = None
+        self, model: nn.Module, optimizer: Any = None, *, scaler: Any = None, step: int = 0
     ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
@@ -141,6 +140,8 @@ class Monitor:
         Args:
             model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
             optimizer: the optimizer, or accelerate's wrapper of it; DeepSpeed brings its own.
+            step: optimizer steps done before, in a loop that goes on from a checkpoint: the run
+                directory is continued behind them.
             scaler: the `torch.amp.GradScaler`, if there is one; its ``step`` is then the step,
                 also where it skips the optimizer's for an overflow.
 
@@ -148,7 +149,7 @@ class Monitor:
             InputError: the engine is not supported, or the run directory is taken.
         """
         engine = find_engine(model, optimizer, scaler=scaler)
-        self.start(engine, info={"model": describe_model(model)})
+        self.start(engine, step=step, info={"model": describe_model(model)})
         self._undos.append(engine.hook_step(self.gradients_ready, self._stepped_and_ends))
         status: Status = "failed"
         try:
@@ -424,6 +425,23 @@ class Monitor:
             values = np.array([float(value) for value in metrics.values()], np.float64)
             record = StepRecord(self.step, time.time(), schema_of(names), values)
             self._recording.publish(record)
+
+
+def _check_settings(
+    run_dir: str | Path, sample_every: int, if_exists: str, mirror: str | None
+) -> None:
+    if not str(run_dir) or "://" in str(run_dir):
+        raise InputError(
+            f"monitor: run_dir is {str(run_dir)!r}; allowed is a local directory, such as "
+            "runs/demo; mirror= copies it to a URL"
+        )
+    if not isinstance(sample_every, int) or sample_every < 1:
+        raise InputError(f"monitor: sample_every is {sample_every!r}; allowed is 1, 2, 3, ...")
+    if if_exists not in get_args(IfExists):
+        allowed = ", ".join(get_args(IfExists))
+        raise InputError(f"monitor: if_exists is {if_exists!r}; allowed is one of {allowed}")
+    if mirror is not None:
+        check_mirror(mirror)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

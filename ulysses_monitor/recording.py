@@ -57,7 +57,7 @@ class Recording:
         if tensorboard and not any(isinstance(sink, TensorBoardSink) for sink in sinks):
             own.append(TensorBoardSink())
         self._bus = Bus([*own, *sinks], (run_dir, self._directory.info))
-        self._mirror = Bus(copies)
+        self._mirror = Bus(copies, report=self._bus.report)
         self._process = os.getpid()
 
     def publish(self, item: StepRecord | Event) -> None:

@@ -193,6 +193,11 @@ def main() -> None:
             time.sleep(_RANK_0_SPEAKS_FIRST)
         typer.echo(f"ulysses: {error}", err=True)
         _leave(2)
+    except OSError as error:
+        if os.environ.get("ULYSSES_DEBUG") == "1":
+            raise
+        typer.echo(f"ulysses: {error}", err=True)
+        _leave(1)
     except TrainingStoppedError as error:
         typer.echo(f"ulysses: stopped: {error}", err=True)
         _leave(3)

@@ -46,7 +46,10 @@ def list_runs(place: str, *, as_json: bool) -> None:
         typer.echo(json.dumps(_as_json(found, runs.problems), indent=2, allow_nan=False))
         return
     if found:
-        Console().print(_table(found))
+        table, console = _table(found), Console()
+        # Numbers that are cut are wrong: a narrow terminal wraps the lines instead.
+        console.width = max(console.width, Console(width=10_000).measure(table).maximum)
+        console.print(table, crop=False, soft_wrap=True)
     else:
         typer.echo(f"no runs in {place}")
     _warn(runs)
@@ -68,8 +71,7 @@ def _table(found: dict[str, Overview]) -> Table:
         table.add_column(
             column,
             justify="right" if number else "left",
-            no_wrap=column != "run",
-            overflow="fold",
+            no_wrap=True,
         )
     for name, each in found.items():
         table.add_row(*_cells(name, each))

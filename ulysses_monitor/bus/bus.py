@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ulysses_monitor.bus.queues import Item
-from ulysses_monitor.bus.worker import Worker
+from ulysses_monitor.bus.worker import Report, Worker
 from ulysses_monitor.records import Event
 from ulysses_monitor.sinks.base import Sink, sink_name
 
@@ -43,6 +43,7 @@ class Bus:
     Args:
         sinks: where items go.
         opening: run directory and what run.json says, for sinks that have an `open`.
+        report: told what becomes of the sinks; the bus itself publishes it where not given.
         queue_bytes: what may wait in memory for each sink.
         spill_bytes: what may wait on disk for a lossless sink.
     """
@@ -52,6 +53,7 @@ class Bus:
         sinks: Sequence[Sink],
         opening: tuple[Path, Mapping[str, Any]] | None = None,
         *,
+        report: Report | None = None,
         queue_bytes: int = 64 << 20,
         spill_bytes: int = 1 << 30,
     ) -> None:
@@ -60,7 +62,7 @@ class Bus:
         self._published: deque[Item] = deque()
         self._end = threading.Event()
         self._workers = [
-            Worker(sink, name, queue_bytes, spill_bytes, self._report, opening)
+            Worker(sink, name, queue_bytes, spill_bytes, report or self.report, opening)
             for sink, name in zip(sinks, _names(sinks), strict=True)
         ]
         self._thread = threading.Thread(target=self._hand_out, name="bus", daemon=True)
@@ -93,7 +95,7 @@ class Bus:
                 except Exception:  # a thread that ends here would end every sink
                     logger.exception("monitor: sink %s lost a record", worker.name)
 
-    def _report(self, about: Mapping[str, Any]) -> None:
+    def report(self, about: Mapping[str, Any]) -> None:
         """Lets the run itself say what became of its sinks."""
         self.publish(Event(kind="monitor", step=self._step, time=time.time(), data=about))
 

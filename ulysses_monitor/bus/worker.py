@@ -137,6 +137,8 @@ class Worker:
             self._lost += len(self._queue)
         if not self._attempt("close"):
             self._lost += self._unflushed
+        if self.dropped:
+            logger.error("monitor: sink %s did not get %d items", self.name, self.dropped)
 
     def _wait(self) -> bool:
         """Waits until there is something to do; false where the time is over."""

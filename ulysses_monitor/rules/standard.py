@@ -184,7 +184,8 @@ class VanishingGradient:
             return []
         threshold = self.below * float(np.nanmedian(first))
         recent = values[-self.patience :]
-        if not (recent < threshold).all():
+        broken = column(history, "grad/nonfinite/total")[-self.patience :] > 0
+        if not (recent < threshold).all() or broken.any():  # NaN is not counted in the norm
             return []
         record = history[-1]
         return [

@@ -78,7 +78,13 @@ class PrometheusSink:
         self._page = _Page(self._run)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(cast("Collector", self._page))
-        server, thread = start_http_server(self._wanted, self._host, registry)
+        try:
+            server, thread = start_http_server(self._wanted, self._host, registry)
+        except OSError as error:
+            place = f"{self._host}:{self._wanted}"
+            raise OSError(
+                error.errno, f"{place}: {error.strerror}; port 0 takes a free one"
+            ) from None
         self._server = server, thread
         self.port = server.server_port
 

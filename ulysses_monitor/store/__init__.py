@@ -4,7 +4,7 @@ from ulysses_monitor.store.block import Block, merge
 from ulysses_monitor.store.compaction import compact
 from ulysses_monitor.store.directory import IfExists, RunDirectory, check_free, is_locked
 from ulysses_monitor.store.location import Location
-from ulysses_monitor.store.mirror import MirrorSink
+from ulysses_monitor.store.mirror import MirrorSink, check_mirror
 from ulysses_monitor.store.reading import MetricsReader
 from ulysses_monitor.store.sink import StoreSink
 
@@ -17,6 +17,7 @@ __all__ = [
     "RunDirectory",
     "StoreSink",
     "check_free",
+    "check_mirror",
     "compact",
     "is_locked",
     "merge",

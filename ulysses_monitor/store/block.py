@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Block", "lay", "merge"]
+__all__ = ["Block", "DamagedError", "lay", "merge"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Block:
             return self
         steps, times = self.steps[rows], self.times[rows]
         return Block(self.names, steps, times, self.values[rows], self.present[rows])
+
+
+class DamagedError(ValueError):
+    """A part of a file is damaged; `block` has the rest."""
+
+    def __init__(self, reason: str, block: Block) -> None:
+        super().__init__(reason)
+        self.block = block
 
 
 def merge(blocks: Sequence[Block]) -> Block:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ulysses_monitor.store.block import Block, lay, merge
+from ulysses_monitor.store.block import Block, DamagedError, lay, merge
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 
 __all__ = ["ReadFile", "read", "read_names", "write"]
@@ -75,6 +75,29 @@ def read(file: Any, places: Callable[[tuple[str, ...]], Sequence[int]]) -> Block
 
 
 def _read(
+    opened: Any, own: tuple[str, ...], sums: npt.NDArray[np.uint32], chosen: Sequence[int]
+) -> Block:
+    """All at once, or, where something is damaged, column by column.
+
+    Raises:
+        ValueError: the steps are damaged.
+        DamagedError: other columns are; it has the others.
+    """
+    try:
+        return _columns(opened, own, sums, chosen)
+    except ValueError:
+        blocks = [_columns(opened, own, sums, [])]
+    lost = []
+    for i in chosen:
+        try:
+            blocks.append(_columns(opened, own, sums, [i]))
+        except ValueError:
+            lost.append(own[i])
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    raise DamagedError(f"the checksum of {lost[0]}{more} does not fit", merge(blocks))
+
+
+def _columns(
     opened: Any, own: tuple[str, ...], sums: npt.NDArray[np.uint32], chosen: Sequence[int]
 ) -> Block:
     try:

@@ -69,8 +69,9 @@ def check_free(path: Path, if_exists: IfExists) -> None:
         raise InputError(f"run directory {path}: in use by a running training; choose another one")
     if if_exists == "refuse" and (path / "run.json").exists():
         raise InputError(
-            f"run directory {path}: already holds a run; choose another output_dir, or set "
-            "resume_from_checkpoint to continue it, or overwrite_output_dir=true to replace it"
+            f"run directory {path}: already holds a run; choose another one, continue it "
+            '(resume_from_checkpoint, or if_exists="resume"), or replace it '
+            '(overwrite_output_dir=true, or if_exists="overwrite")'
         )
 
 

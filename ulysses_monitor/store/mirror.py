@@ -16,10 +16,24 @@ from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store.directory import OWN_FILES
 from ulysses_monitor.store.location import Location
 
-__all__ = ["MirrorSink"]
+__all__ = ["MirrorSink", "check_mirror"]
 
 _Stamp = tuple[int, int]
 _UNKNOWN = -1, -1
+
+
+def check_mirror(url: str) -> None:
+    """Checks that a URL is one, connecting nowhere.
+
+    Raises:
+        InputError: it is none that could be opened here.
+    """
+    if not isinstance(url, str) or not url:
+        raise InputError(f"monitor: mirror is {url!r}; allowed is a URL, such as s3://bucket/run")
+    try:
+        Location.of(url)
+    except InputError as error:
+        raise InputError(f"monitor: mirror: {error}") from None
 
 
 class MirrorSink:
@@ -46,8 +60,8 @@ class MirrorSink:
     ) -> None:
         self._source, self._target = run_dir, Location.of(url)
         local = self._target.local
-        if local is not None and local.resolve() == run_dir.resolve():
-            raise InputError(f"monitor: mirror is {url}, the run directory itself; name another")
+        if local is not None and run_dir.resolve() in [local.resolve(), *local.resolve().parents]:
+            raise InputError(f"monitor: mirror is {url}, in the run directory itself; name another")
         self._every, self._copied_at = every_seconds, -math.inf
         self._copied: dict[str, _Stamp] | None = None
         self._replace = replace
@@ -86,8 +100,9 @@ class MirrorSink:
         there = self._files()
         if self._copied is None:  # what an earlier process left there goes, too
             self._check()
-            metrics = (self._target / "metrics").children()
-            self._copied = {f"metrics/{name}": _UNKNOWN for name in metrics}
+            folders = ("metrics", "tensorboard") if self._replace else ("metrics",)
+            left = [f"{f}/{name}" for f in folders for name in (self._target / f).children()]
+            self._copied = dict.fromkeys(left, _UNKNOWN)
         for name, stamp in there.items():
             if self._copied.get(name) != stamp and self._put(name):
                 self._copied[name] = stamp

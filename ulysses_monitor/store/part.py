@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ulysses_monitor.store.block import Block
+from ulysses_monitor.store.block import Block, DamagedError
 from ulysses_monitor.store.names import MetricsFile
 
 __all__ = ["Layout", "read_names", "read_part", "sync_directory", "write_part"]
@@ -127,17 +127,30 @@ def _block(
     names: Sequence[str],
     chosen: Sequence[int],
 ) -> Block:
-    """A block of the bytes of columns, each of which must have its checksum."""
+    """A block of the bytes of columns that have their checksum.
+
+    Raises:
+        ValueError: the steps are damaged.
+        DamagedError: other columns are; it has the others.
+    """
     types = [np.int64, np.float64, *[np.float32] * len(chosen)]
     found = [np.frombuffer(c, t, rows) for c, t in zip(columns, types, strict=True)]
-    for i, (column, expected) in enumerate(zip(found, sums, strict=True)):
-        if zlib.crc32(column.data) != expected:
-            name = ("step", "time", *(names[i] for i in chosen))[i]
-            raise ValueError(f"the checksum of column {name} does not fit")
-    values = np.empty((len(chosen), rows), np.float32)
-    for at, column in enumerate(found[2:]):
+    good = [zlib.crc32(c.data) == expected for c, expected in zip(found, sums, strict=True)]
+    if not (good[0] and good[1]):
+        raise ValueError("the checksum of its steps does not fit")
+    values = np.empty((sum(good) - 2, rows), np.float32)
+    kept = [
+        (column, i) for column, i, fits in zip(found[2:], chosen, good[2:], strict=True) if fits
+    ]
+    for at, (column, _) in enumerate(kept):
         values[at] = column
-    return Block(tuple(names[i] for i in chosen), found[0].copy(), found[1].copy(), values.T)
+    own = tuple(names[i] for _, i in kept)
+    block = Block(own, found[0].copy(), found[1].copy(), values.T)
+    if not all(good):
+        lost = [names[i] for i, fits in zip(chosen, good[2:], strict=True) if not fits]
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise DamagedError(f"the checksum of {lost[0]}{more} does not fit", block)
+    return block
 
 
 @dataclass(frozen=True)

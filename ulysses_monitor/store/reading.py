@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from ulysses_monitor.store import compacted
-from ulysses_monitor.store.block import Block, merge
+from ulysses_monitor.store.block import Block, DamagedError, merge
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 from ulysses_monitor.store.part import Layout, read_names, read_part
@@ -50,7 +50,7 @@ class MetricsReader:
         location: the folder ``metrics``.
 
     Attributes:
-        damaged: why each file that the last call could not read, or not whole, is damaged.
+        damaged: why each file that a call so far could not read, or not whole, is damaged.
     """
 
     def __init__(self, location: Location) -> None:
@@ -87,9 +87,11 @@ class MetricsReader:
     def _at_rest(self, read: Callable[[list[MetricsFile]], _T]) -> _T:
         """Reads again where files went away between listing and reading them."""
         for _ in range(_TRIES):
-            self.damaged = {}
+            files = list_files(self._location)
+            there = {file.name for file in files}
+            self.damaged = {name: why for name, why in self.damaged.items() if name in there}
             try:
-                return read(list_files(self._location))
+                return read(files)
             except FileNotFoundError as error:
                 gone = error
         raise gone
@@ -136,6 +138,9 @@ class MetricsReader:
             return read(file, *args)
         except FileNotFoundError:
             raise
+        except DamagedError as error:
+            self.damaged[file.name] = str(error)
+            return error.block
         except (ValueError, OSError, pa.ArrowException) as error:
             self.damaged[file.name] = " ".join(str(error).split())
             return otherwise

@@ -223,7 +223,9 @@ def test_a_sink_that_keeps_failing_is_switched_off_and_the_others_do_not_notice(
     assert bus.dropped()["failing"] >= 30
     assert bus.dropped()["good"] == 0
     assert bad.closes == 1
-    assert len(caplog.records) == 2  # the first failure, and that it is off
+    # The first failure, that it is off, and at the end what it did not get.
+    assert len(caplog.records) == 3
+    assert "did not get" in caplog.records[-1].message
 
 
 def test_the_run_itself_is_told_what_became_of_a_sink() -> None:
@@ -394,7 +396,7 @@ def test_where_there_is_no_place_to_spill_the_other_sinks_go_on(
         raise FileNotFoundError("no usable temporary directory")
 
     monkeypatch.setattr("ulysses_monitor.bus.queues.TemporaryFile", nowhere)
-    slow, good = GatedSink(lossless=True), ListSink("good")
+    slow, good = GatedSink(lossless=True), ListSink("good", lossless=True)
     bus = Bus([slow, good], queue_bytes=800_000)
     for step in range(1000):  # 8 MB
         bus.publish(wide(step))

@@ -38,7 +38,9 @@ class DirectorySource:
             raise InputError(f"run {self.folder}: run.json is damaged: it holds no JSON object")
         info = {"name": self.folder.name, "status": "unknown"} | found
         local = self.folder.local
-        if info["status"] == "running" and local is not None and not is_locked(local):
+        # A mirror has no lock file: whether its run is alive cannot be seen there.
+        written_here = local is not None and (local / ".lock").exists()
+        if info["status"] == "running" and local and written_here and not is_locked(local):
             info["status"] = "crashed"
         return info
 

@@ -129,6 +129,8 @@ def _spark(values: Sequence[float], room: int) -> str:
 
 def _trend(values: Sequence[float]) -> str:
     """The mean of the last steps against that of as many before, 50 at most."""
+    if values and not math.isfinite(values[-1]):
+        return ""
     known = [v for v in values if math.isfinite(v)]
     half = min(50, len(known) // 2)
     if half < 5:
