@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Literal
 
@@ -37,6 +38,8 @@ class AtTheEnd:
         if self._before not in (signal.SIG_IGN, None):
             signal.signal(signal.SIGTERM, self._terminate)
         atexit.register(self._leave)
+        # What multiprocessing started ends without the former.
+        self._finalizer = Finalize(None, self._leave, exitpriority=10)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -57,6 +60,7 @@ class AtTheEnd:
     def undo(self) -> None:
         """Gives both back."""
         atexit.unregister(self._leave)
+        self._finalizer.cancel()
         # Whoever took the signal after us keeps it.
         if _in_main_thread() and signal.getsignal(signal.SIGTERM) == self._terminate:
             signal.signal(signal.SIGTERM, self._before)

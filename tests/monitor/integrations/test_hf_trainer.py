@@ -6,6 +6,7 @@ A check runs within the children, on every rank, and says there what is wrong; e
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -416,6 +417,7 @@ def fail_in_training(root: str) -> None:
     class Fails(Trainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             if self.state.global_step == 3:
+                time.sleep(1.0)  # this process then ends at once, which may cost the last second
                 raise ValueError("out of order")
             return super().compute_loss(*args, **kwargs)
 

@@ -463,6 +463,11 @@ def test_a_directory_that_turns_read_only_does_not_stop_what_is_open(tmp_path: P
         "from ulysses_monitor.store import RunDirectory, StoreSink\n"
         "import ulysses_monitor.store.location\n"
         "path = Path(sys.argv[1])\n"
+        "warm = RunDirectory(path.parent / 'warm')\n"  # imports what another user may not read
+        "sink = StoreSink(warm, part_rows=1)\n"
+        "for step in (1, 2):\n"
+        "    sink.write(StepRecord(step, 0.0, Schema(('a/a/0',)), np.zeros(1)))\n"
+        "sink.close()\n"
         "if os.getuid() == 0:\n"
         "    os.setgid(65534)\n"
         "    os.setuid(65534)\n"
