@@ -15,11 +15,12 @@ _SECRET_WORD = re.compile(
     "|signature"
 )
 _BEFORE_KEY = re.compile("api|access|private|secret|account|signing|encryption")
-_BEFORE_TOKEN = re.compile(
-    "hf|hub|huggingface|auth|access|api|bearer|refresh|session|security|id|wandb|mlflow|github"
-    "|gitlab|slack|oauth|write|read|deploy|bot|user|personal|service|account|csrf"
+_TEXT_TOKEN = re.compile(
+    "pad|eos|bos|unk|sep|cls|mask|image|video|audio|vision|special|added|stop|bad|start|end|begin"
+    "|first|last|next|new|prev|prompt|decoder|boi|eoi|eot|eom|suffix|prefix|middle|fill|box|object"
+    "|per|by|each|cpu|gpu|answer|response|user|assistant|system|think|newline|blank|separator"
 )
-"""What stands before ``token`` where it is no token of a text: ``pad_token``, ``max_tokens``."""
+"""What stands before ``token`` where it is one of a text, as in ``pad_token``; else it is secret."""
 
 _PLACES = ("dir", "path", "file", "name", "env")
 """Where a secret lies is none."""
@@ -85,7 +86,7 @@ def _ends_in_a_secret(words: Sequence[str]) -> bool:
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if last in ("key", "keys"):
         return _BEFORE_KEY.fullmatch(before) is not None
-    return last == "token" and (not before or _BEFORE_TOKEN.fullmatch(before) is not None)
+    return last == "token" and _TEXT_TOKEN.fullmatch(before) is None
 
 
 def _is_secret_option(value: Any) -> bool:

@@ -10,6 +10,7 @@ from ulysses_monitor.masking import masked_text, without_secrets
 
 SECRET_KEYS = [
     *("token", "hub_token", "HF_TOKEN", "push_to_hub_token", "use_auth_token", "accessToken"),
+    *("MLFLOW_TRACKING_TOKEN", "some_service_token", "id_token", "csrf-token"),
     *("password", "db_password", "PASSWD", "pwd", "secret", "client_secret", "Authorization"),
     *("api_key", "api-key", "x-api-key", "WANDB_API_KEY", "api_keys", "AWS_SECRET_ACCESS_KEY"),
     *("private_key", "webhook", "webhook_url", "credentials", "Cookie", "aws_session_token"),
@@ -86,8 +87,9 @@ def test_values_of_secret_variables_are_masked_wherever_they_occur(
         "MY_SECRET_DIR": "/workspace1",
         "MAX_TOKENS": "training1",
         "MY_TOKEN": "training-word",
+        "MLFLOW_TRACKING_TOKEN": "swordfish-0123",
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    text = "zxcv-0123456789 in /workspace1 while training1 a training-word"
-    assert masked_text(text) == "*** in /workspace1 while training1 a training-word"
+    text = "zxcv-0123456789 in /workspace1 while training1 a training-word swordfish-0123"
+    assert masked_text(text) == "*** in /workspace1 while training1 a training-word ***"
