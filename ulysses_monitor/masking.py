@@ -18,9 +18,9 @@ _BEFORE_KEY = re.compile("api|access|private|secret|account|signing|encryption")
 _TEXT_TOKEN = re.compile(
     "pad|eos|bos|unk|sep|cls|mask|image|video|audio|vision|special|added|stop|bad|start|end|begin"
     "|first|last|next|new|prev|prompt|decoder|boi|eoi|eot|eom|suffix|prefix|middle|fill|box|object"
-    "|per|by|each|cpu|gpu|answer|response|user|assistant|system|think|newline|blank|separator"
+    "|per|by|each|cpu|gpu|answer|response|assistant|system|think|newline|blank|separator"
 )
-"""What stands before ``token`` where it is one of a text, as in ``pad_token``; else it is secret."""
+"""Stands before ``token`` where it is one of a text, as in ``pad_token``; else it is secret."""
 
 _PLACES = ("dir", "path", "file", "name", "env")
 """Where a secret lies is none."""
