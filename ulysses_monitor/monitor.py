@@ -324,8 +324,13 @@ class Monitor:
         """Lets the policies act; on every rank, with the same numbers."""
         if not self._steering:
             return []
-        parts = [*(step.parts or ()), as_part(step.metrics(engine))]
-        return self._steering.steer(self._record(parts, self.step + 1))
+        try:
+            parts = [*(step.parts or ()), as_part(step.metrics(engine))]
+            return self._steering.steer(self._record(parts, self.step + 1))
+        except Exception:
+            self._steering = None
+            logger.exception("monitor: could not ask the policies; they are off")
+            return []
 
     def _record(self, parts: Sequence[Part], step: int) -> StepRecord:
         return StepRecord(

@@ -227,6 +227,20 @@ def test_a_policy_that_raises_costs_nobody_else_anything(
     assert "got a str; allowed is um.Action" in caplog.text
 
 
+def test_a_defect_in_the_steering_never_reaches_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise LookupError("a defect of ours")
+
+    monkeypatch.setattr("ulysses_monitor.steering.PolicySet.decide", broken)
+    model, _ = train(tmp_path / "run", [doubles])
+    alone, _ = train(tmp_path / "none", watched=False)
+    assert equal(model, alone)
+    assert len(um.open_run(tmp_path / "run").metrics("train/*", "grad/norm/total")) == 4
+    assert caplog.text.count("they are off") == 1
+
+
 def test_policies_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     train(tmp_path / "run", [doubles, doubles], steps=1)
     assert um.open_run(tmp_path / "run").events("action")["policy"].tolist() == [
