@@ -4,7 +4,8 @@ One step, with every event marked::
 
     step_begins()          # the step's batches are there
     forward, backward      # observe(loss=..., tokens=..., loss_tokens=...) for each micro-batch
-    gradients_ready()      # reduced, unclipped: probes, ONE all-reduce, ONE copy to the host
+    gradients_ready()      # reduced, unclipped: probes, ONE all-reduce, ONE copy to the host;
+                           # policies decide and act
     engine clips, steps
     stepped(done)          # what the step did is looked at; it travels with the next one's vector
     step_ends()            # the record gets its times, goes to rules and to the bus
@@ -17,29 +18,30 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.engines import AfterStep, Engine, find_engine
 from ulysses_monitor.environment import describe_environment
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.errors import InputError, TrainingStoppedError
 from ulysses_monitor.flops import TrainingFlops, numel
 from ulysses_monitor.lifecycle import AtTheEnd, Status
 from ulysses_monitor.patching import Undo, undo_all
-from ulysses_monitor.policies import Decide, Policy, checked_policies
+from ulysses_monitor.policies import make_policies
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.ranks import agree_or_raise, rank, world_size
 from ulysses_monitor.recording import Recording
-from ulysses_monitor.records import Event, Metric, Schema, StepRecord, schema_of
+from ulysses_monitor.records import Event, Metric, Mode, Schema, StepRecord, schema_of
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
 from ulysses_monitor.sinks import Sink, make_sinks
-from ulysses_monitor.steering import Steering, Told
+from ulysses_monitor.steering import Orders, Steered, Steering
 from ulysses_monitor.store import IfExists, check_mirror
 from ulysses_monitor.training_step import TrainingStep, as_part
 
@@ -60,8 +62,10 @@ class Monitor:
         sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`,
             or what `ulysses_monitor.sinks.make_sinks` makes of names, such as ``"jsonl"``.
         rules: ``"default"``, or rules; an empty list for none.
-        policies: what acts on a step before its gradients are clipped: objects with a `name` and
-            `decide(history)`, or functions of the history, that give `um.Action`s.
+        policies: what acts on a step before its gradients are clipped: a preset such as
+            ``"ulysses-pro"``, the path of a YAML file, or a list of what
+            `ulysses_monitor.policies.make_policies` takes: names with settings, objects with a
+            `name` and `decide(history)`, functions of the history, that give `um.Action`s.
         shadow: policies decide and are recorded, and touch nothing.
         seed: of the policies' noise.
         tensorboard: whether to write TensorBoard files.
@@ -84,7 +88,7 @@ class Monitor:
         *,
         sinks: Sequence[Sink | str | Mapping[str, Any]] = (),
         rules: Literal["default"] | Iterable[Rule] = "default",
-        policies: Iterable[Policy | Decide] = (),
+        policies: str | Sequence[Any] = (),
         shadow: bool = False,
         seed: int = 0,
         tensorboard: bool = True,
@@ -97,9 +101,12 @@ class Monitor:
         self.run_dir = Path(run_dir)
         self._sinks = make_sinks(sinks)
         self._rules = RuleSet(checked_rules(rules))
-        self._policies = checked_policies(policies)
-        self._shadow, self._seed = shadow, seed
+        self._policies = make_policies(policies)
+        self._mode: Mode = "shadow" if shadow else "active"
+        self._seed = seed
         self._steering: Steering | None = None
+        self._orders: Orders | None = None
+        self._state: bytes | None = None
         self._tensorboard = tensorboard
         self._sample_every = sample_every
         self._if_exists: IfExists = if_exists
@@ -116,6 +123,7 @@ class Monitor:
         self._current = TrainingStep()
         self._last_publish = 0.0
         self.step = 0
+        self.stopped: str | None = None
 
     # -- attaching ---------------------------------------------------------------------------
 
@@ -131,11 +139,20 @@ class Monitor:
 
     @contextmanager
     def watch(
-        self, model: nn.Module, optimizer: Any = None, *, scaler: Any = None, step: int = 0
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        *,
+        scaler: Any = None,
+        step: int = 0,
+        max_steps: int | None = None,
+        save: Callable[[int], object] | None = None,
     ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
         Give the loss with `observe`; call `before_clip` where the loop clips gradients itself.
+        Where a policy or a person stops the training, the loop is left at the end of the step,
+        what follows the ``with`` goes on, and `stopped` says why.
 
         Args:
             model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
@@ -144,17 +161,28 @@ class Monitor:
                 directory is continued behind them.
             scaler: the `torch.amp.GradScaler`, if there is one; its ``step`` is then the step,
                 also where it skips the optimizer's for an overflow.
+            max_steps: optimizer steps of the whole training, for policies that go by it.
+            save: writes a checkpoint of the loop, where a policy or a person asks for one; called
+                with the step, on every rank, when the step is done.
 
         Raises:
-            InputError: the engine is not supported, or the run directory is taken.
+            InputError: the engine is not supported, the run directory is taken, or a policy
+                cannot act.
         """
         engine = find_engine(model, optimizer, scaler=scaler)
-        self.start(engine, step=step, info={"model": describe_model(model)})
-        self._undos.append(engine.hook_step(self.gradients_ready, self._stepped_and_ends))
+        can = ("stop",) if save is None else ("save", "stop")
+        info = {"model": describe_model(model)}
+        self.start(engine, step=step, info=info, max_steps=max_steps, can=can)
+        self.hook_step(lambda done: self._stepped_and_ends(done, save))
         status: Status = "failed"
         try:
             yield self
             status = "finished"
+        except TrainingStoppedError as error:
+            status = "stopped"
+            if self.stopped is None:  # somebody else's
+                raise
+            logger.warning("monitor: stopped at step %d: %s", self.step, error)
         except KeyboardInterrupt:
             status = "stopped"
             raise
@@ -187,7 +215,14 @@ class Monitor:
     # -- the life of a run -------------------------------------------------------------------
 
     def start(
-        self, engine: Engine, *, step: int = 0, info: Mapping[str, Any] | None = None
+        self,
+        engine: Engine,
+        *,
+        step: int = 0,
+        info: Mapping[str, Any] | None = None,
+        max_steps: int | None = None,
+        can: Collection[str] = (),
+        scheduler: str = "",
     ) -> None:
         """Opens the run; every rank calls it.
 
@@ -195,20 +230,51 @@ class Monitor:
             engine: the engine view to read.
             step: optimizer steps already done; more than 0 continues the run directory.
             info: further entries for run.json.
+            max_steps: optimizer steps of the whole training, where they are known.
+            can: of ``save`` and ``stop`` what whoever trains does at `wanted`.
+            scheduler: kind of the learning rate's schedule, where it is known.
+
+        Raises:
+            InputError: the run directory is taken, policies contradict one another, or a state
+                that was given back is damaged.
         """
         self.close("failed")  # of a training that raised in this process before
-        self._broken = False
+        self._broken, self.stopped = False, None
         self.step = step
+        self._steering = Steering(
+            engine,
+            self._policies,
+            mode=self._mode,
+            seed=self._seed,
+            max_steps=max_steps,
+            can=can,
+            scheduler=scheduler,
+        )
         self._capture, undos = assemble(engine, self._sample_every, self._next_is_sampled)
         self._undos += undos
         self._flops = TrainingFlops.of(engine.model)
-        self._steering = Steering(engine, self._policies, shadow=self._shadow, seed=self._seed)
-        self._undos.append(self._steering.stepped)
+        self._undos.append(self._steering.ends)
+        self._orders = Orders(engine.device)
         self._current = TrainingStep()
-        self._open("resume" if step else self._if_exists, engine, dict(info or {}))
-        max_steps = (info or {}).get("max_steps")
+        about = {"max_steps": max_steps, **(info or {})}
+        self._open("resume" if step else self._if_exists, engine, about)
         about = {"engine": engine.name, "world_size": world_size(), "max_steps": max_steps}
+        if self._policies:
+            about["policies"] = self._steering.modes
         self.event("start", about)
+        self._restore_policies()
+
+    def hook_step(self, after: AfterStep) -> None:
+        """Hooks the engine's step, until the run is closed: reading, acting, and `after`.
+
+        Raises:
+            RuntimeError: no run is open.
+        """
+        if self._capture is None or self._steering is None:
+            raise RuntimeError("monitor: hook_step() before start()")
+        engine = self._capture.engine
+        place = self._steering.gate.place
+        self._undos.append(place(lambda: engine.hook_step(self.gradients_ready, after)))
 
     def _next_is_sampled(self) -> bool:
         return self._capture is not None and self._capture.is_sampled(self.step + 1)
@@ -220,6 +286,8 @@ class Monitor:
             try:
                 self._recording = self._open_recording(if_exists, engine, info)
                 self._end = AtTheEnd(self.close)
+                if self._orders is not None:
+                    self._orders.open(self.run_dir)
             except OSError as e:
                 error = InputError(f"run directory {self.run_dir}: {e.strerror or e}")
             except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
@@ -248,8 +316,9 @@ class Monitor:
         recording, end = self._recording, self._end
         if recording is not None and end is not None:
             with end.closing():
-                status = end.judged(status)
-                self.event("stop", {"status": status})
+                status = end.judged("stopped" if self.stopped else status)
+                why = {"reason": self.stopped} if self.stopped else {}
+                self.event("stop", {"status": status, **why})
                 self._recording = self._end = None
                 recording.close(status)
 
@@ -305,32 +374,50 @@ class Monitor:
             return
         began = time.perf_counter()
         given = self._read_sources()
-        captured = self._capture.read(self.step + 1, step.observed() | given)
+        captured = self._capture.read(self.step + 1, step.observed() | given | self._sends())
         step.parts, step.sums = captured.parts, captured.extra
-        acted = self._steer(step, self._capture.engine)
+        sources = {name: step.sums[name] for name in given}
+        steered = self._steer(step, self._capture, sources)
         if self._recording is not None and not self._broken:
             try:
                 if captured.of_previous:
                     self._publish_record(captured.of_previous, self._recording)
-                own = step.metrics(self._capture.engine, acted[0].norm if acted else None)
-                step.parts.append(as_part(own | {name: step.sums[name] for name in given}))
-                for told in acted:
-                    self._recording.publish(told.to_event(self.step + 1, time.time()))
+                own = step.metrics(self._capture.engine, steered.norm)
+                step.parts.append(as_part(own | sources))
+                for event in steered.events:
+                    self._recording.publish(event)
             except Exception:  # noqa: BLE001 - _give_up logs it
                 self._give_up()
         step.overhead += time.perf_counter() - began
 
-    def _steer(self, step: TrainingStep, engine: Engine) -> list[Told]:
-        """Lets the policies act; on every rank, with the same numbers."""
-        if not self._steering:
-            return []
+    def _sends(self) -> dict[str, float]:
+        """What steering has to say to the other ranks."""
+        assert self._steering is not None  # noqa: S101 - start made both
+        assert self._orders is not None  # noqa: S101
+        sent = self._orders.sends() | self._steering.sends()
+        for problem in self._orders.problems():
+            self.event("control", {"refused": problem})
+        return sent
+
+    def _steer(self, step: TrainingStep, capture: Capture, sources: Mapping[str, float]) -> Steered:
+        """Lets policies and people act; on every rank, with the same numbers."""
+        steering, orders = self._steering, self._orders
+        if steering is None or orders is None:
+            return Steered()
         try:
-            parts = [*(step.parts or ()), as_part(step.metrics(engine))]
-            return self._steering.steer(self._record(parts, self.step + 1))
+            command = orders.receive(step.sums)
+            if not steering.busy and command is None:
+                return Steered()
+            parts = [*(step.parts or ()), as_part({**step.metrics(capture.engine), **sources})]
+            record = self._record(parts, self.step + 1)
+            steering.check({*capture.names(), *record.schema.names})
+            return steering.steer(record, step.sums, command)
+        except InputError:  # before the first step, a policy that cannot act
+            raise
         except Exception:
-            self._steering = None
             logger.exception("monitor: could not ask the policies; they are off")
-            return []
+            steering.turn_off()
+            return Steered()
 
     def _record(self, parts: Sequence[Part], step: int) -> StepRecord:
         return StepRecord(
@@ -358,14 +445,29 @@ class Monitor:
         """
         if self._capture is not None:
             began = time.perf_counter()
-            if self._steering is not None:
-                self._steering.stepped()
-            self._capture.stepped(done)
+            left_out = self._steering is not None and self._steering.stepped()
+            self._capture.stepped(done and not left_out)
             self._current.overhead += time.perf_counter() - began
 
-    def _stepped_and_ends(self, done: bool) -> None:
+    def _stepped_and_ends(self, done: bool, save: Callable[[int], object] | None) -> None:
         self.stepped(done)
         self.step_ends()
+        wanted = self.wanted()
+        if "save" in wanted and save is not None:
+            save(self.step)
+        if "stop" in wanted:
+            raise TrainingStoppedError(wanted["stop"])
+
+    def wanted(self) -> dict[str, str]:
+        """What whoever trains is to do at the end of this step: ``save``, ``stop``, and why.
+
+        Alike on all ranks; asked once a step.
+        """
+        if self._steering is None:
+            return {}
+        wanted, self._steering.wants = self._steering.wants, {}
+        self.stopped = wanted.get("stop", self.stopped)
+        return wanted
 
     def step_ends(self, step: int | None = None) -> None:
         """Completes and publishes the step's record.
@@ -411,6 +513,44 @@ class Monitor:
         if parts not in self._schemas:
             self._schemas[parts] = Schema(tuple(name for part in parts for name in part.names))
         return self._schemas[parts]
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What policies remember, to be kept with a checkpoint of this step; every rank calls it.
+
+        ``torch.load(..., weights_only=True)`` reads it. `attach` and `MonitorCallback` keep it
+        with every checkpoint of the Trainer and give it back by themselves.
+        """
+        if self._steering is None:
+            return {}
+        self._steering.saved(self.step)
+        return {
+            "policies": torch.frombuffer(bytearray(self._steering.to_bytes()), dtype=torch.uint8)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Gives `state_dict` back; before the training that resumes begins.
+
+        Raises:
+            InputError: it is not what `state_dict` gave.
+        """
+        held = state.get("policies")
+        if held is not None and (not isinstance(held, Tensor) or held.dtype != torch.uint8):
+            raise InputError("monitor: load_state_dict() got what state_dict() did not give")
+        self._state = None if held is None else held.cpu().numpy().tobytes()
+
+    def _restore_policies(self) -> None:
+        """Gives the policies back what they remembered at the checkpoint that is resumed."""
+        state, self._state = self._state, None
+        anew = [policy.name for policy in self._policies] if self.step else []
+        if state is not None and self._steering is not None:
+            anew = self._steering.load(state, "monitor: load_state_dict()", self.step)
+        if anew:
+            logger.warning(
+                "monitor: the checkpoint says nothing of %s: begun anew", ", ".join(anew)
+            )
+            self.event("monitor", {"policies_anew": anew})
 
     # -- what happens between steps ------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-__all__ = ["agree_or_raise", "any_rank", "rank", "world_size"]
+__all__ = ["agree_or_raise", "any_rank", "from_rank_0", "rank", "world_size"]
 
 
 def rank() -> int:
@@ -39,6 +39,21 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if world_size() > 1:
         dist.all_reduce(flags)
     return bool(flags.item())
+
+
+def from_rank_0(data: bytes, device: torch.device) -> bytes:
+    """Rank 0's `data`, on every rank; every rank must call it."""
+    if world_size() == 1:
+        return data
+    size = torch.tensor([len(data)], device=device)
+    dist.broadcast(size, src=0)
+    # frombuffer wants memory that may be written.
+    payload = torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)
+    if rank() != 0:
+        payload = torch.zeros(max(1, int(size)), dtype=torch.uint8)
+    payload = payload.to(device)
+    dist.broadcast(payload, src=0)
+    return payload.cpu().numpy().tobytes()[: int(size)]
 
 
 def _distributed() -> bool:

@@ -203,8 +203,14 @@ def test_a_loop_that_fails_within_a_step_gets_its_rate_back(tmp_path: Path) -> N
 
 
 def test_policies_stand_back_where_gradients_are_not_finite(tmp_path: Path) -> None:
-    train(tmp_path / "run", [doubles], steps=3, poison=3)
-    assert um.open_run(tmp_path / "run").events("action")["step"].tolist() == [1, 2]
+    model, _ = train(tmp_path / "run", [doubles], steps=3, poison=3)
+    before, _ = train(tmp_path / "before", [doubles], steps=2)
+    assert equal(model, before)  # the step is left out
+    events = um.open_run(tmp_path / "run").event_list("action")
+    assert [(e["step"], e["policy"]) for e in events[:2]] == [(1, "doubles"), (2, "doubles")]
+    (last,) = events[2:]
+    assert (last["step"], last["policy"], last["action"]) == (3, "nonfinite", "skip")
+    assert last["targets"] == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
 def test_a_policy_that_raises_costs_nobody_else_anything(
@@ -233,7 +239,7 @@ def test_a_defect_in_the_steering_never_reaches_the_training(
     def broken(*_: Any) -> Any:
         raise LookupError("a defect of ours")
 
-    monkeypatch.setattr("ulysses_monitor.steering.PolicySet.decide", broken)
+    monkeypatch.setattr("ulysses_monitor.steering.steering.PolicySet.decide", broken)
     model, _ = train(tmp_path / "run", [doubles])
     alone, _ = train(tmp_path / "none", watched=False)
     assert equal(model, alone)

@@ -154,6 +154,25 @@ def watch(
     command(run)
 
 
+@app.command()
+def control(
+    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/sft.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="policy=off|shadow|active, policy.NAME=..., lr_factor=0.5, lr_factor.GROUP=..., "
+            "save, stop; several at once."
+        ),
+    ] = None,
+    why: Annotated[str, typer.Option(help="A sentence that is recorded with it.")] = "",
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 60.0,
+) -> None:
+    """Steer a run while it trains: its policies, its learning rate, a checkpoint, an end."""
+    from ulysses_core.cli.control import control as command
+
+    raise typer.Exit(command(run, words or [], why=why, wait=wait))
+
+
 @store.command()
 def compact(
     run: Annotated[Path, typer.Argument(help="A run directory that nobody writes.")],

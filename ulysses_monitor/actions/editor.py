@@ -1,4 +1,4 @@
-"""Does what actions say to a step's gradients, on every rank alike."""
+"""Edits a step's gradients, on every rank alike."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Effect:
     """What a round of actions did.
 
     Attributes:
-        tensors: names of the parameters that each action was about.
+        tensors: the parameters that each action was about: names by their place in the engine's
+            list.
         norm: of all gradients after them, the one that the engine will clip by.
     """
 
-    tensors: list[list[str]]
+    tensors: list[dict[int, str]]
     norm: float
 
 
@@ -43,14 +44,14 @@ class GradientEditor:
         """Does `actions` in their order; every rank calls it with the same ones.
 
         Args:
-            actions: of kinds that edit gradients.
+            actions: of kinds that edit gradients, at least one.
             step: the optimizer step.
         """
         rounds = [Targets(self._engine, action, step, self._seed) for action in actions]
         for targets in rounds:
             EDITS[targets.action.kind](targets)
         self._engine.gradients_written()
-        return Effect([list(targets.names().values()) for targets in rounds], self._norm(rounds[0]))
+        return Effect([targets.names() for targets in rounds], self._norm(rounds[0]))
 
     def _norm(self, any_targets: Targets) -> float:
         shards = [s for s in self._engine.shards() if s.counted and s.grad is not None]

@@ -6,6 +6,7 @@ Every rank calls an edit with the same action; those that need a sum over shards
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ulysses_monitor.actions.noise import gaussian, key_of
 from ulysses_monitor.actions.rows import row_sums, spread
+from ulysses_monitor.adapter_names import adapter_pairs
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.sums import statistics
 from ulysses_monitor.records import Action
@@ -131,6 +133,47 @@ def scale_each(targets: Targets) -> None:
             targets.engine.set_gradient(shard, grad * factors[name])
 
 
+def clip_each(targets: Targets) -> None:
+    """Scales each parameter's gradient down to the norm under its name; others stay."""
+    limits = targets.action.values
+    norms = _norms(targets)
+    for name, shard, grad in targets.shards():
+        if name in limits and norms[shard.index] > limits[name]:
+            targets.engine.set_gradient(shard, grad * (limits[name] / norms[shard.index]))
+
+
+def balance_lora(targets: Targets) -> None:
+    """Raises the smaller gradient of each adapter pair to ``share`` of the larger's norm."""
+    share, norms = targets.action.values["share"], _norms(targets)
+    every = [name for name, _ in targets.engine.parameters()]
+    chosen, factors = targets.names(), {}
+    for pair in adapter_pairs(every):
+        if pair.a not in chosen or pair.b not in chosen:
+            continue
+        small, large = sorted((pair.a, pair.b), key=lambda i: norms[i])
+        if 0 < norms[small] < share * norms[large]:
+            factors[small] = share * norms[large] / norms[small]
+    for _, shard, grad in targets.shards():
+        if shard.index in factors:
+            targets.engine.set_gradient(shard, grad * factors[shard.index])
+
+
+def _norms(targets: Targets) -> list[float]:
+    """The norm of every parameter's gradient, zero where it is no target; one collective."""
+    held = [(shard.index, grad) for _, shard, grad in targets.shards() if shard.counted]
+    squares = torch.zeros(len(targets.engine.parameters()), dtype=torch.float64)
+    if held:
+        own = statistics([grad for _, grad in held])[0].double().cpu()
+        squares.index_add_(0, torch.tensor([i for i, _ in held]), own)
+    scale = float(targets.scale())
+    return [math.sqrt(square) / scale for square in targets.total(squares).tolist()]
+
+
+def freeze(targets: Targets) -> None:
+    """Takes the gradient away; `UpdateGate` keeps the optimizer from what else it would do."""
+    _each(targets, lambda _, __, grad: torch.zeros_like(grad))
+
+
 def clip_value(targets: Targets) -> None:
     """Clamps every element to [-``limit``, ``limit``]."""
     limit = targets.action.values["limit"] * targets.scale()
@@ -209,10 +252,13 @@ def _sums_of_rows(
 
 EDITS: dict[str, Edit] = {
     "add_noise": add_noise,
+    "balance_lora": balance_lora,
     "centralize": centralize,
+    "clip_each": clip_each,
     "clip_norm": clip_norm,
     "clip_rows": clip_rows,
     "clip_value": clip_value,
+    "freeze": freeze,
     "scale": scale,
     "scale_each": scale_each,
 }

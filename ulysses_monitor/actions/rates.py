@@ -35,6 +35,8 @@ class RateFactors:
             factors: by group; None for all groups. Where a group has both, they multiply.
         """
         self.restore()
+        if not factors:
+            return
         everywhere = factors.get(None, 1.0)
         for i, group in enumerate(self._groups):
             rate = group["lr"]

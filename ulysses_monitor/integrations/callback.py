@@ -17,10 +17,14 @@ All are taken back when training ends.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
@@ -29,12 +33,16 @@ from ulysses_monitor.errors import InputError
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.monitor import Monitor, describe_model
 from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.ranks import from_rank_0, rank
 from ulysses_monitor.trainer_names import evaluation_name
+from ulysses_monitor.whole_files import write_whole
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["MonitorCallback", "attach", "calling_trainer"]
+
+logger = logging.getLogger(__name__)
 
 
 def attach(monitor: Monitor, trainer: Any) -> MonitorCallback:
@@ -63,6 +71,7 @@ class MonitorCallback(TrainerCallback):
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self._undos: list[Undo] = []
+        self._place = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,7 +81,17 @@ class MonitorCallback(TrainerCallback):
         trainer = calling_trainer(self)
         monitor = self.monitor
         engine = _engine(trainer)
-        monitor.start(engine, step=state.global_step, info=_describe(trainer, state))
+        self._place = _state_file(trainer, self)
+        if state.global_step:
+            _give_back(monitor, self._place, _resumed_from(trainer), engine)
+        monitor.start(
+            engine,
+            step=state.global_step,
+            info=_describe(trainer, state),
+            max_steps=state.max_steps if state.max_steps > 0 else None,
+            can=("save", "stop"),
+            scheduler=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        )
         accelerator = trainer.accelerator
         self._undos = [
             patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer)),
@@ -81,13 +100,18 @@ class MonitorCallback(TrainerCallback):
         if not engine.clips_in_step:
             self._undos.append(patch_method(accelerator, "clip_grad_norm_", self._clip))
         # Where the step was read before it was clipped, this does not read it again.
-        self._undos.append(engine.hook_step(monitor.gradients_ready, monitor.stepped))
+        monitor.hook_step(monitor.stepped)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Completes the step's record."""
+        """Completes the step's record; does what policies or people ask of the training."""
         self.monitor.step_ends(state.global_step)
+        wanted = self.monitor.wanted()
+        if "save" in wanted:
+            control.should_save = True
+        if "stop" in wanted:
+            control.should_training_stop = True
 
     def on_evaluate(
         self,
@@ -108,8 +132,16 @@ class MonitorCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Records that a checkpoint was written."""
+        """Records that a checkpoint was written, and keeps with it what policies remember."""
         self.monitor.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
+        held = self.monitor.state_dict().get("policies")
+        folder = Path(calling_trainer(self)._get_output_dir(trial=None))
+        folder /= f"checkpoint-{state.global_step}"
+        if rank() == 0 and held is not None and folder.is_dir():
+            try:
+                write_whole(folder / self._place, held.numpy().tobytes())
+            except OSError as error:
+                logger.error("monitor: %s: not written: %s", folder / self._place, error)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -184,6 +216,38 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
     raise InputError("monitor: MonitorCallback was called by something that is not a Trainer")
 
 
+def _state_file(trainer: Trainer, callback: MonitorCallback) -> str:
+    """What in a checkpoint holds the policies' memory; several monitors have a file each."""
+    callbacks = trainer.callback_handler.callbacks
+    own = [c for c in callbacks if isinstance(c, MonitorCallback)].index(callback)
+    return f"ulysses_policies_{own}.npz"
+
+
+def _resumed_from(trainer: Trainer) -> Path:
+    """The checkpoint that the Trainer resumes from; it tells its own methods alone."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        given = frame.f_locals.get("resume_from_checkpoint")
+        if frame.f_locals.get("self") is trainer and isinstance(given, str | os.PathLike):
+            return Path(given)
+        frame = frame.f_back  # type: ignore[assignment]
+    step = trainer.state.global_step
+    return Path(trainer._get_output_dir(trial=None)) / f"checkpoint-{step}"
+
+
+def _give_back(monitor: Monitor, place: str, checkpoint: Path, engine: Engine) -> None:
+    """Reads on rank 0, whose file system has the checkpoint, what `on_save` wrote."""
+    held = b""
+    if rank() == 0:
+        try:
+            held = (checkpoint / place).read_bytes()
+        except OSError as error:
+            logger.debug("monitor: %s: %s", checkpoint / place, error)
+    held = from_rank_0(held, engine.device)
+    if held:
+        monitor.load_state_dict({"policies": torch.frombuffer(bytearray(held), dtype=torch.uint8)})
+
+
 def _engine(trainer: Trainer) -> Engine:
     return find_engine(
         trainer.model_wrapped,
@@ -197,6 +261,5 @@ def _describe(trainer: Trainer, state: TrainerState) -> dict[str, Any]:
     return {
         "trainer": type(trainer).__name__,
         "model": describe_model(trainer.model),
-        "max_steps": state.max_steps,
         "resumed_at_step": state.global_step or None,
     }

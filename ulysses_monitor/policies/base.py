@@ -1,26 +1,22 @@
-"""What a policy is, and how a set of policies turns record history into actions."""
+"""What a policy is."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Action, StepRecord
 
-__all__ = ["HISTORY", "Decide", "Decision", "Policy", "PolicySet", "checked_policies"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["HISTORY", "MAX_STEPS", "Decide", "OwnPolicy", "Policy", "check_value"]
 
 HISTORY = 256
 """Records that a policy can look back on."""
 
-_MAX_FAILURES = 3
-
+MAX_STEPS = "train/max_steps/total"
+"""How many steps the training has in all; only policies see it, where it is known."""
 
 Decide = Callable[[Sequence[StepRecord]], Iterable[Action]]
 """A policy as a function of the history."""
@@ -28,10 +24,11 @@ Decide = Callable[[Sequence[StepRecord]], Iterable[Action]]
 
 @runtime_checkable
 class Policy(Protocol):
-    """A pure function of record history: the same code serves training and shadow mode.
+    """Decides from record history alone: the same code serves training, shadow mode and replay.
 
     Every rank asks it, with the same records, and must get the same answer: no clock, no random
-    number, no state of its own.
+    number. What it remembers beyond the history it gives as `state_dict()` and takes back with
+    `load_state_dict(state)`, both optional: they travel with the checkpoint.
     """
 
     @property
@@ -44,106 +41,72 @@ class Policy(Protocol):
 
         Args:
             history: up to `HISTORY` records, oldest first, never empty. They hold what is known
-                before a step is done: gradients, LoRA ratios, loss, learning rates, and, in
-                sampled steps, parameters and optimizer state.
+                before a step is done: gradients, LoRA ratios, loss, learning rates as scheduled,
+                and, in sampled steps, parameters and optimizer state.
         """
         ...
 
 
-@dataclass(frozen=True)
-class _Function:
-    """A function of the history as a policy."""
+@dataclass(kw_only=True)
+class OwnPolicy:
+    """The base of the project's own policies: settings, and a memory that is saved.
 
-    name: str
-    decide: Decide
+    Attributes:
+        memory: what the policy remembers, JSON-ready.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of the actions that it may ask for."""
+    lookback: ClassVar[int] = 1
+    """Records of the history that it looks at."""
+
+    name: str = ""
+    """What events call it; the name it is chosen by where not given."""
+    memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Patterns of metrics, of each of which the run must collect one at least."""
+        return ()
+
+    @property
+    def silent_steps(self) -> int:
+        """Steps before the first at which it can ask for anything."""
+        return 0
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the memory."""
+        return copy.deepcopy(self.memory)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the memory back."""
+        self.memory = copy.deepcopy(dict(state))
 
 
-@dataclass(frozen=True)
-class Decision:
-    """An action, and which policy asked for it."""
-
-    policy: str
-    action: Action
-
-
-def checked_policies(policies: Any) -> list[Policy]:
-    """`policies` as a list, each under a name of its own.
+def check_value(
+    policy: str, name: str, value: Any, low: float, high: float, *, whole: bool = False
+) -> None:
+    """Checks a setting.
 
     Args:
-        policies: policies, or functions of the history.
+        policy: whose.
+        name: of the setting.
+        value: what was given.
+        low: below which, or at which, no value makes sense (0 for what must be positive).
+        high: the largest value allowed.
+        whole: whether it counts something; then `low` itself is allowed.
 
     Raises:
-        InputError: one of them is neither.
+        InputError: it is no such number.
     """
-    if isinstance(policies, str) or not isinstance(policies, Iterable):
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    if not good or not (low <= value if whole else low < value) or not value <= high:
+        kind = "a whole number from" if whole else "a number above"
         raise InputError(
-            f"monitor: policies is {policies!r}; allowed is a list of policies or of functions "
-            "of the history"
+            f"policy {policy}: {name} is {value!r}; allowed is {kind} {low:g} to {high:g}"
         )
-    checked: list[Policy] = []
-    names: Counter[str] = Counter()
-    for policy in policies:
-        name, decide = _parts(policy)
-        names[name] += 1
-        own = name if names[name] == 1 else f"{name}-{names[name]}"
-        checked.append(_Function(own, decide))
-    return checked
-
-
-def _parts(policy: Any) -> tuple[str, Decide]:
-    if isinstance(policy, type):
-        raise InputError(f"monitor: policy {policy.__name__} is a class; allowed is an object")
-    if isinstance(policy, Policy):
-        return str(policy.name), policy.decide
-    if callable(policy):
-        return str(getattr(policy, "__name__", type(policy).__name__)), policy
-    raise InputError(
-        f"monitor: policy {type(policy).__name__} is no function, and has no name and "
-        "decide(history)"
-    )
-
-
-class PolicySet:
-    """Asks policies over a growing history.
-
-    Where gradients or the loss are not finite, all of them stand back: their numbers say nothing.
-    A policy that raises is logged, and off after some times; it costs nobody else anything.
-
-    Args:
-        policies: the policies.
-    """
-
-    def __init__(self, policies: Iterable[Policy]) -> None:
-        self._policies = list(policies)
-        self._history: deque[StepRecord] = deque(maxlen=HISTORY)
-        self._failures: Counter[str] = Counter()
-
-    def __bool__(self) -> bool:
-        return bool(self._policies)
-
-    def decide(self, record: StepRecord) -> list[Decision]:
-        """Adds `record`; what the policies ask for at it, in their order."""
-        self._history.append(record)
-        if not _is_sound(record):
-            return []
-        history = list(self._history)
-        return [d for policy in self._policies for d in self._ask(policy, history)]
-
-    def _ask(self, policy: Policy, history: list[StepRecord]) -> list[Decision]:
-        if self._failures[policy.name] >= _MAX_FAILURES:
-            return []
-        try:
-            actions = list(policy.decide(history) or ())
-            wrong = next((a for a in actions if not isinstance(a, Action)), None)
-            if wrong is not None:
-                raise TypeError(f"got a {type(wrong).__name__}; allowed is um.Action")
-        except Exception:
-            self._failures[policy.name] += 1
-            logger.exception("monitor: policy %r failed", policy.name)
-            return []
-        return [Decision(policy.name, action) for action in actions]
-
-
-def _is_sound(record: StepRecord) -> bool:
-    loss = record.get("train/loss/total", 0.0)
-    return math.isfinite(loss) and not record.get("grad/nonfinite/total", 0.0) > 0

@@ -5,13 +5,12 @@ from ulysses_monitor.probes.assembly import assemble
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.probes.capture import Capture, Captured
 from ulysses_monitor.probes.consistency import ReplicaProbe
-from ulysses_monitor.probes.layout import AdapterPair, Layout
+from ulysses_monitor.probes.layout import Layout
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
 from ulysses_monitor.probes.updates import UpdateProbe
 
 __all__ = [
     "AdamStateProbe",
-    "AdapterPair",
     "AdapterProbe",
     "Capture",
     "Captured",

@@ -82,6 +82,10 @@ class Capture:
         self._measuring = False
         self._failed_here: set[str] = set()
 
+    def names(self) -> set[str]:
+        """Every metric that a step may have before it is done."""
+        return {name for probe in self._probes for name in probe.names}
+
     def is_sampled(self, step: int) -> bool:
         """Whether probes of cost class ``sampled`` are read at `step`."""
         return (step - 1) % self.sample_every == 0

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AdapterPair", "Layout", "median", "named"]
+from ulysses_monitor.adapter_names import AdapterPair, adapter_pairs
+
+__all__ = ["Layout", "median", "named"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
-_LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<side>A|B)\.(?P<adapter>[^.]+)\.weight$")
-_LORA_EMBEDDING = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<side>A|B)\.(?P<adapter>[^.]+)$")
-
-
-@dataclass(frozen=True)
-class AdapterPair:
-    """The A and B of one LoRA adapter on one module, as indices into the layout's names."""
-
-    module: str
-    """What the metrics call it: the path, with the adapter's name if there are several."""
-    path: str
-    adapter: str
-    a: int
-    b: int
 
 
 @dataclass(frozen=True)
@@ -73,19 +60,8 @@ class Layout:
 
     @cached_property
     def adapter_pairs(self) -> tuple[AdapterPair, ...]:
-        """Every module that has both sides of an adapter; named with the adapter if several."""
-        sides: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
-        for i, name in enumerate(self.names):
-            if match := _LORA.match(name) or _LORA_EMBEDDING.match(name):
-                sides[match["module"], match["adapter"]][match["side"]] = i
-        several = len({adapter for _, adapter in sides}) > 1
-        return tuple(
-            AdapterPair(
-                f"{module}.{adapter}" if several else module, module, adapter, pair["A"], pair["B"]
-            )
-            for (module, adapter), pair in sides.items()
-            if len(pair) == 2
-        )
+        """Every module that has both sides of an adapter."""
+        return adapter_pairs(self.names)
 
 
 def named(prefix: str, layout: Layout) -> tuple[str, ...]:

@@ -18,10 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ulysses_monitor.control import CONTROL_FILE
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.json_ready import plain
 from ulysses_monitor.masking import without_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
+from ulysses_monitor.whole_files import write_whole
 
 __all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
 
@@ -31,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _LOCK = ".lock"
 _TRIES, _PAUSE = 5, 0.03
-OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html")
-"""What a run writes into its directory: files and folders."""
+OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html", CONTROL_FILE)
+"""What belongs to a run in its directory: files and folders."""
 
 
 def is_locked(path: Path) -> bool:
@@ -144,12 +146,8 @@ class RunDirectory:
         self._lock.close()
 
     def _write(self) -> None:
-        temporary = self.path / ".run.json.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self._info, indent=2, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / "run.json")
+        text = json.dumps(self._info, indent=2, default=str) + "\n"
+        write_whole(self.path / "run.json", text.encode())
 
     def _remove_old(self) -> None:
         """Removes what an earlier run wrote there, and nothing else."""

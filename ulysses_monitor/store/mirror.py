@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ulysses_monitor.control import CONTROL_FILE
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.masking import masked_text
 from ulysses_monitor.records import Event, StepRecord
@@ -131,7 +132,8 @@ class MirrorSink:
     def _files(self) -> dict[str, _Stamp]:
         """Size and time of change of what the run wrote, run.json last."""
         found: dict[str, _Stamp] = {}
-        for own in sorted(OWN_FILES, key=lambda name: name == "run.json"):
+        copied = [name for name in OWN_FILES if name != CONTROL_FILE]
+        for own in sorted(copied, key=lambda name: name == "run.json"):
             path = self._source / own
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file() and not file.name.startswith("."):

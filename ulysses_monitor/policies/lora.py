@@ -1,0 +1,86 @@
+"""Keeps the two sides of LoRA adapters in balance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ulysses_monitor.policies.base import check_value
+from ulysses_monitor.policies.bounds import Bounded
+from ulysses_monitor.policies.columns import lora_pairs, per_parameter
+from ulysses_monitor.records import Action, StepRecord
+
+__all__ = ["LoraBalance"]
+
+
+@dataclass(kw_only=True)
+class LoraBalance(Bounded):
+    """Raises the smaller gradient of a LoRA pair to a share of the larger.
+
+    Source: the original design of this project: pairs whose ratio of norms ||gB|| / ||gA|| is
+    below 0.1 or above 10, both norms above 1e-8; the smaller is raised to half the larger. On a
+    healthy run the ratio begins at infinity, because B starts at zero, and falls by itself over
+    about a hundred steps: `warmup` leaves it that time.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"balance_lora"})
+
+    low: float = 0.1
+    """Ratios below are out of balance."""
+    high: float = 10.0
+    """Ratios above are out of balance."""
+    share: float = 0.5
+    """Of the larger norm, to which the smaller is raised."""
+    floor: float = 1e-8
+    """Pairs of which a norm is not above this are left alone."""
+    warmup: int = 0
+    """Steps in which nothing is done."""
+    recovered: float = 1.25
+    """It stops acting where all ratios are within the bounds by this factor."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = self.name or "lora_balance"
+        check_value(what, "low", self.low, 0, 1)
+        check_value(what, "high", self.high, 0.999999, 1e12)
+        check_value(what, "share", self.share, 0, 1)
+        check_value(what, "floor", self.floor, 0, 1)
+        check_value(what, "warmup", self.warmup, 0, 1_000_000, whole=True)
+        check_value(what, "recovered", self.recovered, 0.999999, 100)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return ("lora/grad_ratio_B_A/total", "grad/norm/param/*")
+
+    @property
+    def silent_steps(self) -> int:
+        """See `OwnPolicy.silent_steps`."""
+        return super().silent_steps + self.warmup
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        if record.step <= self.warmup:
+            return
+        names, norms = per_parameter(record, "grad/norm")
+        pairs = lora_pairs(names)
+        a, b = norms[[pair.a for pair in pairs]], norms[[pair.b for pair in pairs]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.where(np.minimum(a, b) > self.floor, b / a, 1.0)
+        wavers = (ratios < self.low * self.recovered) | (ratios > self.high / self.recovered)
+        begins = bool(((ratios < self.low) | (ratios > self.high)).any())
+        if not self.acts_now(begins, bool(wavers.any())):
+            return
+        chosen = [pairs[i] for i in np.flatnonzero(wavers)]
+        metrics = [f"lora/grad_ratio_B_A/module/{pair.module}" for pair in chosen[:3]]
+        yield Action(
+            kind="balance_lora",
+            values={"share": self.share},
+            targets=tuple(names[i] for pair in chosen for i in (pair.a, pair.b)),
+            reason=f"{len(chosen)} of {len(pairs)} adapter pairs are out of balance",
+            read={name: record.get(name) for name in metrics},
+        )

@@ -1,0 +1,85 @@
+"""A policy as a run has it: under a name of its own, in a mode, with values for the late phase."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy, Policy
+from ulysses_monitor.records import Action, Mode, StepRecord
+
+__all__ = ["LATE_START", "Managed"]
+
+LATE_START = 0.9
+"""Share of all steps after which training is late."""
+
+
+@dataclass(kw_only=True)
+class Managed:
+    """A policy and what the run decides about it.
+
+    Attributes:
+        name: no other policy of the run has it.
+        policy: decides.
+        mode: off, shadow or active; None for the run's.
+        late: decides in its place in the late phase, with the same memory; ``off`` for nobody,
+            None where there is no late phase.
+        late_start: share of all steps after which it is late.
+        preset: the preset that brought it, empty where the user named it.
+    """
+
+    name: str
+    policy: Policy
+    mode: Mode | None = None
+    late: OwnPolicy | Literal["off"] | None = None
+    late_start: float = LATE_START
+    preset: str = ""
+    _fresh: dict[str, Any] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._fresh = self.state_dict()
+
+    @property
+    def lookback(self) -> int:
+        """Records of the history that it may look at."""
+        return self.policy.lookback if isinstance(self.policy, OwnPolicy) else HISTORY
+
+    @property
+    def acts(self) -> frozenset[str]:
+        """Kinds of action that it is known to ask for."""
+        return self.policy.acts if isinstance(self.policy, OwnPolicy) else frozenset()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Patterns of metrics that it is known to need."""
+        own = self.policy.reads if isinstance(self.policy, OwnPolicy) else ()
+        return own if self.late is None else (*own, MAX_STEPS)
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`; in the late phase it is the late one that decides."""
+        record = history[-1]
+        if self.late is None or record.step <= self.late_start * record.get(MAX_STEPS):
+            return self.policy.decide(history)
+        if self.late == "off":
+            return ()
+        assert isinstance(self.policy, OwnPolicy)  # noqa: S101 - the late one is made of it
+        self.late.memory = self.policy.memory
+        actions = list(self.late.decide(history))
+        self.policy.memory = self.late.memory
+        return actions
+
+    def reset(self) -> None:
+        """Forgets what an earlier training left; a policy may serve several, one by one."""
+        if self._fresh is not None:
+            self.load_state_dict(self._fresh)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """A copy of what the policy remembers; None where it remembers nothing."""
+        give, take = (getattr(self.policy, n, None) for n in ("state_dict", "load_state_dict"))
+        return copy.deepcopy(dict(give())) if callable(give) and callable(take) else None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Gives it back."""
+        self.policy.load_state_dict(copy.deepcopy(dict(state)))  # type: ignore[attr-defined]

@@ -1,0 +1,123 @@
+"""What goes by the calendar: a learning-rate schedule, freezing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.policies.base import MAX_STEPS, OwnPolicy, check_value
+from ulysses_monitor.records import Action, StepRecord
+
+__all__ = ["FreezeSchedule", "WarmupCosine"]
+
+
+@dataclass(kw_only=True)
+class WarmupCosine(OwnPolicy):
+    """Linear warm-up, then half a cosine; gradients are clipped only after the warm-up.
+
+    Source: arXiv:1608.03983 (Loshchilov and Hutter, 2016) for the cosine, with the original
+    design's warm-up of 3 % and norm of 1. The factor is on the scheduled rate: choose a constant
+    schedule in the Trainer, and no clipping there.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"lr_factor", "clip_norm"})
+
+    warmup: float = 0.03
+    """Share of all steps; from 1 on, a number of steps."""
+    lowest: float = 0.0
+    """Share of the scheduled rate that the cosine falls to."""
+    max_norm: float | None = 1.0
+    """The norm that is clipped to after the warm-up; None does not clip."""
+
+    def __post_init__(self) -> None:
+        what = self.name or "warmup_cosine"
+        check_value(what, "warmup", self.warmup, -1e-9, 1e9)
+        check_value(what, "lowest", self.lowest, -1e-9, 1)
+        if self.max_norm is not None:
+            check_value(what, "max_norm", self.max_norm, 0, 1e9)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return (MAX_STEPS,)
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        steps, done = record[MAX_STEPS], record.step
+        warmup = _steps(self.warmup, steps)
+        if done <= warmup:
+            factor, phase = done / warmup, "warm-up"
+        else:
+            part = min(1.0, (done - 1 - warmup) / max(1.0, steps - warmup))
+            cosine = 0.5 * (1.0 + math.cos(math.pi * part))
+            factor, phase = self.lowest + (1.0 - self.lowest) * cosine, "cosine"
+            if self.max_norm is not None:
+                yield Action(
+                    kind="clip_norm",
+                    values={"max_norm": self.max_norm},
+                    reason="after the warm-up",
+                )
+        yield Action(
+            kind="lr_factor",
+            values={"factor": factor},
+            reason=f"{phase}, step {done} of {steps:.0f}",
+            read={MAX_STEPS: steps},
+        )
+
+
+@dataclass(kw_only=True)
+class FreezeSchedule(OwnPolicy):
+    """Leaves parameters as they are from one step to another, with their optimizer state."""
+
+    acts: ClassVar[frozenset[str]] = frozenset({"freeze"})
+
+    targets: tuple[str, ...] = ()
+    """Patterns of parameter names."""
+    begin: float = 0.0
+    """Share of all steps after which they are frozen; from 1 on, a number of steps."""
+    end: float = 1.0
+    """Share of all steps after which they are trained again; above 1, a number of steps."""
+
+    def __post_init__(self) -> None:
+        what = self.name or "freeze"
+        if isinstance(self.targets, str) or not self.targets:
+            raise InputError(
+                f"policy {what}: targets is {self.targets!r}; allowed is a list of patterns of "
+                "parameter names, such as ['*embed*']"
+            )
+        check_value(what, "begin", self.begin, -1e-9, 1e9)
+        check_value(what, "end", self.end, 0, 1e9)
+        comparable = (self.begin < 1) == (self.end <= 1)
+        if comparable and self.end <= self.begin:
+            raise InputError(
+                f"policy {what}: freezes nothing: begin is {self.begin:g}, end is {self.end:g}; "
+                "allowed is an end behind the begin"
+            )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return (MAX_STEPS,) if 0 < self.begin < 1 or self.end <= 1 else ()
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        steps, done = record.get(MAX_STEPS), record.step
+        end = self.end * steps if self.end <= 1 else self.end
+        if _steps(self.begin, steps) < done <= end:
+            yield Action(
+                kind="freeze",
+                targets=tuple(self.targets),
+                reason=f"frozen until step {end:.0f}",
+            )
+
+
+def _steps(given: float, steps: float) -> float:
+    """A share of all steps, or a number of steps, as a number of steps."""
+    if given <= 0 or given >= 1:
+        return max(0.0, given)
+    return float(math.ceil(given * steps))

@@ -1,0 +1,283 @@
+"""What to do where gradients are small: noise, scaling, a higher rate, centralization."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ulysses_monitor.policies.base import check_value
+from ulysses_monitor.policies.bounds import Bounded
+from ulysses_monitor.policies.columns import per_parameter
+from ulysses_monitor.records import Action, StepRecord
+
+__all__ = [
+    "AnnealedNoise",
+    "Centralization",
+    "GradientNoise",
+    "LearningRateBoost",
+    "SmallGradientScaling",
+]
+
+
+@dataclass(kw_only=True)
+class WhenSmall(Bounded):
+    """A policy that acts while the gradient is small.
+
+    The default threshold is that of the `ulysses-pro` preset: the mean over tensors of mean |g|
+    below 1e-3. Such a number means something else for each size of model; with `relative` it is
+    a share of the median over the run's first `reference` steps.
+    """
+
+    below: float = 1e-3
+    """Where it begins to act."""
+    metric: str = "grad/abs_mean/tensor_mean"
+    """What is small."""
+    relative: bool = False
+    """Whether `below` is a share of the metric's median at the start of the run."""
+    reference: int = 50
+    """Steps that are the start of the run."""
+    recovered: float = 1.25
+    """It stops acting where the metric is above `below` times this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = self.name or type(self).__name__
+        check_value(what, "below", self.below, 0, 1 if self.relative else 1e6)
+        check_value(what, "reference", self.reference, 1, 10_000, whole=True)
+        check_value(what, "recovered", self.recovered, 0.999999, 100)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return (self.metric,)
+
+    @property
+    def silent_steps(self) -> int:
+        """See `OwnPolicy.silent_steps`."""
+        return super().silent_steps + (self.reference if self.relative else 0)
+
+    def _is_small(self, record: StepRecord) -> bool:
+        value, threshold = record.get(self.metric), self._threshold(record)
+        if threshold is None:
+            return False
+        return self.acts_now(value < threshold, value < threshold * self.recovered)
+
+    def _threshold(self, record: StepRecord) -> float | None:
+        if not self.relative:
+            return self.below
+        if "start" not in self.memory:
+            first = self.memory.setdefault("first", [])
+            first.append(record.get(self.metric))
+            if len(first) == self.reference:
+                self.memory["start"] = statistics.median(self.memory.pop("first"))
+            return None
+        return float(self.below * self.memory["start"])
+
+    def _read(self, record: StepRecord) -> dict[str, float]:
+        return {self.metric: record.get(self.metric)}
+
+    def _why(self, what: str) -> str:
+        than = f"{self.below:g} of its start" if self.relative else f"{self.below:g}"
+        return f"{self.metric} is below {than}: {what}"
+
+
+@dataclass(kw_only=True)
+class GradientNoise(WhenSmall):
+    """Gaussian noise of a fixed standard deviation while gradients are small.
+
+    Source: the original design of this project, 1e-4 where the mean |g| is below 1e-3; noise of a
+    fixed size is the simplest of arXiv:1511.06807 (Neelakantan et al., 2015).
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"add_noise"})
+
+    std: float = 1e-4
+    """Standard deviation; with `relative`, as a share of the mean |g| of the step."""
+    targets: tuple[str, ...] = ("*",)
+    """Patterns of parameter names."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_value(self.name or "gradient_noise", "std", self.std, 0, 1e3)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return (self.metric, *(("grad/abs_mean/total",) if self.relative else ()))
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        if self._is_small(record):
+            unit = record["grad/abs_mean/total"] if self.relative else 1.0
+            yield Action(
+                kind="add_noise",
+                values={"std": self.std * unit},
+                targets=tuple(self.targets),
+                reason=self._why("noise"),
+                read=self._read(record),
+            )
+
+
+@dataclass(kw_only=True)
+class AnnealedNoise(Bounded):
+    """Gaussian noise at every step, of variance ``eta / (1 + t) ** gamma``.
+
+    Source: arXiv:1511.06807 (Neelakantan et al., 2015): gamma 0.55, eta of 0.01, 0.3 or 1.0.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"add_noise"})
+
+    eta: float = 0.01
+    """Variance at the first step, t = 0."""
+    gamma: float = 0.55
+    """How fast it falls."""
+    targets: tuple[str, ...] = ("*",)
+    """Patterns of parameter names."""
+    longest: int = 1 << 53
+    """See `Bounded`; it acts all the time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_value(self.name or "annealed_noise", "eta", self.eta, 0, 1e3)
+        check_value(self.name or "annealed_noise", "gamma", self.gamma, 0, 10)
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        step = history[-1].step
+        if self.acts_now(True, True):
+            std = (self.eta / step**self.gamma) ** 0.5
+            yield Action(
+                kind="add_noise",
+                values={"std": std},
+                targets=tuple(self.targets),
+                reason="annealed noise",
+                read={},
+            )
+
+
+@dataclass(kw_only=True)
+class SmallGradientScaling(WhenSmall):
+    """Multiplies the gradients of those tensors whose own mean |g| is small.
+
+    Source: the original design of this project: x 1.5 where the mean over tensors is below 1e-3,
+    and the tensor's own below 1e-4. With `relative`, a tensor is small by its own start, too.
+    Under Adam and AdamW a factor that stays cancels out; one that comes and goes does not.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"scale_each"})
+
+    factor: float = 1.5
+    """By which they are multiplied."""
+    own_below: float = 1e-4
+    """A tensor's own threshold; with `relative`, as a share of its own start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = self.name or "scale_small"
+        check_value(what, "factor", self.factor, 0, 1e3)
+        check_value(what, "own_below", self.own_below, 0, 1 if self.relative else 1e6)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return (self.metric, "grad/abs_mean/param/*")
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        names, means = per_parameter(record, "grad/abs_mean")
+        start = self._own_start(names, means)
+        if not self._is_small(record) or start is None:
+            return
+        chosen = np.flatnonzero((means > 0) & (means < self.own_below * start))
+        if len(chosen):
+            small = [names[i] for i in chosen]
+            own = {f"grad/abs_mean/param/{name}" for name in small[:3]}
+            yield Action(
+                kind="scale_each",
+                values=dict.fromkeys(small, self.factor),
+                targets=tuple(small),
+                reason=self._why(f"{len(small)} small tensors x {self.factor:g}"),
+                read=self._read(record) | {name: record[name] for name in sorted(own)},
+            )
+
+    def _own_start(self, names: tuple[str, ...], means: np.ndarray) -> np.ndarray | float | None:
+        """Each tensor's mean over the run's first steps; 1 where thresholds are absolute."""
+        if not self.relative:
+            return 1.0
+        own = self.memory.setdefault("own", {"names": list(names), "sum": [0.0] * len(names)})
+        if len(own["names"]) != len(names):
+            return None  # other parameters are trained than at the start
+        if "start" not in self.memory:
+            own["sum"] = (np.asarray(own["sum"]) + means).tolist()
+        return np.asarray(own["sum"]) / self.reference
+
+
+@dataclass(kw_only=True)
+class LearningRateBoost(WhenSmall):
+    """Raises the learning rate while gradients are small.
+
+    Source: the original design of this project, x 1.2, restored when the gradient recovers.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"lr_factor"})
+
+    factor: float = 1.2
+    """On the scheduled rate of every group."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_value(self.name or "lr_boost", "factor", self.factor, 0, 10)
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        if self._is_small(record):
+            yield Action(
+                kind="lr_factor",
+                values={"factor": self.factor},
+                reason=self._why(f"learning rate x {self.factor:g}"),
+                read=self._read(record),
+            )
+
+
+@dataclass(kw_only=True)
+class Centralization(WhenSmall):
+    """Takes each row's mean from the gradients of matrices.
+
+    Source: arXiv:2004.01461 (Yong et al., 2020), where it is done at every step: `always`. The
+    original design of this project does it while gradients are small.
+    """
+
+    acts: ClassVar[frozenset[str]] = frozenset({"centralize"})
+
+    always: bool = False
+    """At every step, whatever the gradient's size."""
+    targets: tuple[str, ...] = ("*",)
+    """Patterns of parameter names."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `OwnPolicy.reads`."""
+        return () if self.always else (self.metric,)
+
+    @property
+    def silent_steps(self) -> int:
+        """See `OwnPolicy.silent_steps`."""
+        return 0 if self.always else super().silent_steps
+
+    def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
+        """See `Policy.decide`."""
+        record = history[-1]
+        if self.always or self._is_small(record):
+            yield Action(
+                kind="centralize",
+                targets=tuple(self.targets),
+                reason="always" if self.always else self._why("centralization"),
+                read={} if self.always else self._read(record),
+            )

@@ -1,0 +1,67 @@
+"""What happens, more rarely than a step: events, and the alerts of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Alert", "Event", "Severity"]
+
+Severity = Literal["info", "warning", "critical"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened, rarer than a step: start, stop, alert, evaluation, checkpoint.
+
+    Attributes:
+        kind: ``start``, ``stop``, ``alert``, ``action``, ``control``, ``eval``, ``checkpoint``,
+            ``monitor``.
+        step: last optimizer step when it happened.
+        time: seconds since the epoch.
+        data: JSON-ready details.
+    """
+
+    kind: str
+    step: int
+    time: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """A rule's finding: what broke, where, at which step, why, and what to try.
+
+    Attributes:
+        rule: name of the rule.
+        step: step of the record that fired it.
+        metric: name of the metric that fired it.
+        value: its value.
+        threshold: what it was held against.
+        message: one sentence for people.
+        hint: what to try.
+        severity: ``info``, ``warning`` or ``critical``.
+    """
+
+    rule: str
+    step: int
+    metric: str
+    value: float
+    threshold: float
+    message: str
+    hint: str = ""
+    severity: Severity = "warning"
+
+    def to_event(self, time: float) -> Event:
+        """The alert as an event of kind ``alert``."""
+        data = {
+            "rule": self.rule,
+            "metric": self.metric,
+            "value": self.value,
+            "threshold": self.threshold,
+            "message": self.message,
+            "hint": self.hint,
+            "severity": self.severity,
+        }
+        return Event(kind="alert", step=self.step, time=time, data=data)

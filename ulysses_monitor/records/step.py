@@ -1,0 +1,134 @@
+"""What is measured: metrics, schemas, and the record of a step.
+
+A `StepRecord` is one object however many metrics it carries: a `Schema` that is built once and one
+array of values in the schema's order. Names follow ``family/stat/scope``, for example
+``grad/norm/layer/3`` or ``optim/exp_avg_norm/param/model.embed_tokens.weight``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ulysses_monitor.errors import InputError
+
+__all__ = ["METRIC_SCHEMA_VERSION", "Cost", "Metric", "Schema", "StepRecord", "column", "schema_of"]
+
+METRIC_SCHEMA_VERSION = 1
+"""Version of the metric names and their meaning; written into run.json."""
+
+Reduction = Literal["sum", "max", "min"]
+Cost = Literal["every", "sampled"]
+
+_NAME = re.compile(r"[a-z0-9_]+/[A-Za-z0-9_]+/\S+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Declares one metric: its name, how partial values of the ranks combine, what it costs.
+
+    Args:
+        name: ``family/stat/scope``.
+        reduction: how the partial values of the ranks are combined.
+        cost: ``every`` step, or ``sampled`` each N steps.
+
+    Raises:
+        InputError: the name is not of the form ``family/stat/scope``.
+    """
+
+    name: str
+    reduction: Reduction = "sum"
+    cost: Cost = "every"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"metric {self.name!r}: a name is family/stat/scope, such as grad/norm/total"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Schema:
+    """The names of a record's values, in their order. Compared by identity; built once.
+
+    Raises:
+        InputError: a name appears twice.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.index) != len(self.names):
+            seen: set[str] = set()
+            twice = next(n for n in self.names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+            raise InputError(f"metric {twice!r} is declared twice; each name may appear once")
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Position of each name."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def match(self, pattern: str) -> list[str]:
+        """Names that match a shell-style `pattern`, in order (``*`` also matches ``/``)."""
+        return fnmatch.filter(self.names, pattern)
+
+
+@lru_cache(maxsize=256)
+def schema_of(names: tuple[str, ...]) -> Schema:
+    """The schema of a few names, the same object each time.
+
+    Raises:
+        InputError: a name appears twice.
+    """
+    return Schema(names)
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """What was measured at one optimizer step.
+
+    Attributes:
+        step: number of the optimizer step the gradients belong to, 1 for the first.
+        time: seconds since the epoch when the record was made.
+        schema: names of the values.
+        values: float64 array [len(schema.names)].
+    """
+
+    step: int
+    time: float
+    schema: Schema
+    values: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, step: int, time: float, metrics: Mapping[str, float]) -> StepRecord:
+        """Builds a record of a few values."""
+        return cls(
+            step, time, schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.schema.index
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.values[self.schema.index[name]])
+
+    def get(self, name: str, default: float = float("nan")) -> float:
+        """The value of `name`, or `default` where the record does not carry it."""
+        i = self.schema.index.get(name)
+        return default if i is None else float(self.values[i])
+
+    def to_dict(self) -> dict[str, float]:
+        """All values by name."""
+        return dict(zip(self.schema.names, self.values.tolist(), strict=True))
+
+
+def column(history: Sequence[StepRecord], name: str) -> npt.NDArray[np.float64]:
+    """Values of `name` over `history` [len(history)], NaN where a record does not carry it."""
+    return np.array([record.get(name) for record in history], np.float64)
