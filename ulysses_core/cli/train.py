@@ -17,7 +17,7 @@ import typer
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import plan_table, summary_table
 from ulysses_core.config import RunConfig, load_config
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.errors import InputError, TrainingStoppedError
 
 __all__ = ["check", "train"]
 
@@ -133,6 +133,12 @@ def _train_rank(config: RunConfig) -> int:
             manager.run_training()
     except InputError:
         raise
+    except TrainingStoppedError as error:  # on every rank alike
+        if is_first and manager.run_dir is not None:
+            _show_result(manager.run_dir, config)
+            typer.echo(f"ulysses: stopped: {error}", err=True)
+        _end_together()
+        return 3
     except Exception:  # noqa: BLE001 - reported whole, and it ends the process
         traceback.print_exc()
         return _leave(manager.run_dir, is_first)
@@ -164,6 +170,15 @@ def _leave(run_dir: Path | None, is_first: bool) -> int:
     sys.stderr.flush()
     # At once: other ranks may wait in a collective that this one will not join.
     os._exit(1)
+
+
+def _end_together() -> None:
+    """The launcher ends all ranks with the first that leaves with another code than 0."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+    _end_process_group()
 
 
 def _end_process_group() -> None:

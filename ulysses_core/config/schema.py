@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ulysses_core.data import DataConfig, Stage
+from ulysses_monitor.policies import check_policy_specs
 from ulysses_monitor.sinks import check_specs
 
 __all__ = [
@@ -98,6 +99,23 @@ class MonitorConfig(_Section):
     """Alert rules."""
     sinks: list[str | dict[str, Any]] = []
     """Further sinks: names, import paths, or a mapping of one of these to its arguments."""
+    policies: str | list[str | dict[str, Any]] = []
+    """What acts on the training: a preset, a YAML file, or a list of policies with settings."""
+    mode: Literal["off", "shadow", "active"] = "active"
+    """Of the policies: `shadow` decides and records what it would have done."""
+    seed: int = 0
+    """Of the policies' noise."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, mode: Any) -> Any:
+        return "off" if mode is False else mode  # what YAML makes of off
+
+    @field_validator("policies")
+    @classmethod
+    def _check_policies(cls, policies: Any) -> Any:
+        check_policy_specs(policies)
+        return policies
 
     @field_validator("sinks")
     @classmethod

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ulysses_core.config import RunConfig, load_config
 from ulysses_core.data import load_datasets
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.errors import InputError, TrainingStoppedError
 from ulysses_monitor.patching import Undo, undo_all
 from ulysses_monitor.sinks import Sink, make_sinks
 
@@ -136,6 +136,9 @@ class UlyssesTrainingManager:
         monitor = Monitor(
             self.run_dir,
             sinks=[*self._sinks, *make_sinks(settings.monitor.sinks)],
+            policies=[] if settings.monitor.mode == "off" else settings.monitor.policies,
+            shadow=settings.monitor.mode == "shadow",
+            seed=settings.monitor.seed,
             rules="default" if settings.monitor.rules == "default" else [],
             tensorboard=settings.monitor.tensorboard,
             mirror=settings.monitor.mirror,
@@ -150,6 +153,10 @@ class UlyssesTrainingManager:
 
         Returns:
             What `get_status` says afterwards.
+
+        Raises:
+            TrainingStoppedError: a policy or a person stopped it in good order; what was trained
+                until then is saved.
         """
         self.initialize()
         trainer = self.trainer
@@ -165,6 +172,9 @@ class UlyssesTrainingManager:
             self._state = "stopped" if stopped else "failed"
             raise
         self._state = "finished"
+        if self._monitor is not None and (reason := self._monitor.monitor.stopped):
+            self._state = "stopped"
+            raise TrainingStoppedError(reason)
         return self.get_status()
 
     def get_status(self) -> dict[str, Any]:

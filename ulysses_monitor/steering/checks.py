@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from ulysses_monitor.errors import InputError, nearest
 from ulysses_monitor.policies import Managed
 from ulysses_monitor.policies.base import MAX_STEPS
+from ulysses_monitor.ranks import rank
 
 __all__ = ["check_conflicts", "fitting"]
 
@@ -62,9 +63,9 @@ def fitting(
         reason = _why_not(policy, metrics, max_steps, can)
         if reason and not policy.preset:
             raise InputError(f"policy {policy.name}: {reason}")
-        if reason:
+        if reason and rank() == 0:
             logger.info("monitor: %s without %s: %s", policy.preset, policy.name, reason)
-        else:
+        if not reason:
             found.append(policy)
     return found
 

@@ -23,7 +23,7 @@ from ulysses_monitor.steering.checks import check_conflicts, fitting
 from ulysses_monitor.steering.state import from_bytes, to_bytes
 from ulysses_monitor.steering.told import Told
 
-__all__ = ["Steered", "Steering"]
+__all__ = ["Steered", "Steering", "leave_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Steering:
         seen = self._as_policies_see(record)
         if is_sound(seen):
             return self._policies.decide(seen)
-        return [Decision("nonfinite", _leave_out(record), not self._policies.acts)]
+        return [Decision("nonfinite", leave_out(record), not self._policies.acts)]
 
     def _as_policies_see(self, record: StepRecord) -> StepRecord:
         """As the run store keeps it, so that a replay decides as it was decided here."""
@@ -243,7 +243,7 @@ class Steering:
             kind="control",
             step=step,
             time=time.time(),
-            data=about | {"result": f"done: {command.described()}"},
+            data=about | {"result": command.described()},
         )
 
     def _do(self, command: Command) -> None:
@@ -322,7 +322,7 @@ class Steering:
         return anew
 
 
-def _leave_out(record: StepRecord) -> Action:
+def leave_out(record: StepRecord) -> Action:
     """The answer to a step that is not finite, which names the tensors."""
     prefix = "grad/nonfinite/param/"
     bad = {n: record[n] for n in record.schema.match(f"{prefix}*") if record[n] > 0}

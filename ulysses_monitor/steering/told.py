@@ -12,7 +12,7 @@ from ulysses_monitor.records import Event
 
 __all__ = ["Told"]
 
-_NAMED = 20
+_NAMED = 10
 """Parameters that an event names; of more it gives the number."""
 
 

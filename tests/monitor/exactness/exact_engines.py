@@ -116,10 +116,16 @@ def fully_sharded(model: nn.Module, case: Case) -> None:
 
 
 def plain_step(
-    model: Any, optimizer: Any, scaler: Any, mine: Tensor, case: Case, monitor: um.Monitor
+    model: Any,
+    optimizer: Any,
+    scaler: Any,
+    mine: Tensor,
+    case: Case,
+    monitor: um.Monitor,
+    half: bool = True,
 ) -> None:
     for ids in mine:
-        with torch.autocast("cpu", torch.float16, enabled=scaler is not None):
+        with torch.autocast("cpu", torch.float16, enabled=half and scaler is not None):
             loss = model(ids) / len(mine)
         (loss if scaler is None else scaler.scale(loss)).backward()
     monitor.before_clip()
