@@ -100,7 +100,8 @@ class Monitor:
         _check_settings(run_dir, sample_every, if_exists, mirror)
         self.run_dir = Path(run_dir)
         self._sinks = make_sinks(sinks)
-        self._rules = RuleSet(checked_rules(rules))
+        self._given_rules = checked_rules(rules)
+        self._rules = RuleSet(self._given_rules)
         self._policies = make_policies(policies)
         self._mode: Mode = "shadow" if shadow else "active"
         self._seed = seed
@@ -240,6 +241,7 @@ class Monitor:
         """
         self.close("failed")  # of a training that raised in this process before
         self._broken, self.stopped = False, None
+        self._rules = RuleSet(self._given_rules)
         self.step = step
         self._steering = Steering(
             engine,

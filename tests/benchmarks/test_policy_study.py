@@ -16,11 +16,11 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import policies
 from policy_study.effects import Effect, paired_effect, t_quantile, verdict
 from policy_study.interventions import INTERVENTIONS, Intervention
-from policy_study.jobs import Job, Row, jobs_of, read_rows, run_job
+from policy_study.jobs import Job, Row, jobs_of, read_rows, run, run_job
 from policy_study.problems import PROBLEMS
 from policy_study.report import report, results_of
 from policy_study.tasks import TASKS, Poison, Task
-from policy_study.training import score_of
+from policy_study.training import score_of, train
 
 TINY = replace(TASKS["vanishing-sgd"], steps=12, warmup=2)
 ACTS = {
@@ -141,15 +141,39 @@ def test_shadow_and_inaction_leave_the_weights_bit_by_bit(rows: list[Row]) -> No
     assert not any(row["error"] or row["defects"] for row in rows)
 
 
+def test_another_process_gives_the_same_weights(
+    jobs: list[Job], rows: list[Row], tmp_path: Path
+) -> None:
+    (row,) = run(jobs[:1], 1, tmp_path)
+    assert (row["key"], row["weights"]) == (rows[0]["key"], rows[0]["weights"])
+
+
+@pytest.mark.parametrize("name", ["spikes-poisoned-adamw", "healthy-lora"])
+def test_a_model_of_text_trains_alike_with_no_monitor_and_in_shadow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("policy_study.problems.PRETRAINING_STEPS", 3)
+    poison = Poison(bursts=1, longest=2, after=1) if TASKS[name].poison else None
+    task = replace(TASKS[name], steps=5, warmup=2, poison=poison)
+    off, shadow = (
+        train(task, 0, tmp_path, policies=policies, shadow=True) for policies in (None, ["agc"])
+    )
+    assert off.weights == shadow.weights
+    assert (off.acted, shadow.acted) == (0, 5)
+    assert off.end != off.start
+    assert not shadow.defects
+    assert not list(tmp_path.glob("tmp*"))  # runs are gone
+
+
 def test_the_report_says_what_came_of_it(jobs: list[Job], rows: list[Row]) -> None:
     results = results_of(rows)
     assert results["waits"].verdict == "nothing"
     assert results["scaling"].acted_in == 2
     assert results["scaling"].actions == 12.0
-    text = report(jobs, rows, 1, "the command")
+    text = " ".join(report(jobs, rows, 1, "the command").split())
     assert "bit by bit, in 2 of 2 trainings" in text
     assert "| waits | - | - | - | vanishing-sgd |" in text
-    assert "2 seeds (0 to 1); 10 trainings" in " ".join(text.split())
+    assert "2 seeds (0 to 1); 10 trainings" in text
 
 
 def test_the_report_says_what_must_not_be(jobs: list[Job], rows: list[Row]) -> None:
@@ -183,12 +207,12 @@ def test_a_killed_study_goes_on_where_it_was(
     known = {row["key"]: row for row in rows}
     done: list[Job] = []
 
-    def run(left: Sequence[Job], workers: int, folder: Path) -> Iterator[Row]:
+    def in_this_process(left: Sequence[Job], workers: int, folder: Path) -> Iterator[Row]:
         for job in left:
             done.append(job)
             yield known[job.key]
 
-    monkeypatch.setattr(policies, "run", run)
+    monkeypatch.setattr(policies, "run", in_this_process)
     assert policies._rows(jobs, 1, raw) == rows
     assert done == jobs[-2:]
     assert len(read_rows(raw)) == len(rows)

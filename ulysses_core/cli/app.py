@@ -173,6 +173,27 @@ def control(
     raise typer.Exit(command(run, words or [], why=why, wait=wait))
 
 
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="A run directory, such as runs/sft, or a URL.")],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A preset, a policy, a YAML file or module:function; may be given several times."
+        ),
+    ] = None,
+    rules: Annotated[
+        Literal["default"] | None, typer.Option(help="Rules; default if no policy is given.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all decisions.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Say what rules and policies would have done in a run, at which steps; write nothing."""
+    from ulysses_core.cli.replay import replay as command
+
+    command(run, policies or [], rules, as_json=as_json, everything=everything)
+
+
 @store.command()
 def compact(
     run: Annotated[Path, typer.Argument(help="A run directory that nobody writes.")],

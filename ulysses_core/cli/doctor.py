@@ -12,6 +12,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from ulysses_core.cli.doubts import doubts
 from ulysses_core.cli.launch import choose_processes
 from ulysses_core.cli.tables import two_columns
 from ulysses_core.cli.train import check
@@ -88,6 +89,8 @@ def _needs(config: RunConfig, processes: int, rows: dict[str, int]) -> Table:
     table.add_row("activations", f"about {_bytes(need.activations())} a process")
     table.add_row("logits", f"about {_bytes(need.logits())} a process")
     table.add_row("memory that is there", _bytes(room))
+    for policy, doubt in doubts(config, need.trained):
+        table.add_row(f"policy {policy}", doubt)
     if need.whole() > room:
         from ulysses_core.memory.estimate import what_fits
 

@@ -59,6 +59,13 @@ def summary_table(run: RunReader, report: Path | None) -> None:
         table.add_row("LoRA B/A gradient ratio", ratio)
     table.add_row("tokens per second", _number(numbers["tokens_per_second"], "{:,.0f}"))
     table.add_row("alerts", plain(_alerts(run)))
+    from ulysses_monitor.analysis.tables import action_rows
+
+    if actions := action_rows(run):
+        said = [
+            f"{a['policy']}: {a['action']} at {a['steps']} steps ({a['mode']})" for a in actions
+        ]
+        table.add_row("policies", plain(", ".join(said)))
     table.add_row("monitor's share of the time", _number(numbers["monitor_share"], "{:.2%}"))
     table.add_row("run directory", plain(str(run)))
     if report is not None:

@@ -43,19 +43,34 @@ class GradientEditor:
     def apply(self, actions: Sequence[Action], step: int) -> Effect:
         """Does `actions` in their order; every rank calls it with the same ones.
 
+        A rank on which one fails still does its part in what the ranks do together.
+
         Args:
             actions: of kinds that edit gradients, at least one.
             step: the optimizer step.
+
+        Raises:
+            Exception: whatever an edit raised on this rank.
         """
         rounds = [Targets(self._engine, action, step, self._seed) for action in actions]
+        error: Exception | None = None
         for targets in rounds:
-            EDITS[targets.action.kind](targets)
+            edit = EDITS[targets.action.kind]
+            sums = edit.sums(targets)
+            try:
+                edit.do(targets)
+            except Exception as raised:  # noqa: BLE001 - raised again below
+                error = raised
+                for size in sums[len(targets.totals) :]:
+                    targets.total(torch.zeros(size, dtype=torch.float64))
         self._engine.gradients_written()
-        return Effect([targets.names() for targets in rounds], self._norm(rounds[0]))
+        norm = self._norm(rounds[0])
+        if error is not None:
+            raise error
+        return Effect([targets.names() for targets in rounds], norm)
 
     def _norm(self, any_targets: Targets) -> float:
-        shards = [s for s in self._engine.shards() if s.counted and s.grad is not None]
-        grads = [s.grad for s in shards if s.grad is not None]
+        grads = [s.grad for s in self._engine.shards() if s.counted and s.grad is not None]
         squares = torch.zeros(1, dtype=torch.float64)
         if grads:
             squares = statistics(grads)[0].sum().reshape(1)

@@ -1,14 +1,15 @@
 """Edits of gradients, each over local shards, with the same result however they are sharded.
 
 Every rank calls an edit with the same action; those that need a sum over shards share a collective.
+Each says beforehand which, so that a rank on which it fails still takes part in them.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.sums import statistics
 from ulysses_monitor.records import Action
 
-__all__ = ["EDITS", "Targets"]
+__all__ = ["EDITS", "Edit", "Targets"]
 
 _SMALLEST_NORM = 1e-3
 """Of a row of weights, for adaptive gradient clipping (arXiv:2102.06171, section 4.1)."""
@@ -37,12 +38,14 @@ class Targets:
         action: what is to be done.
         step: the optimizer step.
         seed: the run's, for noise.
+        totals: sizes of the sums over ranks that were made so far.
     """
 
     engine: Engine
     action: Action
     step: int
     seed: int
+    totals: list[int] = field(default_factory=list)
 
     def names(self) -> dict[int, str]:
         """The parameters that the action names, by index."""
@@ -73,6 +76,7 @@ class Targets:
 
     def total(self, values: Tensor) -> Tensor:
         """Sums over ranks what counted shards gave."""
+        self.totals.append(values.numel())
         if dist.is_initialized() and dist.get_world_size() > 1:
             values = values.to(self.engine.device)
             dist.all_reduce(values)
@@ -82,8 +86,17 @@ class Targets:
         """The loss scale that gradients still carry."""
         return self.engine.grad_scale()
 
+    def rows(self) -> int:
+        """Rows of all matrices."""
+        return sum(rows for rows, _ in self.matrices().values())
 
-Edit = Callable[[Targets], None]
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit, and the sizes of the sums over ranks that it makes, alike on all ranks."""
+
+    do: Callable[[Targets], None]
+    sums: Callable[[Targets], Sequence[int]] = lambda _: ()
 
 
 def _each(targets: Targets, change: Callable[[str, Shard, Tensor], Tensor]) -> None:
@@ -237,7 +250,8 @@ def _sums_of_rows(
     of: Callable[[Shard, Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Sums over each row of every matrix, one collective for all of them."""
-    starts, size = {}, 0
+    starts: dict[str, int] = {}
+    size = 0
     for name, (rows, _) in matrices.items():
         starts[name], size = size, size + rows
     flat = torch.zeros(size, dtype=torch.float64, device=targets.engine.device)
@@ -250,16 +264,20 @@ def _sums_of_rows(
     return {name: flat[at : at + matrices[name][0]] for name, at in starts.items()}
 
 
+def _one_each(targets: Targets) -> Sequence[int]:
+    return (len(targets.engine.parameters()),)
+
+
 EDITS: dict[str, Edit] = {
-    "add_noise": add_noise,
-    "balance_lora": balance_lora,
-    "centralize": centralize,
-    "clip_each": clip_each,
-    "clip_norm": clip_norm,
-    "clip_rows": clip_rows,
-    "clip_value": clip_value,
-    "freeze": freeze,
-    "scale": scale,
-    "scale_each": scale_each,
+    "add_noise": Edit(add_noise, _one_each),
+    "balance_lora": Edit(balance_lora, _one_each),
+    "centralize": Edit(centralize, lambda targets: (targets.rows(),)),
+    "clip_each": Edit(clip_each, _one_each),
+    "clip_norm": Edit(clip_norm, lambda _: (1,)),
+    "clip_rows": Edit(clip_rows, lambda targets: (targets.rows(),) * 2),
+    "clip_value": Edit(clip_value),
+    "freeze": Edit(freeze),
+    "scale": Edit(scale),
+    "scale_each": Edit(scale_each),
 }
 """By `Action.kind`."""

@@ -94,6 +94,7 @@ def _context(run: RunReader) -> dict[str, Any]:
         "figures": _key_figures(summary, frame, alerts),
         "alerts": alerts[:_MOST_ALERTS],
         "more_alerts": len(alerts) - _MOST_ALERTS,
+        "actions": tables.action_rows(run),
         "charts": draw_charts(frame, [a["step"] for a in alerts]),
         "unbalanced": list(tables.most_unbalanced(frame)["ratio"].items()),
         "largest": _with_bars(tables.largest_gradients(frame)),

@@ -1,4 +1,4 @@
-"""What the report tells in rows: alerts, largest gradients, unbalanced adapters, events."""
+"""What the report tells in rows: alerts, interventions, gradients, adapters, events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from ulysses_monitor.analysis.formatting import number, when
 from ulysses_monitor.analysis.reader import RunReader
 
-__all__ = ["alert_rows", "event_rows", "largest_gradients", "most_unbalanced"]
+__all__ = ["action_rows", "alert_rows", "event_rows", "largest_gradients", "most_unbalanced"]
 
 _LAST = 10
 _GRAD = "grad/norm/param/"
@@ -70,6 +70,27 @@ def alert_rows(run: RunReader) -> list[dict[str, Any]]:
     return [{k: "" if _missing(row.get(k)) else row[k] for k in keys} for row in rows]
 
 
+def action_rows(run: RunReader) -> list[dict[str, Any]]:
+    """What policies did, or would have done: a row for each policy, action and mode.
+
+    With `policy`, `action`, `mode`, the number of `steps`, the `first` and the `last` of them, and
+    the last `reason`; in the order in which they came.
+    """
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for event in run.event_list("action"):
+        key = tuple(str(event.get(name, "")) for name in ("policy", "action", "mode"))
+        row = found.setdefault(
+            key,  # type: ignore[arg-type]
+            {"policy": key[0], "action": key[1], "mode": key[2], "seen": set()},
+        )
+        row["seen"].add(event["step"])
+        row["reason"] = str(event.get("reason", ""))
+    return [
+        row | {"steps": len(row["seen"]), "first": min(row["seen"]), "last": max(row["seen"])}
+        for row in found.values()
+    ]
+
+
 def event_rows(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Start, evaluations, checkpoints, stop: `step`, `kind`, `when` and `what`, by step.
 
@@ -85,7 +106,7 @@ def event_rows(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
             "when": when(e.get("time")),
             "what": _what(e),
         }
-        for e in events[events["kind"] != "alert"].to_dict("records")
+        for e in events[~events["kind"].isin(["alert", "action"])].to_dict("records")
     ]
     if not any(row["kind"] == "eval" for row in rows):
         rows += _evaluations(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -10,7 +11,18 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from ulysses_monitor.errors import InputError
 from ulysses_monitor.records import Action, StepRecord
 
-__all__ = ["HISTORY", "MAX_STEPS", "Decide", "OwnPolicy", "Policy", "check_value"]
+__all__ = [
+    "HISTORY",
+    "MAX_STEPS",
+    "Decide",
+    "OwnPolicy",
+    "Policy",
+    "check_flag",
+    "check_metric",
+    "check_value",
+    "checked_texts",
+    "steps_of",
+]
 
 HISTORY = 256
 """Records that a policy can look back on."""
@@ -88,7 +100,14 @@ class OwnPolicy:
 
 
 def check_value(
-    policy: str, name: str, value: Any, low: float, high: float, *, whole: bool = False
+    policy: str,
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    *,
+    whole: bool = False,
+    least: bool = False,
 ) -> None:
     """Checks a setting.
 
@@ -99,14 +118,58 @@ def check_value(
         low: below which, or at which, no value makes sense (0 for what must be positive).
         high: the largest value allowed.
         whole: whether it counts something; then `low` itself is allowed.
+        least: whether `low` itself is allowed of what counts nothing, too.
 
     Raises:
         InputError: it is no such number.
     """
     kinds = (int,) if whole else (int, float)
     good = isinstance(value, kinds) and not isinstance(value, bool)
-    if not good or not (low <= value if whole else low < value) or not value <= high:
-        kind = "a whole number from" if whole else "a number above"
+    if not good or not (low <= value if whole or least else low < value) or not value <= high:
+        kind = "a whole number from" if whole else "a number from" if least else "a number above"
         raise InputError(
             f"policy {policy}: {name} is {value!r}; allowed is {kind} {low:g} to {high:g}"
         )
+
+
+def check_flag(policy: str, name: str, value: Any) -> None:
+    """Checks a setting that is true or false.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"policy {policy}: {name} is {value!r}; allowed is true or false")
+
+
+def check_metric(policy: str, name: str, value: Any) -> None:
+    """Checks a setting that names one metric.
+
+    Raises:
+        InputError: it is no name; a pattern is none.
+    """
+    if not isinstance(value, str) or not value or "*" in value or "?" in value:
+        raise InputError(
+            f"policy {policy}: {name} is {value!r}; allowed is the name of one metric, such as "
+            "grad/norm/total"
+        )
+
+
+def checked_texts(policy: str, name: str, value: Any, such_as: str) -> tuple[str, ...]:
+    """The texts of a setting that lists some, such as patterns of parameter names.
+
+    Raises:
+        InputError: it is no list, it is empty, or it holds something else.
+    """
+    good = isinstance(value, list | tuple) and value
+    if not good or not all(isinstance(text, str) and text for text in value):
+        raise InputError(
+            f"policy {policy}: {name} is {value!r}; allowed is a list of texts, such as "
+            f"[{such_as!r}]"
+        )
+    return tuple(value)
+
+
+def steps_of(share: float, steps: float) -> float:
+    """A share of all steps in steps; 0.29 of 100 are 29, which floats make 28.999999999999996."""
+    return round(share * steps, 6) if math.isfinite(steps) else steps

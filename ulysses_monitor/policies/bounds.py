@@ -48,6 +48,8 @@ class Bounded(OwnPolicy):
             key: of the memory, where a policy has several spells.
         """
         spell = self.memory.setdefault(key, {"held": 0, "acted": 0, "rest": 0, "total": 0})
+        if spell["acted"] >= self.longest and goes_on:
+            spell |= {"acted": 0, "held": 0, "rest": self.cooldown}
         if spell["rest"]:
             spell["rest"] -= 1
             return False
@@ -57,10 +59,6 @@ class Bounded(OwnPolicy):
         if spell["acted"]:
             if not goes_on:
                 spell["acted"] = 0
-                return False
-            if spell["acted"] >= self.longest:
-                # This step is the first of the rest.
-                spell |= {"acted": 0, "held": 0, "rest": max(0, self.cooldown - 1)}
                 return False
         elif spell["held"] < self.patience:
             return False

@@ -10,15 +10,23 @@ from typing import ClassVar
 
 import numpy as np
 
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.policies.base import OwnPolicy, check_value
+from ulysses_monitor.policies.base import OwnPolicy, check_metric, check_value, checked_texts
 from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import Array, per_parameter
+from ulysses_monitor.policies.columns import Array, fingerprint, per_parameter
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["AGC", "AdaGC", "AutoClip", "ThresholdClipping", "ZClip"]
 
 _NORM = "grad/norm/total"
+
+
+def _says_something(norm: float) -> bool:
+    """Whether a norm may enter a memory of norms.
+
+    One that is not known or overflowed would stay there as NaN; zeros, of steps without a label,
+    would become the norm that is clipped to, and stop the training.
+    """
+    return 0 < norm < math.inf
 
 
 def _clip_norm(most: float, norm: float, why: str) -> Action:
@@ -49,6 +57,7 @@ class ThresholdClipping(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         what = self.name or "clip_threshold"
+        check_metric(what, "metric", self.metric)
         check_value(what, "above", self.above, 0, 1e9)
         check_value(what, "max_norm", self.max_norm, 0, 1e9)
         check_value(what, "recovered", self.recovered, 0, 1)
@@ -61,6 +70,8 @@ class ThresholdClipping(Bounded):
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         value = history[-1].get(self.metric)
+        if math.isnan(value):
+            return  # not measured at this step
         if self.acts_now(value > self.above, value > self.above * self.recovered):
             yield Action(
                 kind="clip_norm",
@@ -75,7 +86,7 @@ class AutoClip(OwnPolicy):
     """Clips to a percentile of the norms seen so far.
 
     Source: arXiv:2007.14469 (Seetharaman et al., 2020): the 10th percentile of the whole history.
-    It clips nine steps of ten. Here the history is the last `window` norms.
+    It clips nine steps of ten. Here the history is the last `window` norms; zeros do not count.
     """
 
     acts: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
@@ -106,6 +117,8 @@ class AutoClip(OwnPolicy):
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         norm = history[-1].get(_NORM)
+        if not _says_something(norm):
+            return
         most = self._percentile_with(norm)
         if len(self.memory["norms"]) > self.warmup and norm > most:
             yield _clip_norm(most, norm, f"above the {self.percentile:g}th percentile of norms")
@@ -116,7 +129,7 @@ class AutoClip(OwnPolicy):
         ordered = self.memory.setdefault("ordered", [])
         norms.append(norm)
         bisect.insort(ordered, norm)
-        if len(norms) > self.window:
+        while len(norms) > self.window:
             del ordered[bisect.bisect_left(ordered, norms.pop(0))]
         place = (len(ordered) - 1) * self.percentile / 100.0
         low, part = int(place), place % 1
@@ -131,7 +144,8 @@ class ZClip(OwnPolicy):
     Source: arXiv:2504.02507 (Kumar et al., 2025): a norm of z > 2.5 standard deviations above its
     moving mean is clipped to mean + (2.5**2 / z) standard deviations, and enters the averages as
     what it was clipped to. Of what the authors publish, the further clip to norm 1 is left to the
-    Trainer's own.
+    Trainer's own, and the 1e-6 that they add to the deviation is a share of the mean. Zeros do not
+    count.
     """
 
     acts: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
@@ -162,11 +176,13 @@ class ZClip(OwnPolicy):
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         norm, memory = history[-1].get(_NORM), self.memory
+        if not _says_something(norm):
+            return
         if "mean" not in memory:
             self._warm_up(norm)
             return
         std = math.sqrt(memory["variance"])
-        z = (norm - memory["mean"]) / (std + 1e-6 * memory["mean"] + 1e-30)
+        z = (norm - memory["mean"]) / (std + 1e-6 * memory["mean"])
         most = memory["mean"] + self.z**2 / z * std if z > self.z else norm
         if z > self.z:
             yield _clip_norm(most, norm, f"the norm is {z:.3g} standard deviations above its mean")
@@ -177,7 +193,7 @@ class ZClip(OwnPolicy):
     def _warm_up(self, norm: float) -> None:
         first = self.memory.setdefault("first", [])
         first.append(norm)
-        if len(first) == self.warmup:
+        if len(first) >= self.warmup:
             self.memory |= {"mean": float(np.mean(first)), "variance": float(np.var(first))}
             del self.memory["first"]
 
@@ -205,7 +221,8 @@ class AdaGC(OwnPolicy):
 
     def __post_init__(self) -> None:
         what = self.name or "adagc"
-        check_value(what, "relative", self.relative, 0, 1e3)
+        # Below 1 the moving average would shrink at every step, down to nothing.
+        check_value(what, "relative", self.relative, 1, 1e3, least=True)
         check_value(what, "beta", self.beta, 0, 0.999999)
         check_value(what, "absolute", self.absolute, 0, 1e9)
         check_value(what, "warmup", self.warmup, 1, 1_000_000, whole=True)
@@ -219,16 +236,20 @@ class AdaGC(OwnPolicy):
         """See `Policy.decide`."""
         record, memory = history[-1], self.memory
         names, norms = per_parameter(record, "grad/norm")
-        if memory.setdefault("size", len(names)) != len(names):
+        if not _says_something(float(norms.sum())):
+            return
+        tensors = fingerprint(names)
+        if memory.setdefault("tensors", tensors) != tensors:
             memory.clear()  # other parameters are trained than before
-            memory["size"] = len(names)
+            memory["tensors"] = tensors
         seen = memory["seen"] = memory.get("seen", 0) + 1
         limits = np.asarray(memory.get("limits", np.zeros(len(names))))
         warming = seen <= self.warmup
         clipped, limits = (self._together if warming else self._apart)(norms, limits)
         memory["limits"] = limits.tolist()
-        if warming and record[_NORM] > self.absolute:
-            yield _clip_norm(self.absolute, record[_NORM], "warm-up of the tensors' own limits")
+        norm = record.get(_NORM)
+        if warming and norm > self.absolute:
+            yield _clip_norm(self.absolute, norm, "warm-up of the tensors' own limits")
         over = np.flatnonzero(clipped < norms)
         if not warming and len(over):
             yield Action(
@@ -241,7 +262,7 @@ class AdaGC(OwnPolicy):
 
     def _together(self, norms: Array, limits: Array) -> tuple[Array, Array]:
         total = float(np.sqrt(np.square(norms).sum()))
-        clipped = norms * min(1.0, self.absolute / (total + 1e-30))
+        clipped = norms * min(1.0, self.absolute / total)
         smaller = (clipped > 0) & ((limits == 0) | (clipped < limits))
         return clipped, np.where(smaller, clipped, limits)
 
@@ -269,11 +290,7 @@ class AGC(OwnPolicy):
 
     def __post_init__(self) -> None:
         check_value(self.name or "agc", "ratio", self.ratio, 0, 1e6)
-        if isinstance(self.targets, str):
-            raise InputError(
-                f"policy {self.name or 'agc'}: targets is {self.targets!r}; allowed is a list of "
-                "patterns such as ['*.weight']"
-            )
+        self.targets = checked_texts(self.name or "agc", "targets", self.targets, "*.weight")
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
@@ -281,6 +298,6 @@ class AGC(OwnPolicy):
         yield Action(
             kind="clip_rows",
             values={"ratio": self.ratio},
-            targets=tuple(self.targets),
+            targets=self.targets,
             reason="rows by their weights' norm",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from ulysses_monitor.adapter_names import AdapterPair, adapter_pairs
 from ulysses_monitor.records import Schema, StepRecord
 
-__all__ = ["Array", "lora_pairs", "per_parameter"]
+__all__ = ["Array", "fingerprint", "lora_pairs", "per_parameter"]
 
 Array = npt.NDArray[np.float64]
 
@@ -37,6 +38,12 @@ def _columns(schema: Schema, prefix: str) -> tuple[tuple[str, ...], npt.NDArray[
 def _same(names: tuple[str, ...]) -> tuple[str, ...]:
     """One object for equal tuples, of schemas with other metrics beside."""
     return names
+
+
+@lru_cache(maxsize=8)
+def fingerprint(names: tuple[str, ...]) -> int:
+    """A number by which a memory of values per parameter knows whose they are."""
+    return zlib.crc32("\n".join(names).encode())
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ulysses_monitor.errors import InputError
 from ulysses_monitor.policies.base import check_value
 from ulysses_monitor.policies.bounds import Bounded
 from ulysses_monitor.policies.columns import lora_pairs, per_parameter
@@ -21,9 +22,10 @@ class LoraBalance(Bounded):
     """Raises the smaller gradient of a LoRA pair to a share of the larger.
 
     Source: the original design of this project: pairs whose ratio of norms ||gB|| / ||gA|| is
-    below 0.1 or above 10, both norms above 1e-8; the smaller is raised to half the larger. On a
-    healthy run the ratio begins at infinity, because B starts at zero, and falls by itself over
-    about a hundred steps: `warmup` leaves it that time.
+    below 0.1 or above 10, both norms above 1e-8; the smaller is raised to half the larger. Once
+    raised, a pair is raised until its ratio is within the bounds by `recovered`. On a healthy run
+    the ratio begins at infinity, because B starts at zero, and falls by itself over about a hundred
+    steps: `warmup` leaves it that time.
     """
 
     acts: ClassVar[frozenset[str]] = frozenset({"balance_lora"})
@@ -35,21 +37,26 @@ class LoraBalance(Bounded):
     share: float = 0.5
     """Of the larger norm, to which the smaller is raised."""
     floor: float = 1e-8
-    """Pairs of which a norm is not above this are left alone."""
+    """Pairs of which a norm is not above this, or not finite, are left alone."""
     warmup: int = 0
     """Steps in which nothing is done."""
     recovered: float = 1.25
-    """It stops acting where all ratios are within the bounds by this factor."""
+    """A pair is left alone again where its ratio is within the bounds by this factor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         what = self.name or "lora_balance"
         check_value(what, "low", self.low, 0, 1)
-        check_value(what, "high", self.high, 0.999999, 1e12)
+        check_value(what, "high", self.high, 1, 1e12, least=True)
         check_value(what, "share", self.share, 0, 1)
         check_value(what, "floor", self.floor, 0, 1)
         check_value(what, "warmup", self.warmup, 0, 1_000_000, whole=True)
-        check_value(what, "recovered", self.recovered, 0.999999, 100)
+        check_value(what, "recovered", self.recovered, 1, 100, least=True)
+        if self.low * self.recovered > self.high / self.recovered:
+            raise InputError(
+                f"policy {what}: never ends: no ratio is above {self.low:g} and below "
+                f"{self.high:g} by a factor of {self.recovered:g}; lower recovered"
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -69,18 +76,21 @@ class LoraBalance(Bounded):
         names, norms = per_parameter(record, "grad/norm")
         pairs = lora_pairs(names)
         a, b = norms[[pair.a for pair in pairs]], norms[[pair.b for pair in pairs]]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.where(np.minimum(a, b) > self.floor, b / a, 1.0)
+        known = (np.minimum(a, b) > self.floor) & np.isfinite(a) & np.isfinite(b)
+        ratios = np.divide(b, a, out=np.ones_like(a), where=known)
+        out = (ratios < self.low) | (ratios > self.high)
+        raised = set(self.memory.pop("raised", ()))  # at the step before
         wavers = (ratios < self.low * self.recovered) | (ratios > self.high / self.recovered)
-        begins = bool(((ratios < self.low) | (ratios > self.high)).any())
-        if not self.acts_now(begins, bool(wavers.any())):
+        stays = wavers & np.array([pair.module in raised for pair in pairs], bool)
+        if not self.acts_now(bool(out.any()), bool((out | stays).any())):
             return
-        chosen = [pairs[i] for i in np.flatnonzero(wavers)]
+        chosen = [pairs[i] for i in np.flatnonzero(out | stays)]
+        self.memory["raised"] = [pair.module for pair in chosen]
         metrics = [f"lora/grad_ratio_B_A/module/{pair.module}" for pair in chosen[:3]]
         yield Action(
             kind="balance_lora",
             values={"share": self.share},
             targets=tuple(names[i] for pair in chosen for i in (pair.a, pair.b)),
             reason=f"{len(chosen)} of {len(pairs)} adapter pairs are out of balance",
-            read={name: record.get(name) for name in metrics},
+            read={name: record[name] for name in metrics if name in record},
         )

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy, Policy
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy, Policy, steps_of
 from ulysses_monitor.records import Action, Mode, StepRecord
 
 __all__ = ["LATE_START", "Managed"]
@@ -60,7 +61,8 @@ class Managed:
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`; in the late phase it is the late one that decides."""
         record = history[-1]
-        if self.late is None or record.step <= self.late_start * record.get(MAX_STEPS):
+        begin = steps_of(self.late_start, record.get(MAX_STEPS))
+        if self.late is None or not record.step > begin:  # NaN where nobody knows the end
             return self.policy.decide(history)
         if self.late == "off":
             return ()
@@ -78,7 +80,14 @@ class Managed:
     def state_dict(self) -> dict[str, Any] | None:
         """A copy of what the policy remembers; None where it remembers nothing."""
         give, take = (getattr(self.policy, n, None) for n in ("state_dict", "load_state_dict"))
-        return copy.deepcopy(dict(give())) if callable(give) and callable(take) else None
+        if not callable(give) or not callable(take):
+            return None
+        state = give()
+        if not isinstance(state, Mapping):
+            raise InputError(
+                f"policy {self.name}: state_dict() gives {state!r:.100}; allowed is a mapping"
+            )
+        return copy.deepcopy(dict(state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Gives it back."""

@@ -96,9 +96,9 @@ class PolicySet:
             return []
         try:
             actions = list(policy.decide(history) or ())
-            wrong = next((a for a in actions if not isinstance(a, Action)), None)
-            if wrong is not None:
-                raise TypeError(f"got a {type(wrong).__name__}; allowed is um.Action")
+            for action in actions:
+                if not isinstance(action, Action):
+                    raise TypeError(f"got a {type(action).__name__}; allowed is um.Action")
         except Exception:
             self._failures[policy.name] += 1
             logger.exception("monitor: policy %r failed", policy.name)
@@ -109,13 +109,21 @@ class PolicySet:
 
     def state_dict(self) -> dict[str, Any]:
         """Modes, failures and the policies' own states, JSON-ready as far as theirs are."""
-        states = {p.name: p.state_dict() for p in self._policies}
+        states = {p.name: self._state_of(p) for p in self._policies}
         return {
             "modes": dict(self.modes),
             "left_out": list(self._left_out),
             "failures": dict(self._failures),
             "states": {name: state for name, state in states.items() if state is not None},
         }
+
+    def _state_of(self, policy: Managed) -> dict[str, Any] | None:
+        try:
+            return policy.state_dict()
+        except Exception:  # a checkpoint is worth more than one policy's memory
+            self._failures[policy.name] += 1
+            logger.exception("monitor: policy %r gives no state; it will begin anew", policy.name)
+            return None
 
     def history_arrays(self) -> list[tuple[tuple[str, ...], npt.NDArray[np.float64]]]:
         """The history, as runs of records with the same names: step, time and values [N, 2 + M]."""
@@ -141,12 +149,12 @@ class PolicySet:
         for policy in known:
             self.modes[policy.name] = state["modes"][policy.name]
             self._failures[policy.name] = int(state["failures"].get(policy.name, 0))
-            if policy.name in state["states"]:
+            if policy.name in state["states"] and policy.state_dict() is not None:
                 policy.load_state_dict(state["states"][policy.name])
         self._history.clear()
         for names, rows in history:
             schema = schema_of(tuple(names))
-            self._history.extend(StepRecord(int(r[0]), r[1], schema, r[2:]) for r in rows)
+            self._history.extend(StepRecord(int(r[0]), float(r[1]), schema, r[2:]) for r in rows)
         known_of = {*state["modes"], *state["left_out"]}
         return [p.name for p in self._policies if p.name not in known_of]
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ulysses_monitor.errors import InputError
-from ulysses_monitor.policies.base import MAX_STEPS, OwnPolicy, check_value
+from ulysses_monitor.policies.base import (
+    MAX_STEPS,
+    OwnPolicy,
+    check_value,
+    checked_texts,
+    steps_of,
+)
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["FreezeSchedule", "WarmupCosine"]
@@ -18,6 +24,9 @@ __all__ = ["FreezeSchedule", "WarmupCosine"]
 class WarmupCosine(OwnPolicy):
     """Linear warm-up, then half a cosine; gradients are clipped only after the warm-up.
 
+    The last step of the warm-up and the first of the cosine have the whole rate; the cosine would
+    be at its lowest one step after the last, as that of transformers.
+
     Source: arXiv:1608.03983 (Loshchilov and Hutter, 2016) for the cosine, with the original
     design's warm-up of 3 % and norm of 1. The factor is on the scheduled rate: choose a constant
     schedule in the Trainer, and no clipping there.
@@ -26,7 +35,7 @@ class WarmupCosine(OwnPolicy):
     acts: ClassVar[frozenset[str]] = frozenset({"lr_factor", "clip_norm"})
 
     warmup: float = 0.03
-    """Share of all steps; from 1 on, a number of steps."""
+    """Share of all steps, rounded up; from 1 on, a number of steps."""
     lowest: float = 0.0
     """Share of the scheduled rate that the cosine falls to."""
     max_norm: float | None = 1.0
@@ -34,8 +43,8 @@ class WarmupCosine(OwnPolicy):
 
     def __post_init__(self) -> None:
         what = self.name or "warmup_cosine"
-        check_value(what, "warmup", self.warmup, -1e-9, 1e9)
-        check_value(what, "lowest", self.lowest, -1e-9, 1)
+        _check_steps(what, "warmup", self.warmup)
+        check_value(what, "lowest", self.lowest, 0, 1, least=True)
         if self.max_norm is not None:
             check_value(what, "max_norm", self.max_norm, 0, 1e9)
 
@@ -47,8 +56,10 @@ class WarmupCosine(OwnPolicy):
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record = history[-1]
-        steps, done = record[MAX_STEPS], record.step
-        warmup = _steps(self.warmup, steps)
+        steps, done = record.get(MAX_STEPS), record.step
+        if not math.isfinite(steps):
+            return
+        warmup = self.warmup if self.warmup >= 1 else math.ceil(steps_of(self.warmup, steps))
         if done <= warmup:
             factor, phase = done / warmup, "warm-up"
         else:
@@ -84,15 +95,11 @@ class FreezeSchedule(OwnPolicy):
 
     def __post_init__(self) -> None:
         what = self.name or "freeze"
-        if isinstance(self.targets, str) or not self.targets:
-            raise InputError(
-                f"policy {what}: targets is {self.targets!r}; allowed is a list of patterns of "
-                "parameter names, such as ['*embed*']"
-            )
-        check_value(what, "begin", self.begin, -1e-9, 1e9)
-        check_value(what, "end", self.end, 0, 1e9)
+        self.targets = checked_texts(what, "targets", self.targets, "*embed*")
+        _check_steps(what, "begin", self.begin)
+        _check_steps(what, "end", self.end)
         comparable = (self.begin < 1) == (self.end <= 1)
-        if comparable and self.end <= self.begin:
+        if self.end == 0 or (comparable and self.end <= self.begin):
             raise InputError(
                 f"policy {what}: freezes nothing: begin is {self.begin:g}, end is {self.end:g}; "
                 "allowed is an end behind the begin"
@@ -103,21 +110,30 @@ class FreezeSchedule(OwnPolicy):
         """See `OwnPolicy.reads`."""
         return (MAX_STEPS,) if 0 < self.begin < 1 or self.end <= 1 else ()
 
+    @property
+    def silent_steps(self) -> int:
+        """See `OwnPolicy.silent_steps`."""
+        return int(self.begin)
+
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record = history[-1]
         steps, done = record.get(MAX_STEPS), record.step
-        end = self.end * steps if self.end <= 1 else self.end
-        if _steps(self.begin, steps) < done <= end:
+        begin = steps_of(self.begin, steps) if 0 < self.begin < 1 else self.begin
+        end = steps_of(self.end, steps) if self.end <= 1 else self.end
+        if begin < done <= end:
             yield Action(
                 kind="freeze",
-                targets=tuple(self.targets),
-                reason=f"frozen until step {end:.0f}",
+                targets=self.targets,
+                reason=f"frozen until step {math.floor(end)}",
             )
 
 
-def _steps(given: float, steps: float) -> float:
-    """A share of all steps, or a number of steps, as a number of steps."""
-    if given <= 0 or given >= 1:
-        return max(0.0, given)
-    return float(math.ceil(given * steps))
+def _check_steps(policy: str, name: str, value: float) -> None:
+    """Checks a share of all steps, or a whole number of steps."""
+    check_value(policy, name, value, 0, 1e9, least=True)
+    if value > 1 and value != int(value):
+        raise InputError(
+            f"policy {policy}: {name} is {value:g}; allowed is a share of all steps up to 1, or a "
+            "whole number of steps"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,9 +11,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from ulysses_monitor.policies.base import check_value
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.policies.base import (
+    check_flag,
+    check_metric,
+    check_value,
+    checked_texts,
+)
 from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import per_parameter
+from ulysses_monitor.policies.columns import Array, fingerprint, per_parameter
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = [
@@ -29,7 +37,8 @@ class WhenSmall(Bounded):
 
     The default threshold is that of the `ulysses-pro` preset: the mean over tensors of mean |g|
     below 1e-3. Such a number means something else for each size of model; with `relative` it is
-    a share of the median over the run's first `reference` steps.
+    a share of the median over the run's first `reference` steps. A step that has no value of the
+    metric says nothing, and nothing is done at it.
     """
 
     below: float = 1e-3
@@ -46,9 +55,11 @@ class WhenSmall(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         what = self.name or type(self).__name__
+        check_metric(what, "metric", self.metric)
+        check_flag(what, "relative", self.relative)
         check_value(what, "below", self.below, 0, 1 if self.relative else 1e6)
         check_value(what, "reference", self.reference, 1, 10_000, whole=True)
-        check_value(what, "recovered", self.recovered, 0.999999, 100)
+        check_value(what, "recovered", self.recovered, 1, 100, least=True)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -61,18 +72,19 @@ class WhenSmall(Bounded):
         return super().silent_steps + (self.reference if self.relative else 0)
 
     def _is_small(self, record: StepRecord) -> bool:
-        value, threshold = record.get(self.metric), self._threshold(record)
+        value = record.get(self.metric)
+        threshold = self._threshold(value) if math.isfinite(value) else None
         if threshold is None:
             return False
         return self.acts_now(value < threshold, value < threshold * self.recovered)
 
-    def _threshold(self, record: StepRecord) -> float | None:
+    def _threshold(self, value: float) -> float | None:
         if not self.relative:
             return self.below
         if "start" not in self.memory:
             first = self.memory.setdefault("first", [])
-            first.append(record.get(self.metric))
-            if len(first) == self.reference:
+            first.append(value)
+            if len(first) >= self.reference:
                 self.memory["start"] = statistics.median(self.memory.pop("first"))
             return None
         return float(self.below * self.memory["start"])
@@ -102,7 +114,9 @@ class GradientNoise(WhenSmall):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_value(self.name or "gradient_noise", "std", self.std, 0, 1e3)
+        what = self.name or "gradient_noise"
+        check_value(what, "std", self.std, 0, 1e3)
+        self.targets = checked_texts(what, "targets", self.targets, "*.weight")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -112,12 +126,12 @@ class GradientNoise(WhenSmall):
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record = history[-1]
-        if self._is_small(record):
-            unit = record["grad/abs_mean/total"] if self.relative else 1.0
+        unit = record.get("grad/abs_mean/total") if self.relative else 1.0
+        if self._is_small(record) and math.isfinite(unit):
             yield Action(
                 kind="add_noise",
                 values={"std": self.std * unit},
-                targets=tuple(self.targets),
+                targets=self.targets,
                 reason=self._why("noise"),
                 read=self._read(record),
             )
@@ -143,8 +157,10 @@ class AnnealedNoise(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_value(self.name or "annealed_noise", "eta", self.eta, 0, 1e3)
-        check_value(self.name or "annealed_noise", "gamma", self.gamma, 0, 10)
+        what = self.name or "annealed_noise"
+        check_value(what, "eta", self.eta, 0, 1e3)
+        check_value(what, "gamma", self.gamma, 0, 10)
+        self.targets = checked_texts(what, "targets", self.targets, "*.weight")
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
@@ -154,9 +170,8 @@ class AnnealedNoise(Bounded):
             yield Action(
                 kind="add_noise",
                 values={"std": std},
-                targets=tuple(self.targets),
+                targets=self.targets,
                 reason="annealed noise",
-                read={},
             )
 
 
@@ -191,7 +206,7 @@ class SmallGradientScaling(WhenSmall):
         """See `Policy.decide`."""
         record = history[-1]
         names, means = per_parameter(record, "grad/abs_mean")
-        start = self._own_start(names, means)
+        start = self._own_start(record, names, means)
         if not self._is_small(record) or start is None:
             return
         chosen = np.flatnonzero((means > 0) & (means < self.own_below * start))
@@ -206,16 +221,22 @@ class SmallGradientScaling(WhenSmall):
                 read=self._read(record) | {name: record[name] for name in sorted(own)},
             )
 
-    def _own_start(self, names: tuple[str, ...], means: np.ndarray) -> np.ndarray | float | None:
+    def _own_start(
+        self, record: StepRecord, names: tuple[str, ...], means: Array
+    ) -> Array | float | None:
         """Each tensor's mean over the run's first steps; 1 where thresholds are absolute."""
         if not self.relative:
             return 1.0
-        own = self.memory.setdefault("own", {"names": list(names), "sum": [0.0] * len(names)})
-        if len(own["names"]) != len(names):
+        if not names:
+            return None
+        new = {"tensors": fingerprint(names), "sum": [0.0] * len(names), "steps": 0}
+        own = self.memory.setdefault("own", new)
+        if own["tensors"] != new["tensors"]:
             return None  # other parameters are trained than at the start
-        if "start" not in self.memory:
-            own["sum"] = (np.asarray(own["sum"]) + means).tolist()
-        return np.asarray(own["sum"]) / self.reference
+        if "start" not in self.memory and math.isfinite(record.get(self.metric)):
+            known = np.where(np.isfinite(means), means, 0.0)
+            own |= {"sum": (np.asarray(own["sum"]) + known).tolist(), "steps": own["steps"] + 1}
+        return np.asarray(own["sum"], np.float64) / max(1, int(own["steps"]))
 
 
 @dataclass(kw_only=True)
@@ -261,6 +282,21 @@ class Centralization(WhenSmall):
     targets: tuple[str, ...] = ("*",)
     """Patterns of parameter names."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = self.name or "centralize"
+        check_flag(what, "always", self.always)
+        self.targets = checked_texts(what, "targets", self.targets, "*.weight")
+        idle = [
+            field.name
+            for field in dataclasses.fields(WhenSmall)
+            if field.init and field.name != "name" and getattr(self, field.name) != field.default
+        ]
+        if self.always and idle:
+            raise InputError(
+                f"policy {what}: {idle[0]} means nothing with always; leave one of them out"
+            )
+
     @property
     def reads(self) -> tuple[str, ...]:
         """See `OwnPolicy.reads`."""
@@ -277,7 +313,7 @@ class Centralization(WhenSmall):
         if self.always or self._is_small(record):
             yield Action(
                 kind="centralize",
-                targets=tuple(self.targets),
+                targets=self.targets,
                 reason="always" if self.always else self._why("centralization"),
                 read={} if self.always else self._read(record),
             )

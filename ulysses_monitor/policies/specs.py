@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -19,6 +19,7 @@ from ulysses_monitor.policies.base import Decide, OwnPolicy, Policy, check_value
 from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
 from ulysses_monitor.policies.lora import LoraBalance
 from ulysses_monitor.policies.managed import LATE_START, Managed
+from ulysses_monitor.policies.rescue import LiftVanishing
 from ulysses_monitor.policies.schedules import FreezeSchedule, WarmupCosine
 from ulysses_monitor.policies.small import (
     AnnealedNoise,
@@ -41,6 +42,7 @@ POLICIES: Mapping[str, type[OwnPolicy]] = {
     "clip_threshold": ThresholdClipping,
     "freeze": FreezeSchedule,
     "gradient_noise": GradientNoise,
+    "lift_vanishing": LiftVanishing,
     "lora_balance": LoraBalance,
     "lr_boost": LearningRateBoost,
     "scale_small": SmallGradientScaling,
@@ -85,17 +87,26 @@ def check_policy_specs(specs: Any) -> None:
         list(_made(spec, "", load=False))
 
 
-def _apart(policies: list[Managed]) -> list[Managed]:
-    """Gives policies of one name numbers."""
-    names: Counter[str] = Counter()
+def _apart(policies: Sequence[Managed]) -> list[Managed]:
+    """Gives policies of one name numbers, none of which is another's name."""
+    given = {policy.name for policy in policies}
+    found: dict[str, Managed] = {}
     for policy in policies:
-        names[policy.name] += 1
-        if names[policy.name] > 1:
-            policy.name = f"{policy.name}-{names[policy.name]}"
-    return policies
+        name = policy.name
+        twice = any(other.policy is policy.policy for other in found.values())
+        if twice and policy.state_dict() is not None:
+            raise InputError(f"policy {name}: the same object is given twice; make one for each")
+        if name in found:
+            numbered = (f"{policy.name}-{number}" for number in itertools.count(2))
+            name = next(n for n in numbered if n not in given and n not in found)
+            policy = dataclasses.replace(policy, name=name)
+        found[name] = policy
+    return list(found.values())
 
 
 def _as_list(specs: Any) -> Sequence[Any]:
+    if isinstance(specs, Path):
+        return _file(specs)
     if isinstance(specs, str):
         return _file(Path(specs)) if specs.endswith((".yaml", ".yml")) else [specs]
     if isinstance(specs, Mapping) or not isinstance(specs, Sequence):
@@ -111,16 +122,21 @@ def _file(path: Path) -> Sequence[Any]:
         return _listed(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise InputError(f"policies {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"policies {path}: no UTF-8: {error}") from None
 
 
 def _listed(text: str, where: str) -> Sequence[Any]:
     try:
         held = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2025-13-01 is a ValueError
         raise InputError(f"policies {where}: no YAML: {' '.join(str(error).split())}") from None
     found = held.get("policies") if isinstance(held, Mapping) else held
     if not isinstance(found, list):
         raise InputError(f"policies {where}: has no list under the key policies")
+    others = [key for key in held if key != "policies"] if isinstance(held, Mapping) else []
+    if others:
+        raise InputError(f"policies {where}: has a key {others[0]!r}; allowed is policies alone")
     return found
 
 
@@ -139,6 +155,8 @@ def _made(spec: Any, preset: str, *, load: bool) -> Iterator[Managed]:
     elif isinstance(name, str) and _PATH.match(name):
         if load:
             yield _imported(name, settings)
+        else:
+            _common(name, settings)
     else:
         hint = nearest(str(name), [*POLICIES, *PRESETS])
         raise InputError(
@@ -169,10 +187,10 @@ def _entry(spec: Mapping[Any, Any]) -> tuple[Any, dict[str, Any]]:
 def _own(name: str, settings: dict[str, Any], preset: str) -> Managed:
     common, own = _split(settings)
     policy = _build(name, own)
-    late = common.pop("late", None)
-    if isinstance(late, Mapping):
-        late = _build(name, own | dict(late))
-    return _managed(policy.name, policy, late, common, preset)
+    late = common.get("late")
+    if isinstance(late, Mapping) and late:
+        common["late"] = _build(name, own | {str(key): value for key, value in late.items()})
+    return Managed(policy=policy, preset=preset, **_common(name, common))
 
 
 def _build(name: str, settings: Mapping[str, Any]) -> OwnPolicy:
@@ -206,27 +224,25 @@ def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return common, {key: value for key, value in settings.items() if key not in _COMMON}
 
 
-def _managed(
-    name: str, policy: Policy, late: Any, common: Mapping[str, Any], preset: str = ""
-) -> Managed:
-    own = common.get("name", name)
-    if not isinstance(own, str) or not own or not own.isprintable() or "=" in own:
-        raise InputError(f"policy {name}: name is {own!r}; allowed is text without =")
-    given = common.get("mode")
+def _common(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a policy's settings those that `Managed` has, checked."""
+    own = settings.get("name", name)
+    if not isinstance(own, str) or not own or not own.isprintable() or "=" in own or "*" in own:
+        raise InputError(f"policy {name}: name is {own!r}; allowed is text without = and *")
+    given = settings.get("mode")
     mode: Any = "off" if given is False else given  # what YAML makes of off
     if mode is not None and mode not in get_args(Mode):
         allowed = ", ".join(get_args(Mode))
         raise InputError(f"policy {own}: mode is {mode!r}; allowed is one of {allowed}")
-    late = "off" if late is False else late
+    late = "off" if settings.get("late") is False else settings.get("late")
     if late is not None and late != "off" and not isinstance(late, OwnPolicy):
-        raise InputError(f"policy {own}: late is {late!r}; allowed are settings, or off")
-    start = common.get("late_start", LATE_START)
+        allowed = "settings that differ, or off" if name in POLICIES else "off"
+        raise InputError(f"policy {own}: late is {late!r}; allowed is {allowed}")
+    start = _value(settings.get("late_start", LATE_START), "float")
     check_value(own, "late_start", start, 0, 0.999999)
-    if late is None and "late_start" in common:
+    if late is None and "late_start" in settings:
         raise InputError(f"policy {own}: late_start without late; say what is other then")
-    return Managed(
-        name=own, policy=policy, mode=mode, late=late, late_start=float(start), preset=preset
-    )
+    return {"name": own, "mode": mode, "late": late, "late_start": float(start)}
 
 
 def _imported(path: str, settings: dict[str, Any]) -> Managed:
@@ -246,14 +262,14 @@ def _imported(path: str, settings: dict[str, Any]) -> Managed:
     elif own:
         raise InputError(f"policy {path}: a function takes no settings, got {', '.join(own)}")
     name, policy = _parts(found)
-    return _managed(name, policy, common.pop("late", None), common)
+    return Managed(policy=policy, **_common(name, common))
 
 
 def _given(policy: Any) -> Managed:
     if isinstance(policy, Managed):
         return policy
     name, policy = _parts(policy)
-    return Managed(name=name, policy=policy)
+    return Managed(policy=policy, **_common(name, {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,8 +283,11 @@ class _Function:
 def _parts(policy: Any) -> tuple[str, Policy]:
     if isinstance(policy, type):
         raise InputError(f"monitor: policy {policy.__name__} is a class; allowed is an object")
-    if isinstance(policy, OwnPolicy) and not policy.name:
-        policy.name = next(n for n, kind in POLICIES.items() if type(policy) is kind)
+    if isinstance(policy, OwnPolicy):
+        kinds = {kind: name for name, kind in POLICIES.items()}
+        name = policy.name or kinds.get(type(policy), type(policy).__name__)
+        # Without what it remembers of another training.
+        return name, dataclasses.replace(policy, name=name)
     if isinstance(policy, Policy):
         return str(policy.name), policy
     if callable(policy):

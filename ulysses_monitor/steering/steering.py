@@ -150,7 +150,7 @@ class Steering:
         seen = self._as_policies_see(record)
         if is_sound(seen):
             return self._policies.decide(seen)
-        return [Decision("nonfinite", leave_out(record), not self._policies.acts)]
+        return [Decision("nonfinite", leave_out(seen), not self._policies.acts)]
 
     def _as_policies_see(self, record: StepRecord) -> StepRecord:
         """As the run store keeps it, so that a replay decides as it was decided here."""

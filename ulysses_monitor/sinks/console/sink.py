@@ -14,7 +14,15 @@ from rich.text import Text
 
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.console.live import LiveTable
-from ulysses_monitor.sinks.console.state import HELD_OUT, SECONDS, RunState, alert_text, engine_text
+from ulysses_monitor.sinks.console.state import (
+    HELD_OUT,
+    SECONDS,
+    RunState,
+    action_text,
+    alert_text,
+    control_text,
+    engine_text,
+)
 from ulysses_monitor.sinks.console.table import clean, style_of
 
 __all__ = ["ConsoleSink"]
@@ -100,6 +108,10 @@ class ConsoleSink:
             self._print_numbers(self._unprinted)
         elif event.kind == "alert":
             self._print(f"alert {alert_text(event)}", style_of(str(event.data.get("severity"))))
+        elif event.kind == "action" and self._state.is_new_action(event):
+            self._print(f"step {event.step}: {action_text(event)}")
+        elif event.kind == "control":
+            self._print(f"step {event.step}: {control_text(event)}")
 
     def _print_record(self, record: StepRecord) -> None:
         if HELD_OUT in record:

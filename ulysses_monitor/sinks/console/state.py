@@ -84,6 +84,8 @@ class RunState:
         self.held_out: tuple[int, float] | None = None
         self.alerts: deque[Finding] = deque(maxlen=_ALERTS)
         self.alert_count = 0
+        self._acted: dict[tuple[str, str], int] = {}
+        self._is_new_action = False
         self.dropped: dict[str, float] = {}
         self.rates: tuple[float, ...] = ()
         self.status = ""
@@ -96,6 +98,10 @@ class RunState:
             return None
         return max(0, self.total - self.step) * sum(self._seconds) / len(self._seconds)
 
+    def is_new_action(self, event: Event) -> bool:
+        """Whether the policy did not do the same at the step before, of the event added last."""
+        return event.kind == "action" and self._is_new_action
+
     def add(self, item: StepRecord | Event) -> None:
         """Takes a record or an event into account."""
         if isinstance(item, StepRecord):
@@ -106,6 +112,11 @@ class RunState:
             self.alert_count += 1
             severity = str(item.data.get("severity", ""))
             self.alerts.append(Finding(item.step, severity, alert_text(item)))
+        elif item.kind == "action":
+            # Of a policy that acts step by step the first is worth a line.
+            key = str(item.data.get("policy")), str(item.data.get("action"))
+            self._is_new_action = self._acted.get(key, -2) < item.step - 1
+            self._acted[key] = item.step
         elif item.kind == "stop":
             self.status = str(item.data.get("status", "finished"))
 
@@ -136,6 +147,23 @@ def alert_text(event: Event) -> str:
     """An alert in one line: rule, message, hint."""
     data = event.data
     return f"{data.get('rule', 'alert')}: {data.get('message', '')} {data.get('hint', '')}".strip()
+
+
+def action_text(event: Event) -> str:
+    """A policy's action in one line."""
+    data = event.data
+    would = " would" if data.get("mode") == "shadow" else ""
+    return f"policy {data.get('policy')}{would}: {data.get('action')}, {data.get('reason')}"
+
+
+def control_text(event: Event) -> str:
+    """What somebody told the run, in one line."""
+    data = event.data
+    if "who" not in data:
+        return f"not obeyed: {data.get('refused')}"
+    why = f" ({data['why']})" if data.get("why") else ""
+    answer = f", refused: {data['refused']}" if "refused" in data else ""
+    return f"{data['who']}: {data.get('command')}{why}{answer}"
 
 
 def engine_text(data: Any) -> str:

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/policies.py`: tasks, trainings, interventions, effects, the report."""

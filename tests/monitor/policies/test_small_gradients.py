@@ -1,0 +1,262 @@
+"""What is done where gradients are small, against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+from policy_records import (
+    ALL_MEAN,
+    MEAN,
+    OWN_MEAN,
+    Decides,
+    asked,
+    near,
+    record,
+    series,
+    steps_of,
+    values_of,
+)
+
+from ulysses_monitor.errors import InputError
+from ulysses_monitor.policies.small import (
+    AnnealedNoise,
+    Centralization,
+    GradientNoise,
+    LearningRateBoost,
+    SmallGradientScaling,
+)
+from ulysses_monitor.records import Action
+
+WHEN_SMALL: dict[str, tuple[Decides, Action]] = {
+    "noise": (
+        GradientNoise(),
+        Action(
+            kind="add_noise",
+            values={"std": 1e-4},
+            reason=f"{MEAN} is below 0.001: noise",
+            read={MEAN: 9e-4},
+        ),
+    ),
+    "rate": (
+        LearningRateBoost(),
+        Action(
+            kind="lr_factor",
+            values={"factor": 1.2},
+            reason=f"{MEAN} is below 0.001: learning rate x 1.2",
+            read={MEAN: 9e-4},
+        ),
+    ),
+    "centralization": (
+        Centralization(),
+        Action(
+            kind="centralize",
+            reason=f"{MEAN} is below 0.001: centralization",
+            read={MEAN: 9e-4},
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHEN_SMALL)
+def test_an_action_says_what_it_does_why_and_what_was_read(name: str) -> None:
+    policy, expected = WHEN_SMALL[name]
+    assert asked(policy, series(MEAN, [9e-4])) == [[expected]]
+
+
+def test_it_stops_above_the_threshold_by_a_quarter_and_begins_below_it_again() -> None:
+    values = [1e-3, 9.99e-4, 1.2e-3, 1.2499e-3, 1.25e-3, 1.2e-3, 1e-3, 9.99e-4, 0.0, math.inf]
+    assert steps_of(LearningRateBoost(), series(MEAN, values)) == [2, 3, 4, 8, 9]
+    assert steps_of(LearningRateBoost(recovered=1.0), series(MEAN, values)) == [2, 8, 9]
+
+
+def test_a_step_without_the_metric_neither_acts_nor_ends_a_spell_nor_starts_patience_anew() -> None:
+    values = [9e-4, math.nan, 9e-4, math.nan, 1.2e-3, 2e-3, math.nan, 1.2e-3]
+    assert steps_of(LearningRateBoost(patience=2), series(MEAN, values)) == [3, 5]
+    other = [record(1, {MEAN: 9e-4}), record(2, {ALL_MEAN: 9e-4}), record(3, {MEAN: 1.2e-3})]
+    assert steps_of(LearningRateBoost(), other) == [1, 3]
+
+
+def test_the_metric_can_be_another() -> None:
+    policy = LearningRateBoost(metric="train/loss/total", below=2.0)
+    assert steps_of(policy, series("train/loss/total", [2.5, 1.9])) == [2]
+    assert policy.reads == ("train/loss/total",)
+
+
+# -- thresholds by the run's own start --------------------------------------------------------
+
+
+def test_a_relative_threshold_is_a_share_of_the_median_of_the_first_steps() -> None:
+    start = [3.0, 1.0, 10.0, 2.0]
+    policy = LearningRateBoost(relative=True, below=0.5, reference=4)
+    assert policy.silent_steps == 4
+    edge = 0.5 * statistics.median(start)
+    values = [*start, edge, edge * (1 - 1e-12), edge * 1.2499, edge * 1.25]
+    assert steps_of(policy, series(MEAN, values)) == [6, 7]
+    assert "is below 0.5 of its start" in policy._why("x")
+
+
+def test_steps_that_have_no_value_are_none_of_the_first() -> None:
+    policy = LearningRateBoost(relative=True, below=0.5, reference=3)
+    values = [math.nan, 4.0, math.inf, math.nan, 4.0, 4.0, 2.0, 1.9]
+    assert steps_of(policy, series(MEAN, values)) == [8]
+
+
+def test_relative_noise_is_a_share_of_the_mean_gradient_of_the_step() -> None:
+    policy = GradientNoise(relative=True, below=0.5, reference=1, std=0.25)
+    records = [
+        record(1, {MEAN: 8.0, ALL_MEAN: 5.0}),
+        record(2, {MEAN: 3.0, ALL_MEAN: 0.7}),
+        record(3, {MEAN: 3.0}),
+    ]
+    assert policy.reads == (MEAN, ALL_MEAN)
+    nothing, (noise,), unknown = asked(policy, records)
+    assert noise.values == near({"std": 0.175})
+    assert (nothing, unknown) == ([], [])
+
+
+# -- noise ------------------------------------------------------------------------------------
+
+
+def test_annealed_noise_has_the_papers_variance_at_every_step_from_t_0_on() -> None:
+    """arXiv:1511.06807: variance eta / (1 + t) ** gamma, at our first step, 1, for t = 0."""
+    records = [record(step, {}) for step in (1, 2, 3, 1000)]
+    found = [action.values["std"] for (action,) in asked(AnnealedNoise(), records)]
+    expected = [math.sqrt(0.01 / (1 + t) ** 0.55) for t in (0, 1, 2, 999)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    ((other,),) = asked(AnnealedNoise(eta=0.3, gamma=1.0, targets=("*.bias",)), [records[2]])
+    assert (other.values["std"], other.targets) == (pytest.approx(math.sqrt(0.1)), ("*.bias",))
+
+
+def test_annealed_noise_never_tires_but_can_be_bounded() -> None:
+    records = [record(step, {}) for step in range(1, 501)]
+    assert steps_of(AnnealedNoise(), records) == list(range(1, 501))
+    assert steps_of(AnnealedNoise(most=30, patience=11), records) == list(range(11, 41))
+
+
+# -- tensors that are small themselves --------------------------------------------------------
+
+
+def tensors(step: int, mean: float, **own: float) -> Any:
+    return record(step, {MEAN: mean} | {f"{OWN_MEAN}{name}": v for name, v in own.items()})
+
+
+def test_only_tensors_below_their_own_threshold_are_scaled() -> None:
+    (actions,) = asked(
+        SmallGradientScaling(), [tensors(1, 9e-4, a=9.999e-5, b=1e-4, c=1.0, d=1e-9, e=0.0)]
+    )
+    assert actions == [
+        Action(
+            kind="scale_each",
+            values={"a": 1.5, "d": 1.5},
+            targets=("a", "d"),
+            reason=f"{MEAN} is below 0.001: 2 small tensors x 1.5",
+            read={MEAN: 9e-4, f"{OWN_MEAN}a": 9.999e-5, f"{OWN_MEAN}d": 1e-9},
+        )
+    ]
+    assert asked(SmallGradientScaling(), [tensors(1, 1e-3, a=1e-9)]) == [[]]
+    assert asked(SmallGradientScaling(), [tensors(1, 9e-4, a=1e-4)]) == [[]]
+
+
+def test_relative_scaling_holds_each_tensor_against_its_own_start() -> None:
+    policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.25, reference=2)
+    records = [
+        tensors(1, 1.0, a=1.0, b=100.0),
+        tensors(2, 1.0, a=3.0, b=300.0),  # means of the start: 2 and 200
+        tensors(3, 0.4, a=0.5, b=49.9),
+        tensors(4, 0.4, a=0.4999, b=50.0),
+        tensors(5, 0.7, a=0.1, b=10.0),
+    ]
+    found = [values_of(actions) for actions in asked(policy, records)]
+    assert found == [
+        [],
+        [],
+        [("scale_each", {"b": 1.5})],
+        [("scale_each", {"a": 1.5})],
+        [],
+    ]
+
+
+def test_steps_that_do_not_count_for_the_start_do_not_count_for_that_of_the_tensors() -> None:
+    policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=2)
+    records = [
+        record(1, {MEAN: 1.0}),
+        tensors(2, math.nan, a=1000.0),
+        tensors(3, 1.0, a=2.0),
+        tensors(4, 0.4, a=1.01),
+        tensors(5, 0.4, a=0.99),
+    ]
+    assert steps_of(policy, records) == [5]
+
+
+@pytest.mark.parametrize("own", [{"a": 0.1, "b": 0.1, "c": 0.1}, {"a": 0.1, "c": 0.1}])
+def test_parameters_that_were_not_trained_at_the_start_are_held_against_no_others_start(
+    own: dict[str, float],
+) -> None:
+    policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=1)
+    records = [tensors(1, 1.0, a=2.0, b=2.0), tensors(2, 0.4, **own), tensors(3, 0.4, a=0.1, b=3.0)]
+    assert steps_of(policy, records) == [3]
+
+
+# -- centralization ---------------------------------------------------------------------------
+
+
+def test_centralization_can_be_done_at_every_step_whatever_is_known_of_it() -> None:
+    policy = Centralization(always=True, targets=["*.weight"])  # type: ignore[arg-type]
+    assert (policy.reads, policy.silent_steps) == ((), 0)
+    expected = Action(kind="centralize", targets=("*.weight",), reason="always")
+    assert asked(policy, series("a/b/c", [1.0] * 300)) == [[expected]] * 300
+
+
+@pytest.mark.parametrize(
+    "idle", [{"below": 0.1}, {"longest": 5}, {"patience": 2}, {"relative": True, "below": 0.5}]
+)
+def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="means nothing with always"):
+        Centralization(always=True, **idle)
+    Centralization(**idle)
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "message"),
+    [
+        (GradientNoise, {"std": 0}, r"std is 0; allowed is a number above 0 to 1000"),
+        (GradientNoise, {"std": math.nan}, r"std is nan"),
+        (GradientNoise, {"below": 0.0}, r"below is 0.0; allowed is a number above 0"),
+        (GradientNoise, {"below": 2.0, "relative": True}, r"below is 2.0; .* above 0 to 1"),
+        (GradientNoise, {"recovered": 0.99}, r"recovered is 0.99; allowed is a number from 1"),
+        (GradientNoise, {"reference": 0}, r"reference is 0; allowed is a whole number from 1"),
+        (GradientNoise, {"metric": 3}, r"metric is 3; allowed is the name of one metric"),
+        (GradientNoise, {"metric": "grad/*/total"}, r"metric is 'grad/\*/total'; allowed"),
+        (GradientNoise, {"relative": "yes"}, r"relative is 'yes'; allowed is true or false"),
+        (GradientNoise, {"relative": 1}, r"relative is 1; allowed is true or false"),
+        (GradientNoise, {"targets": "*.weight"}, r"targets is '\*.weight'; allowed is a list"),
+        (GradientNoise, {"targets": ()}, r"targets is \(\); allowed is a list of texts, such as"),
+        (GradientNoise, {"targets": ["a", 3]}, r"targets is \['a', 3\]; allowed is a list"),
+        (GradientNoise, {"targets": None}, r"targets is None; allowed is a list"),
+        (AnnealedNoise, {"eta": -1.0}, r"eta is -1.0"),
+        (AnnealedNoise, {"gamma": "x"}, r"gamma is 'x'"),
+        (AnnealedNoise, {"targets": "*"}, r"targets is '\*'"),
+        (SmallGradientScaling, {"factor": math.inf}, r"factor is inf"),
+        (SmallGradientScaling, {"own_below": True}, r"own_below is True"),
+        (LearningRateBoost, {"factor": 11}, r"factor is 11; allowed is a number above 0 to 10"),
+        (Centralization, {"always": 1}, r"always is 1; allowed is true or false"),
+        (Centralization, {"targets": "*"}, r"targets is '\*'"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+    policy: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        policy(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_that_was_given_can_change_without_changing_the_policy() -> None:
+    targets = ["*.weight"]
+    policy = GradientNoise(targets=targets)  # type: ignore[arg-type]
+    targets[0] = "other"
+    ((action,),) = asked(policy, series(MEAN, [1e-4]))
+    assert action.targets == ("*.weight",)
