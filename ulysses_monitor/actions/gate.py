@@ -9,6 +9,7 @@ gathers them after this step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ulysses_monitor.engines import Engine
+from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.patching import Undo, undo_all
 
 __all__ = ["Snapshot", "UpdateGate"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,20 @@ class UpdateGate:
 
     Args:
         engine: whose optimizer.
+
+    Attributes:
+        failed: whether it could not do what it was told.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._skips = False
-        self._frozen: frozenset[int] = frozenset()
+        self._frozen: list[Shard] = []
         self._snapshot: Snapshot | None = None
         self._aside: list[tuple[Tensor, Tensor | None]] = []
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._entered = False
+        self.failed = False
 
     @property
     def closed(self) -> bool:
@@ -105,7 +112,8 @@ class UpdateGate:
 
     def freeze(self, parameters: Collection[int]) -> None:
         """Keeps parameters, by their place in the engine's list, and their state as they are."""
-        self._frozen |= frozenset(parameters)
+        # Within the step DeepSpeed shows its optimizer one group at a time.
+        self._frozen += [s for s in self._engine.shards() if s.index in parameters]
 
     def roll_back(self, snapshot: Snapshot) -> None:
         """Puts a snapshot in the place of the coming update."""
@@ -113,7 +121,7 @@ class UpdateGate:
 
     def opened(self) -> None:
         """The step is over: nothing is held any more."""
-        self._skips, self._frozen, self._snapshot = False, frozenset(), None
+        self._skips, self._frozen, self._snapshot = False, [], None
         self._kept.clear()
         self._entered = False
 
@@ -129,21 +137,29 @@ class UpdateGate:
         optimizer = self._engine.optimizer
         # Hooks run in the order they came: first those before the step decide, then the gate
         # shuts; after it the gate opens, and then they look.
-        after = optimizer.register_step_post_hook(lambda *_: self._after())
+        after = optimizer.register_step_post_hook(lambda *_: self._guarded(self._after))
         undo = hook()
-        before = optimizer.register_step_pre_hook(lambda *_: self._before())
+        before = optimizer.register_step_pre_hook(lambda *_: self._guarded(self._before))
         return lambda: undo_all([before.remove, undo, after.remove])
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """A defect here must not end the training; what it left undone makes ranks differ."""
+        try:
+            with torch.no_grad():
+                call()
+        except Exception:
+            self.failed = True
+            logger.exception("monitor: the update could not be held")
 
     def _before(self) -> None:
         """ZeRO-3 steps once for each of its groups: what is copied is copied at the first."""
         first, self._entered = not self._entered, True
-        with torch.no_grad():
-            if self._snapshot is not None and first:
-                self._snapshot.restore(self._engine)
-            if self.closed:
-                self._take_aside(_updated(self._engine.optimizer))
-            elif self._frozen:
-                self._hold(first)
+        if self._snapshot is not None and first:
+            self._snapshot.restore(self._engine)
+        if self.closed:
+            self._take_aside(_updated(self._engine.optimizer))
+        elif self._frozen:
+            self._hold(first)
 
     def _take_aside(self, params: Iterable[Tensor]) -> None:
         for param in params:
@@ -153,9 +169,7 @@ class UpdateGate:
     def _hold(self, first: bool) -> None:
         """Frozen tensors get no gradient; where they are a part of a flat one, they are kept."""
         of_optimizer = {_place(_local(p)): p for p in _updated(self._engine.optimizer)}
-        for shard in self._engine.shards():
-            if shard.index not in self._frozen:
-                continue
+        for shard in self._frozen:
             param = of_optimizer.get(_place(shard.param))
             if param is not None:
                 self._take_aside([param])
@@ -164,9 +178,8 @@ class UpdateGate:
                 self._kept += [(tensor, tensor.clone()) for tensor in held]
 
     def _after(self) -> None:
-        with torch.no_grad():
-            for tensor, kept in self._kept:
-                tensor.copy_(kept)
+        for tensor, kept in self._kept:
+            tensor.copy_(kept)
         # Some engines keep a gradient's tensor from step to step.
         for param, grad in self._aside:
             param.grad = grad

@@ -211,7 +211,7 @@ class AdaGC(OwnPolicy):
     acts: ClassVar[frozenset[str]] = frozenset({"clip_norm", "clip_each"})
 
     relative: float = 1.05
-    """Times the moving average."""
+    """Times the moving average; below 1 that shrinks at every step, down to nothing."""
     beta: float = 0.98
     """Of the moving average."""
     absolute: float = 1.0
@@ -221,8 +221,7 @@ class AdaGC(OwnPolicy):
 
     def __post_init__(self) -> None:
         what = self.name or "adagc"
-        # Below 1 the moving average would shrink at every step, down to nothing.
-        check_value(what, "relative", self.relative, 1, 1e3, least=True)
+        check_value(what, "relative", self.relative, 0, 1e3)
         check_value(what, "beta", self.beta, 0, 0.999999)
         check_value(what, "absolute", self.absolute, 0, 1e9)
         check_value(what, "warmup", self.warmup, 1, 1_000_000, whole=True)

@@ -221,6 +221,8 @@ class Steering:
             Whether the optimizer's update was left out.
         """
         left_out = self._performer.gate.closed
+        if self._performer.gate.failed:
+            self._agreement.note_failure()
         self._performer.stepped()
         return left_out
 

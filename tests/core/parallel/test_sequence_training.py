@@ -64,12 +64,14 @@ class Case:
     checkpointing: bool = False
     evaluated: int = 7
     """With several groups only a number that fills every batch gives one process's batches."""
+    acts: bool = False
+    """Whether policies act on it."""
 
     @property
     def label(self) -> str:
         engine = "ddp" if self.zero is None else f"zero{self.zero}"
         heads = f"h{self.heads}k{self.key_heads}"
-        extra = "-checkpointing" * self.checkpointing
+        extra = "-checkpointing" * self.checkpointing + "-acts" * self.acts
         return (
             f"{self.model}-{heads}-{engine}-sp{self.size}x{self.groups}-ga{self.accumulate}"
             f"-rows{self.rows}-{self.data}{extra}-eval{self.evaluated}"
@@ -218,6 +220,24 @@ def weighted(values: Tensor) -> float:
     return float(values.flatten().double() @ places)
 
 
+def acts(history: Any) -> list[Any]:
+    """An action of every kind that edits gradients, and one on the rate."""
+    import ulysses_monitor as um
+
+    norm = history[-1]["grad/norm/total"]
+    return [
+        um.Action(kind="centralize", targets=("*mlp*",)),
+        um.Action(kind="add_noise", values={"std": 1e-3}),
+        um.Action(kind="clip_rows", values={"ratio": 0.5}, targets=("*self_attn*",)),
+        um.Action(kind="scale_each", values={"lm_head.weight": 0.5}),
+        um.Action(kind="clip_each", values={"model.norm.weight": 1e-3}),
+        um.Action(kind="clip_value", values={"limit": 0.01}, targets=("*embed*",)),
+        um.Action(kind="freeze", targets=("*layers.0*layernorm*",)),
+        um.Action(kind="clip_norm", values={"max_norm": 0.5 * norm}),
+        um.Action(kind="lr_factor", values={"factor": 1.5}),
+    ]
+
+
 def train(case: Case) -> dict[str, Any]:
     import ulysses_core as uc
     import ulysses_monitor as um
@@ -225,7 +245,15 @@ def train(case: Case) -> dict[str, Any]:
     trainer = build_trainer(case, compute_metrics=fingerprint)
     sink = um.MemorySink()
     folder = tempfile.mkdtemp(prefix="sequence-run-")
-    monitor = um.Monitor(folder, tensorboard=False, sinks=[sink], if_exists="overwrite", rules=[])
+    policies = [acts] if case.acts else []
+    monitor = um.Monitor(
+        folder,
+        tensorboard=False,
+        sinks=[sink],
+        if_exists="overwrite",
+        rules=[],
+        policies=policies,
+    )
     monitor.attach(trainer)
     uc.sequence_parallel(trainer, case.size)
     trainer.train()
@@ -294,8 +322,13 @@ TWO = [
     Case(zero=2, accumulate=3, rows=2, data="short_epoch"),
     Case(zero=3),
     Case(zero=3, accumulate=3, rows=1, key_heads=4, data="packed"),
+    Case(acts=True),
+    Case(acts=True, zero=1),
+    Case(acts=True, zero=2),
+    Case(acts=True, zero=3),
 ]
 FOUR = [
+    Case(size=2, groups=2, rows=2, evaluated=6, acts=True),
     Case(size=2, groups=2, rows=2, evaluated=6),
     Case(size=4, groups=1),
     Case(size=2, groups=2, rows=1, accumulate=3, zero=2, evaluated=6),

@@ -36,7 +36,7 @@ ACTIONS: dict[str, list[dict[str, Any]]] = {
     "clip_rows": [{"kind": "clip_rows", "values": {"ratio": 0.01}}],
     "clip_each": [{"kind": "clip_each", "values": {"head.weight": 0.02, "gain": 0.01}}],
     "freeze": [{"kind": "freeze", "targets": ("layers.1.*", "gain", "head.bias")}],
-    "lr_factor": [{"kind": "lr_factor", "values": {"factor": 1.7}}],
+    "lr_factor": [{"kind": "lr_factor", "values": {"factor": 1.7, "group": 1}}],
     "skip": [{"kind": "skip", "step": 2}],
     "roll_back": [
         {"kind": "snapshot", "step": 2},
@@ -67,10 +67,19 @@ ENGINES = [
     ("hsdp", "fp32", 4),
 ]
 
+
+def two_groups(params: list[Tensor], lr: float) -> list[dict[str, Any]]:
+    """DeepSpeed steps each by itself."""
+    half = len(params) // 2
+    return [{"params": params[:half], "lr": lr}, {"params": params[half:], "lr": lr / 2}]
+
+
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
-    "sgd": lambda params: torch.optim.SGD(params, lr=LR, momentum=0.9),
+    "sgd": lambda params: torch.optim.SGD(two_groups(params, LR), momentum=0.9),
     # Large eps: where gradients are rounding errors, AdamW would make steps of full size of them.
-    "adamw": lambda params: torch.optim.AdamW(params, lr=LR / 10, eps=1e-3, weight_decay=0.0),
+    "adamw": lambda params: torch.optim.AdamW(
+        two_groups(params, LR / 10), eps=1e-3, weight_decay=0.0
+    ),
 }
 
 
@@ -155,11 +164,9 @@ def by_hand(world: int, optimizer_name: str, name: str, *, acts: bool = True) ->
             optimizer.load_state_dict(kept[1])
         elif not left_out:
             factor = actions["lr_factor"].values["factor"] if "lr_factor" in actions else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] *= factor
+            optimizer.param_groups[1]["lr"] *= factor
             optimizer.step()
-            for group in optimizer.param_groups:
-                group["lr"] /= factor
+            optimizer.param_groups[1]["lr"] /= factor
         optimizer.zero_grad()
     return {"before": before, "weights": dict(model.named_parameters()), "norms": norms}
 

@@ -285,7 +285,7 @@ def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
         (ZClip, {"alpha": 1.0}, "alpha is 1.0"),
         (ZClip, {"z": [2.5]}, r"z is \[2.5\]"),
         (ZClip, {"warmup": 1}, "warmup is 1; allowed is a whole number from 2"),
-        (AdaGC, {"relative": 0.99}, "relative is 0.99; allowed is a number from 1 to 1000"),
+        (AdaGC, {"relative": 0}, "relative is 0; allowed is a number above 0 to 1000"),
         (AdaGC, {"beta": 1}, "beta is 1"),
         (AdaGC, {"warmup": 0}, "warmup is 0"),
         (AGC, {"ratio": math.nan}, "ratio is nan"),

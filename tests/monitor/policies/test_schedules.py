@@ -66,6 +66,8 @@ def test_a_share_of_a_hundred_steps_is_that_many(percent: int) -> None:
 def test_a_warm_up_as_long_as_the_training_only_rises() -> None:
     assert factors(WarmupCosine(warmup=4), 4) == [0.25, 0.5, 0.75, 1.0]
     assert factors(WarmupCosine(warmup=8), 4) == [0.125, 0.25, 0.375, 0.5]
+    assert factors(WarmupCosine(warmup=0.999), 4) == [0.25, 0.5, 0.75, 1.0]
+    assert factors(WarmupCosine(warmup=1), 2) == [1.0, 1.0]
 
 
 def test_gradients_are_clipped_after_the_warm_up_alone() -> None:
@@ -106,6 +108,8 @@ def frozen(steps: int, **settings: float) -> list[int]:
         ({}, 4, [1, 2, 3, 4]),
         ({"begin": 2, "end": 4}, 6, [3, 4]),
         ({"begin": 1, "end": 2}, 6, [2]),
+        ({"begin": 1}, 4, [2, 3, 4]),
+        ({"begin": 1, "end": 1}, 4, [2, 3, 4]),
         ({"end": 2}, 6, [1, 2]),
         ({"begin": 4}, 6, [5, 6]),
         ({"begin": 0.5}, 6, [4, 5, 6]),
