@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ulysses_monitor.engines import AfterStep, Engine, find_engine
+from ulysses_monitor.engines import AfterStep, Engine, find_engine, nothing
 from ulysses_monitor.environment import describe_environment
 from ulysses_monitor.errors import InputError, TrainingStoppedError
 from ulysses_monitor.flops import TrainingFlops, numel
@@ -41,7 +41,7 @@ from ulysses_monitor.recording import Recording
 from ulysses_monitor.records import Event, Metric, Mode, Schema, StepRecord, schema_of
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
 from ulysses_monitor.sinks import Sink, make_sinks
-from ulysses_monitor.steering import Orders, Steered, Steering
+from ulysses_monitor.steering import Steered, Steering
 from ulysses_monitor.store import IfExists, check_mirror
 from ulysses_monitor.training_step import TrainingStep, as_part
 
@@ -106,7 +106,6 @@ class Monitor:
         self._mode: Mode = "shadow" if shadow else "active"
         self._seed = seed
         self._steering: Steering | None = None
-        self._orders: Orders | None = None
         self._state: bytes | None = None
         self._tensorboard = tensorboard
         self._sample_every = sample_every
@@ -174,7 +173,7 @@ class Monitor:
         can = ("stop",) if save is None else ("save", "stop")
         info = {"model": describe_model(model)}
         self.start(engine, step=step, info=info, max_steps=max_steps, can=can)
-        self.hook_step(lambda done: self._stepped_and_ends(done, save))
+        self.hook_step(self.stepped, lambda: self._ended(save))
         status: Status = "failed"
         try:
             yield self
@@ -256,7 +255,6 @@ class Monitor:
         self._undos += undos
         self._flops = TrainingFlops.of(engine.model)
         self._undos.append(self._steering.ends)
-        self._orders = Orders(engine.device)
         self._current = TrainingStep()
         about = {"max_steps": max_steps, **(info or {})}
         self._open("resume" if step else self._if_exists, engine, about)
@@ -266,8 +264,12 @@ class Monitor:
         self.event("start", about)
         self._restore_policies()
 
-    def hook_step(self, after: AfterStep) -> None:
-        """Hooks the engine's step, until the run is closed: reading, acting, and `after`.
+    def hook_step(self, after: AfterStep, ended: Callable[[], None] = nothing) -> None:
+        """Hooks the engine's step, until the run is closed: reading, acting, `after` and `ended`.
+
+        Args:
+            after: see `Engine.hook_step`.
+            ended: see there.
 
         Raises:
             RuntimeError: no run is open.
@@ -276,7 +278,7 @@ class Monitor:
             raise RuntimeError("monitor: hook_step() before start()")
         engine = self._capture.engine
         place = self._steering.gate.place
-        self._undos.append(place(lambda: engine.hook_step(self.gradients_ready, after)))
+        self._undos.append(place(lambda: engine.hook_step(self.gradients_ready, after, ended)))
 
     def _next_is_sampled(self) -> bool:
         return self._capture is not None and self._capture.is_sampled(self.step + 1)
@@ -288,8 +290,8 @@ class Monitor:
             try:
                 self._recording = self._open_recording(if_exists, engine, info)
                 self._end = AtTheEnd(self.close)
-                if self._orders is not None:
-                    self._orders.open(self.run_dir)
+                if self._steering is not None:
+                    self._steering.listen(self.run_dir)
             except OSError as e:
                 error = InputError(f"run directory {self.run_dir}: {e.strerror or e}")
             except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
@@ -376,7 +378,8 @@ class Monitor:
             return
         began = time.perf_counter()
         given = self._read_sources()
-        captured = self._capture.read(self.step + 1, step.observed() | given | self._sends())
+        sent = {} if self._steering is None else self._steering.sends()
+        captured = self._capture.read(self.step + 1, step.observed() | given | sent)
         step.parts, step.sums = captured.parts, captured.extra
         sources = {name: step.sums[name] for name in given}
         steered = self._steer(step, self._capture, sources)
@@ -392,33 +395,22 @@ class Monitor:
                 self._give_up()
         step.overhead += time.perf_counter() - began
 
-    def _sends(self) -> dict[str, float]:
-        """What steering has to say to the other ranks."""
-        assert self._steering is not None  # noqa: S101 - start made both
-        assert self._orders is not None  # noqa: S101
-        sent = self._orders.sends() | self._steering.sends()
-        for problem in self._orders.problems():
-            self.event("control", {"refused": problem})
-        return sent
-
     def _steer(self, step: TrainingStep, capture: Capture, sources: Mapping[str, float]) -> Steered:
         """Lets policies and people act; on every rank, with the same numbers."""
-        steering, orders = self._steering, self._orders
-        if steering is None or orders is None:
+
+        def look() -> StepRecord:
+            own = as_part({**step.metrics(capture.engine), **sources})
+            return self._record([*(step.parts or ()), own], self.step + 1)
+
+        if self._steering is None:
             return Steered()
         try:
-            command = orders.receive(step.sums)
-            if not steering.busy and command is None:
-                return Steered()
-            parts = [*(step.parts or ()), as_part({**step.metrics(capture.engine), **sources})]
-            record = self._record(parts, self.step + 1)
-            steering.check({*capture.names(), *record.schema.names})
-            return steering.steer(record, step.sums, command)
+            return self._steering.steer(look, step.sums, capture.names)
         except InputError:  # before the first step, a policy that cannot act
             raise
         except Exception:
             logger.exception("monitor: could not ask the policies; they are off")
-            steering.turn_off()
+            self._steering.turn_off()
             return Steered()
 
     def _record(self, parts: Sequence[Part], step: int) -> StepRecord:
@@ -451,8 +443,8 @@ class Monitor:
             self._capture.stepped(done and not left_out)
             self._current.overhead += time.perf_counter() - began
 
-    def _stepped_and_ends(self, done: bool, save: Callable[[int], object] | None) -> None:
-        self.stepped(done)
+    def _ended(self, save: Callable[[int], object] | None) -> None:
+        """The end of a plain loop's step."""
         self.step_ends()
         wanted = self.wanted()
         if "save" in wanted and save is not None:

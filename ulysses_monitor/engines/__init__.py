@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, unwrapped
+from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, nothing, unwrapped
 from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
 from ulysses_monitor.engines.deepspeed import deepspeed_engine, is_deepspeed_engine
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
@@ -25,6 +25,7 @@ __all__ = [
     "Shard",
     "find_engine",
     "is_deepspeed_engine",
+    "nothing",
 ]
 
 

@@ -20,11 +20,17 @@ __all__ = [
     "Shard",
     "check_spans_world",
     "like",
+    "nothing",
     "share",
     "trainable_parameters",
     "unwrapped",
     "write_gradient",
 ]
+
+
+def nothing() -> None:
+    """Does nothing."""
+
 
 AfterStep = Callable[[bool], None]
 """Called after an optimizer step; told whether it was done, or skipped for an overflow."""
@@ -152,10 +158,14 @@ class Engine(Protocol):
         """Completes a round of `set_gradient`; every rank calls it, also one that wrote none."""
         ...
 
-    def hook_step(self, before: Callable[[], None], after: AfterStep) -> Undo:
-        """Calls `before` and `after` around each optimizer step.
+    def hook_step(
+        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+    ) -> Undo:
+        """Calls `before` and `after` around each optimizer step, and `ended` after the engine's.
 
         At `before` the gradients are accumulated and reduced, and the engine has not clipped them.
+        At `after` no scheduler of the engine's own has changed the settings yet; at `ended` the
+        engine may be saved, and left by an exception.
         """
         ...
 

@@ -15,6 +15,7 @@ from ulysses_monitor.engines.base import (
     Replica,
     Shard,
     like,
+    nothing,
     trainable_parameters,
     unwrapped,
     write_gradient,
@@ -117,13 +118,20 @@ class PlainEngine:
     def gradients_written(self) -> None:
         """See `Engine.gradients_written`."""
 
-    def hook_step(self, before: Callable[[], None], after: AfterStep) -> Undo:
+    def hook_step(
+        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+    ) -> Undo:
         """Hooks `optimizer.step()`, or the `GradScaler`'s, which may leave the former out.
 
         Callers that clip do so earlier, see `Monitor.before_clip`.
         """
         if self._scaler is None:
-            return self._hook_optimizer(before, lambda: after(True))
+
+            def over() -> None:
+                after(True)
+                ended()
+
+            return self._hook_optimizer(before, over)
         stepped = False
 
         def note() -> None:
@@ -138,6 +146,7 @@ class PlainEngine:
             before()
             result = original(optimizer, *args, **kwargs)
             after(stepped)
+            ended()
             return result
 
         undos = [

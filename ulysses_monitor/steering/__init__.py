@@ -1,6 +1,5 @@
 """Lets policies and people act on a training."""
 
-from ulysses_monitor.steering.orders import Orders
 from ulysses_monitor.steering.steering import Steered, Steering
 
-__all__ = ["Orders", "Steered", "Steering"]
+__all__ = ["Steered", "Steering"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ulysses_monitor.policies.policy_set import is_sound
 from ulysses_monitor.records import Action, Alert, Event, Mode, Schema, StepRecord
 from ulysses_monitor.steering.agreement import Agreement
 from ulysses_monitor.steering.checks import check_conflicts, fitting
+from ulysses_monitor.steering.orders import Orders
 from ulysses_monitor.steering.state import from_bytes, to_bytes
 from ulysses_monitor.steering.told import Told
 
@@ -76,6 +78,7 @@ class Steering:
         self._checked = not self._given
         self._performer = Performer(engine, seed)
         self._agreement = Agreement()
+        self._orders = Orders(engine.device)
         self._factors: dict[int | None, float] = {}
         self._schemas: dict[Schema, Schema] = {}
         self._off = False
@@ -93,21 +96,16 @@ class Steering:
         """The `UpdateGate` around the optimizer's step."""
         return self._performer.gate
 
+    def listen(self, run_dir: Path) -> None:
+        """Obeys what is sent to the run directory from now on; rank 0 alone."""
+        self._orders.open(run_dir)
+
     def sends(self) -> dict[str, float]:
         """This rank's numbers for the step's vector."""
-        return self._agreement.sends() if self._given else {}
+        return self._orders.sends() | (self._agreement.sends() if self._given else {})
 
-    def check(self, metrics: Collection[str]) -> None:
-        """Before the first step: leaves out of presets what cannot act in this run.
-
-        Args:
-            metrics: names of all that is collected.
-
-        Raises:
-            InputError: a policy that the user named cannot act.
-        """
-        if self._checked:
-            return
+    def _check(self, metrics: Collection[str]) -> None:
+        """Before the first step: leaves out of presets what cannot act in this run."""
         self._checked = True
         asked = [p for p in self._given if self._policies.modes[p.name] != "off"]
         fit = {id(p) for p in fitting(asked, metrics, self._max_steps, self._can)}
@@ -116,18 +114,32 @@ class Steering:
                 self._policies.leave_out(policy.name)
 
     def steer(
-        self, record: StepRecord, sums: Mapping[str, float], command: Command | None
+        self,
+        look: Callable[[], StepRecord],
+        sums: Mapping[str, float],
+        metrics: Callable[[], Collection[str]],
     ) -> Steered:
         """Decides on a step whose gradients are not clipped yet, and acts.
 
         Args:
-            record: what is known of the step, alike on all ranks.
+            look: makes the record of what is known of the step, alike on all ranks.
             sums: what `sends` gave, over all ranks.
-            command: of a person, alike on all ranks.
+            metrics: names of all that is collected; asked before the first step.
+
+        Raises:
+            InputError: before the first step, a policy that the user named cannot act.
         """
         steered = Steered()
+        command = self._orders.receive(sums)
+        problems = self._orders.problems()
+        if not (self._given or self._factors or command or problems):
+            return steered
+        record = look()
+        steered.events += [_event(record.step, {"refused": each}) for each in problems]
         if command is not None:
             steered.events.append(self._obey(command, record.step))
+        if not self._checked:
+            self._check({*metrics(), *record.schema.names})
         if self._off:
             return steered
         if self._given and (wrong := self._agreement.verdict(sums)):
@@ -200,11 +212,6 @@ class Steering:
         )
         return alert.to_event(time.time())
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything may happen at the coming step."""
-        return bool(self._given or self._factors)
-
     def turn_off(self) -> None:
         """Stops acting, on this rank; the others hear of it in the next step's vector."""
         self._policies.set_mode("*", "off")
@@ -226,7 +233,7 @@ class Steering:
         self._performer.stepped()
         return left_out
 
-    # -- people ------------------------------------------------------------------------------------
+    # -- people --------------------------------------------------------------------------------
 
     def _obey(self, command: Command, step: int) -> Event:
         about = {
@@ -237,16 +244,10 @@ class Steering:
         }
         try:
             self._do(command)
+            about["result"] = command.described()
         except InputError as error:
-            return Event(
-                kind="control", step=step, time=time.time(), data=about | {"refused": str(error)}
-            )
-        return Event(
-            kind="control",
-            step=step,
-            time=time.time(),
-            data=about | {"result": command.described()},
-        )
+            about["refused"] = str(error)
+        return _event(step, about)
 
     def _do(self, command: Command) -> None:
         groups = len(self._engine.optimizer.param_groups)
@@ -322,6 +323,10 @@ class Steering:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where}: holds no state of policies: {error!r}") from None
         return anew
+
+
+def _event(step: int, about: Mapping[str, str]) -> Event:
+    return Event(kind="control", step=step, time=time.time(), data=about)
 
 
 def leave_out(record: StepRecord) -> Action:

@@ -13,6 +13,7 @@ from ulysses_monitor.engines.base import (
     AfterStep,
     Replica,
     Shard,
+    nothing,
     trainable_parameters,
     unwrapped,
     write_gradient,
@@ -89,7 +90,9 @@ class DeepSpeedView:
     def gradients_written(self) -> None:
         """See `Engine.gradients_written`."""
 
-    def hook_step(self, before: Callable[[], None], after: AfterStep) -> Undo:
+    def hook_step(
+        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+    ) -> Undo:
         """Wraps ``_take_model_step``, and the optimizer's step inside it.
 
         `after` comes before DeepSpeed's scheduler changes the learning rate.
@@ -97,7 +100,9 @@ class DeepSpeedView:
 
         def model_step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             before()
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            ended()
+            return result
 
         def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)

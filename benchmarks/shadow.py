@@ -1,0 +1,143 @@
+"""What policies in shadow mode cost, beside the monitor alone, on the same gradients.
+
+    python benchmarks/shadow.py [--size 2m|30m|100m] [--steps 20] [--output FILE.md]
+
+One training runs on one process; before each optimizer step, a monitor without policies and one for
+each set of policies read the same gradients in turn, the order changing from step to step. The time
+is that of the whole of `Monitor.gradients_ready`: what is compared is its difference to the monitor
+alone in the same step, as median and range over steps, and as a share of the median step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from capture import SIZES
+from torch import nn
+
+import ulysses_monitor as um
+from ulysses_monitor.engines import find_engine
+
+ALONE = "the monitor alone"
+SETS: Mapping[str, list[Any]] = {
+    ALONE: [],
+    "ulysses-pro": ["ulysses-pro"],
+    "adaptive": ["adaptive"],
+    "every clipping policy": ["clip_threshold", "autoclip", "zclip", "adagc", "agc"],
+    "a function of 256 records": [lambda history: [h["grad/norm/total"] for h in history] and []],
+}
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.manual_seed(0)
+    model, rows, length, vocabulary = _model(arguments.size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        monitors = {name: _started(name, Path(folder), model, optimizer) for name in SETS}
+        for step in range(arguments.steps + 1):
+            began = time.perf_counter()
+            ids = torch.randint(0, vocabulary, (rows, length))
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            spent = time.perf_counter() - began
+            _read_in_turn(monitors, step, loss.detach(), seconds)
+            began = time.perf_counter()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds["step"].append(spent + time.perf_counter() - began)
+        for monitor in monitors.values():
+            monitor.close()
+    text = _report(arguments, model, seconds)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text, encoding="utf-8")
+
+
+def _model(size: str) -> tuple[nn.Module, int, int, int]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, layers, vocabulary, rows, length = SIZES[size]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        vocab_size=vocabulary,
+        max_position_embeddings=length,
+    )
+    return LlamaForCausalLM(config), rows, length, vocabulary
+
+
+def _started(
+    name: str, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> um.Monitor:
+    place = folder / str(list(SETS).index(name))
+    monitor = um.Monitor(place, policies=SETS[name], shadow=True, tensorboard=False, rules=[])
+    monitor.start(find_engine(model, optimizer), max_steps=10_000)
+    return monitor
+
+
+def _read_in_turn(
+    monitors: Mapping[str, um.Monitor], step: int, loss: Any, seconds: dict[str, list[float]]
+) -> None:
+    names = list(monitors)
+    for name in names[step % len(names) :] + names[: step % len(names)]:
+        monitor = monitors[name]
+        monitor.observe(loss=loss)
+        began = time.perf_counter()
+        monitor.gradients_ready()
+        seconds[name].append(time.perf_counter() - began)
+        monitor.stepped()
+        monitor.step_ends()
+        time.sleep(0.05)  # for the sinks' threads; a training computes far longer
+
+
+def _report(
+    arguments: argparse.Namespace, model: nn.Module, seconds: Mapping[str, list[float]]
+) -> str:
+    step = statistics.median(seconds["step"][1:])
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [
+        "# What policies in shadow cost",
+        "",
+        f"{parameters / 1e6:.1f} M parameters, {platform.machine()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {arguments.steps} steps of {step:.2f} s (median); "
+        "milliseconds a step, median [range].",
+        "",
+        "| | reading and deciding, ms | more than alone, ms | of the step |",
+        "|---|---|---|---|",
+    ]
+    for name in SETS:
+        taken = [1e3 * s for s in seconds[name][1:]]
+        more = [a - b for a, b in zip(taken, (1e3 * s for s in seconds[ALONE][1:]), strict=True)]
+        share = statistics.median(more) / (1e3 * step)
+        beside = "| | |" if name == ALONE else f"| {_spread(more)} | {share:.4%} |"
+        lines.append(f"| {name} | {_spread(taken)} {beside}")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="100m")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
