@@ -236,3 +236,26 @@ def test_the_manager_cleans_up_after_an_exception(trained):
     run = um.open_run(trained.path / "runs/raising")
     assert run.info["status"] == "failed"
     assert list(run.metrics("train/loss/total").index) == [1, 2]
+
+
+def test_a_policy_of_the_config_acts_and_may_stop_the_training(make_world):
+    world = make_world()
+    (world.path / "mine.py").write_text(
+        "import ulysses_monitor as um\n"
+        "def enough(history):\n"
+        "    if history[-1].step == 3:\n"
+        "        return [um.Action(kind='stop', reason='good enough'), um.Action(kind='save')]\n"
+    )
+    world.config(
+        monitor={"policies": ["mine:enough", {"clip_threshold": {"above": 1e-9}}]}, max_steps=6
+    )
+    done = world.run("train", "pt.yaml")
+    assert done.returncode == 3, done.stderr
+    assert "ulysses: stopped: enough: good enough" in done.stderr
+    assert "clip_threshold: clip_norm at 3 steps (active)" in done.stdout
+    assert (world.path / "runs/pt/model.safetensors").is_file()
+    assert (world.path / "runs/pt/checkpoint-3/ulysses_policies_0.npz").is_file()
+    run = um.open_run(world.path / "runs/pt")
+    assert run.info["status"] == "stopped"
+    assert set(run.events("action")["policy"]) == {"enough", "clip_threshold"}
+    assert "Interventions" in (world.path / "runs/pt/report.html").read_text()

@@ -1,0 +1,88 @@
+"""Policies in a YAML are checked when the config is read, and doubted by the doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ulysses_core.cli.doubts import doubts
+from ulysses_core.config import RunConfig, load_config
+from ulysses_monitor.errors import InputError
+
+MINIMAL = """
+model_name_or_path: some/model
+dataset: a
+monitor:
+"""
+
+
+def load(folder: Path, monitor: str, *overrides: str) -> RunConfig:
+    path = folder / "run.yaml"
+    path.write_text(MINIMAL + monitor)
+    return load_config(path, overrides)
+
+
+def test_a_preset_a_list_a_mode_and_a_seed_are_taken(tmp_path: Path) -> None:
+    monitor = load(tmp_path, "  policies: adaptive\n  mode: off\n  seed: 3").settings.monitor
+    assert (monitor.policies, monitor.mode, monitor.seed) == ("adaptive", "off", 3)
+    text = """
+  policies:
+    - zclip: {z: 3}
+    - gradient_noise: {std: 1e-4, late: off}
+    - my_package.module:my_function
+    """
+    assert len(load(tmp_path, text).settings.monitor.policies) == 3
+    monitor = load(tmp_path, "  sample_every: 5", "monitor.policies=[zclip]").settings.monitor
+    assert monitor.policies == ["zclip"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  policies: adaptiv", "did you mean 'adaptive'"),
+        ("  policies: [{zclip: {zz: 3}}]", "no setting 'zz'"),
+        ("  policies: [{zclip: {z: -3}}]", "z is -3; allowed is a number above 0"),
+        ("  policies: [{zclip: {late_start: 0.5}}]", "late_start"),
+        ("  policies: nowhere.yaml", "nowhere.yaml: No such file"),
+        ("  mode: sometimes", "'off', 'shadow' or 'active'"),
+    ],
+)
+def test_a_wrong_policy_is_an_error_of_the_config_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+def doubted(folder: Path, monitor: str, trained: int, *overrides: str) -> dict[str, str]:
+    return dict(doubts(load(folder, monitor, *overrides), trained))
+
+
+def test_thresholds_are_doubted_by_the_size_of_the_model(tmp_path: Path) -> None:
+    large = doubted(tmp_path, "  policies: [lr_boost, clip_threshold]", 16_800_000)
+    # 16.8 million elements of a gradient of norm 1 have a mean size of 2e-4.
+    assert "is always so" in large["lr_boost"]
+    assert "0.0002" in large["lr_boost"]
+    assert "25," in large["clip_threshold"].split("norm of ")[1]
+    assert doubted(tmp_path, "  policies: [lr_boost]", 1_000) == {}
+    relative = "  policies: [{lr_boost: {relative: true, below: 0.01}}, zclip]"
+    assert doubted(tmp_path, relative, 16_800_000) == {}
+
+
+def test_noise_louder_than_the_gradient_is_doubted(tmp_path: Path) -> None:
+    found = doubted(tmp_path, "  policies: [annealed_noise]", 1_000_000)
+    assert "norm of 100" in found["annealed_noise"]
+    assert doubted(tmp_path, "  policies: [{annealed_noise: {eta: 1e-10}}]", 1_000_000) == {}
+
+
+def test_scaling_is_doubted_under_adam_and_not_under_sgd(tmp_path: Path) -> None:
+    text = "  policies: [{scale_small: {relative: true, below: 0.5, own_below: 0.5}}]"
+    assert "under Adam" in doubted(tmp_path, text, 1000)["scale_small"]
+    assert doubted(tmp_path, text, 1000, "optim=sgd") == {}
+
+
+def test_policies_that_are_off_are_not_doubted(tmp_path: Path) -> None:
+    assert doubted(tmp_path, "  policies: ulysses-pro\n  mode: off", 16_800_000) == {}
