@@ -174,6 +174,52 @@ def test_all_ranks_obey_at_the_same_step(tmp_path: Path) -> None:
     assert used == pytest.approx([LR, LR, LR / 4, LR / 4, LR / 4])
 
 
+def test_what_a_function_asks_for_and_cannot_be_done_is_told(tmp_path: Path) -> None:
+    asked = [
+        um.Action(kind="save"),
+        um.Action(kind="scale", values={"factor": 0.5}, targets=("nobody.*",)),
+        um.Action(kind="lr_factor", values={"factor": 0.5, "group": 4}),
+        um.Action(kind="roll_back", values={"steps_back": 1, "skip_steps": 0}),
+    ]
+    for i, action in enumerate(asked):
+        loop(tmp_path / str(i), {}, [lambda _, action=action: [action]], steps=1)
+    notes = [um.open_run(tmp_path / str(i)).event_list("action")[0]["note"] for i in range(4)]
+    assert notes == [
+        "not done: this training cannot save",
+        "not done: no trained parameter has such a name",
+        "not done: no such parameter group; there are 1",
+        "there is no snapshot to go back to: the step is left out",
+    ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_monitors_on_one_optimizer_leave_each_other_alone(tmp_path: Path, turned: bool) -> None:
+    def slower(_: Sequence[um.StepRecord]) -> list[um.Action]:
+        return [um.Action(kind="lr_factor", values={"factor": 0.5})]
+
+    def sometimes(history: Sequence[um.StepRecord]) -> list[um.Action]:
+        factor = um.Action(kind="lr_factor", values={"factor": 0.25})
+        return [um.Action(kind="skip") if history[-1].step == 2 else factor]
+
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    both = [slower, sometimes][:: -1 if turned else 1]
+    one, other = (monitor_of(tmp_path / f.__name__, [f]) for f in both)
+    weights = []
+    with one.watch(model, optimizer), other.watch(model, optimizer):
+        for step in (1, 2, 3):
+            one_step(model, optimizer, step)
+            weights.append([p.detach().clone() for p in model.parameters()])
+            assert optimizer.param_groups[0]["lr"] == LR
+    by_hand = model_of()
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=LR / 8)
+    one_step(by_hand, optimizer, 1)
+    for expected, found in zip(by_hand.parameters(), weights[0], strict=True):
+        torch.testing.assert_close(found, expected.detach())
+    assert all(map(torch.equal, weights[0], weights[1]))  # step 2 is left out
+    assert not torch.equal(weights[1][0], weights[2][0])
+
+
 # -- disagreement -----------------------------------------------------------------------------
 
 

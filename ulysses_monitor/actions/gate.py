@@ -96,7 +96,7 @@ class UpdateGate:
         self._skips = False
         self._frozen: list[Shard] = []
         self._snapshot: Snapshot | None = None
-        self._aside: list[tuple[Tensor, Tensor | None]] = []
+        self._aside: list[tuple[Tensor, Tensor]] = []
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._entered = False
         self.failed = False
@@ -163,8 +163,9 @@ class UpdateGate:
 
     def _take_aside(self, params: Iterable[Tensor]) -> None:
         for param in params:
-            self._aside.append((param, param.grad))
-            param.grad = None
+            if param.grad is not None:  # another monitor's gate may hold it
+                self._aside.append((param, param.grad))
+                param.grad = None
 
     def _hold(self, first: bool) -> None:
         """Frozen tensors get no gradient; where they are a part of a flat one, they are kept."""

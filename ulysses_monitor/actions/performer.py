@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ulysses_monitor.actions.editor import GradientEditor
@@ -55,14 +55,15 @@ class Performer:
     Args:
         engine: what is trained.
         seed: of noise.
+        can: of ``save`` and ``stop`` what whoever trains does.
 
     Attributes:
         gate: around the optimizer's step.
         skip_until: last of the steps that are left out after going back.
     """
 
-    def __init__(self, engine: Engine, seed: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, seed: int, can: Collection[str] = ()) -> None:
+        self._engine, self._can = engine, can
         self._editor = GradientEditor(engine, seed)
         self._rates = RateFactors(engine.optimizer)
         self.gate = UpdateGate(engine)
@@ -86,7 +87,12 @@ class Performer:
             if KINDS[action.kind].on == "update":
                 done.note = self._on_update(action, step)
             elif KINDS[action.kind].on == "training":
-                performed.wants.add(action.kind)
+                if action.kind in self._can:
+                    performed.wants.add(action.kind)
+                else:
+                    done.note = f"not done: this training cannot {action.kind}"
+            elif action.kind == "lr_factor":
+                done.note = self._rate_note(action)
         if self.gate.closed:
             for action, done in zip(actions, performed.done, strict=True):
                 if KINDS[action.kind].on in ("gradients", "rate"):
@@ -104,8 +110,15 @@ class Performer:
         performed.norm = effect.norm
         for i, tensors in zip(edits, effect.tensors, strict=True):
             performed.done[i].tensors = list(tensors.values())
+            if not tensors:
+                performed.done[i].note = "not done: no trained parameter has such a name"
             if actions[i].kind == "freeze":
                 self.gate.freeze(tensors)
+
+    def _rate_note(self, action: Action) -> str:
+        groups = len(self._engine.optimizer.param_groups)
+        group = action.values.get("group", 0)
+        return "" if group < groups else f"not done: no such parameter group; there are {groups}"
 
     def _on_update(self, action: Action, step: int) -> str:
         if action.kind == "skip":

@@ -9,7 +9,9 @@ scheduled one again, bit by bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,16 +19,26 @@ from torch import Tensor
 __all__ = ["RateFactors"]
 
 
+@dataclass
+class _Rates:
+    """An optimizer's scheduled rates, and what each of several monitors multiplies them by."""
+
+    scheduled: list[Any] = field(default_factory=list)
+    factors: dict[int, list[float]] = field(default_factory=dict)
+
+
+_CHANGED: WeakKeyDictionary[torch.optim.Optimizer, _Rates] = WeakKeyDictionary()
+
+
 class RateFactors:
-    """Factors of the coming step.
+    """Factors of the coming step; those of several monitors on one optimizer multiply.
 
     Args:
         optimizer: whose parameter groups are changed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._groups: list[dict[str, Any]] = optimizer.param_groups
-        self._scheduled: list[Any] = []
+        self._optimizer = optimizer
 
     def apply(self, factors: Mapping[int | None, float]) -> None:
         """Multiplies the rates until `restore`.
@@ -37,21 +49,34 @@ class RateFactors:
         self.restore()
         if not factors:
             return
+        groups = self._optimizer.param_groups
+        rates = _CHANGED.setdefault(self._optimizer, _Rates())
+        rates.scheduled = rates.scheduled or [_copy(group["lr"]) for group in groups]
         everywhere = factors.get(None, 1.0)
-        for i, group in enumerate(self._groups):
-            rate = group["lr"]
-            self._scheduled.append(rate.clone() if isinstance(rate, Tensor) else rate)
-            _set(group, rate * (everywhere * factors.get(i, 1.0)))
+        rates.factors[id(self)] = [everywhere * factors.get(i, 1.0) for i in range(len(groups))]
+        self._set(rates)
 
     def restore(self) -> None:
-        """Gives the groups their scheduled rates back; nothing where none was changed."""
-        for group, rate in zip(self._groups, self._scheduled, strict=False):
-            _set(group, rate)
-        self._scheduled = []
+        """Takes its factors away; where they were the last, the rates are the scheduled ones."""
+        rates = _CHANGED.get(self._optimizer)
+        if rates is None or rates.factors.pop(id(self), None) is None:
+            return
+        self._set(rates)
+        if not rates.factors:
+            del _CHANGED[self._optimizer]
+
+    def _set(self, rates: _Rates) -> None:
+        # DeepSpeed shows its groups one at a time within a step, never here.
+        for i, (group, rate) in enumerate(
+            zip(self._optimizer.param_groups, rates.scheduled, strict=True)
+        ):
+            for factors in rates.factors.values():
+                rate = rate * factors[i]
+            if isinstance(group["lr"], Tensor):  # a compiled step holds on to the tensor
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
 
 
-def _set(group: dict[str, Any], rate: Any) -> None:
-    if isinstance(group["lr"], Tensor):  # a compiled or captured step holds on to the tensor
-        group["lr"].copy_(rate)
-    else:
-        group["lr"] = rate
+def _copy(rate: Any) -> Any:
+    return rate.clone() if isinstance(rate, Tensor) else rate

@@ -76,7 +76,7 @@ class Steering:
         self._max_steps, self._can = max_steps, can
         self._policies = PolicySet(self._given, mode)
         self._checked = not self._given
-        self._performer = Performer(engine, seed)
+        self._performer = Performer(engine, seed, can)
         self._agreement = Agreement()
         self._orders = Orders(engine.device)
         self._factors: dict[int | None, float] = {}
