@@ -351,6 +351,39 @@ def test_what_a_policy_remembers_is_of_one_training(tmp_path: Path) -> None:
     assert policy.memory == {}
 
 
+def test_a_preset_acts_where_nobody_knows_the_number_of_steps(tmp_path: Path) -> None:
+    policies = ["ulysses-pro", {"gradient_noise": {"below": 1e6}}]
+    loop(tmp_path / "run", {}, policies, steps=2)
+    start = um.open_run(tmp_path / "run").event_list("start")[0]["policies"]
+    assert set(start) >= {"gradient_noise", "scale_small", "lr_boost"}
+    model = model_of()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.mul_(1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    with monitor_of(tmp_path / "small", "ulysses-pro").watch(model, optimizer):
+        one_step(model, optimizer, 1)
+    told = {e["policy"] for e in um.open_run(tmp_path / "small").event_list("action")}
+    assert {"gradient_noise", "lr_boost", "centralize"} <= told
+
+
+def test_a_state_that_cannot_be_kept_costs_its_policy_its_memory_alone(tmp_path: Path) -> None:
+    class Odd(Counts):
+        def state_dict(self) -> Any:
+            return {"count": torch.ones(1)}
+
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    monitor = monitor_of(tmp_path / "run", [Odd(), AutoClip(warmup=0)])
+    with monitor.watch(model, optimizer):
+        one_step(model, optimizer, 1)
+        state = monitor.state_dict()
+    monitor = monitor_of(tmp_path / "run", [Counts(), AutoClip(warmup=0)])
+    monitor.load_state_dict(state)
+    with monitor.watch(model, optimizer, step=1):
+        one_step(model, optimizer, 2)
+
+
 @pytest.mark.parametrize(
     ("policies", "message"),
     [

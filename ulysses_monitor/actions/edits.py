@@ -49,11 +49,14 @@ class Targets:
 
     def names(self) -> dict[int, str]:
         """The parameters that the action names, by index."""
-        every = enumerate(name for name, _ in self.engine.parameters())
+        every = [name for name, _ in self.engine.parameters()]
+        # Thousands may be named one by one.
+        exact = set(self.action.targets)
+        patterns = [pattern for pattern in exact if any(c in pattern for c in "*?[")]
         return {
             i: name
-            for i, name in every
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.action.targets)
+            for i, name in enumerate(every)
+            if name in exact or any(fnmatch.fnmatchcase(name, p) for p in patterns)
         }
 
     def shards(self) -> Iterator[tuple[str, Shard, Tensor]]:

@@ -134,7 +134,11 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         """Records that a checkpoint was written, and keeps with it what policies remember."""
         self.monitor.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
-        held = self.monitor.state_dict().get("policies")
+        try:
+            held = self.monitor.state_dict().get("policies")
+        except Exception:
+            logger.exception("monitor: the policies' memory is not kept with this checkpoint")
+            return
         folder = Path(calling_trainer(self)._get_output_dir(trial=None))
         folder /= f"checkpoint-{state.global_step}"
         if rank() == 0 and held is not None and folder.is_dir():

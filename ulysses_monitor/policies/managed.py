@@ -54,9 +54,12 @@ class Managed:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Patterns of metrics that it is known to need."""
+        """Patterns of metrics that it is known to need.
+
+        A preset may be used where nobody knows the number of steps: it has no late phase there.
+        """
         own = self.policy.reads if isinstance(self.policy, OwnPolicy) else ()
-        return own if self.late is None else (*own, MAX_STEPS)
+        return own if self.late is None or self.preset else (*own, MAX_STEPS)
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`; in the late phase it is the late one that decides."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections import Counter, deque
@@ -16,7 +17,7 @@ from ulysses_monitor.errors import InputError, nearest
 from ulysses_monitor.policies.managed import Managed
 from ulysses_monitor.records import Action, Mode, StepRecord, schema_of
 
-__all__ = ["Decision", "PolicySet", "is_sound"]
+__all__ = ["Decision", "PolicySet", "is_sound", "plain_numbers"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,9 @@ class PolicySet:
 
     def _state_of(self, policy: Managed) -> dict[str, Any] | None:
         try:
-            return policy.state_dict()
+            state = policy.state_dict()
+            json.dumps(state, default=plain_numbers)
+            return state
         except Exception:  # a checkpoint is worth more than one policy's memory
             self._failures[policy.name] += 1
             logger.exception("monitor: policy %r gives no state; it will begin anew", policy.name)
@@ -157,6 +160,17 @@ class PolicySet:
             self._history.extend(StepRecord(int(r[0]), float(r[1]), schema, r[2:]) for r in rows)
         known_of = {*state["modes"], *state["left_out"]}
         return [p.name for p in self._policies if p.name not in known_of]
+
+
+def plain_numbers(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, for JSON.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a policy's state holds a {type(value).__name__}; allowed is what JSON has")
 
 
 def is_sound(record: StepRecord) -> bool:

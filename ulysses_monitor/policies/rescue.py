@@ -71,6 +71,7 @@ class LiftVanishing(Bounded):
             "grad/norm/param/*",
             "grad/abs_mean/param/*",
             "param/norm/param/*",
+            "optim/exp_avg_sq_mean/total",
         )
 
     @property

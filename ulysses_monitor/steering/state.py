@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.errors import InputError
+from ulysses_monitor.policies.policy_set import plain_numbers
 
 __all__ = ["from_bytes", "to_bytes"]
 
@@ -21,7 +22,7 @@ History = Sequence[tuple[tuple[str, ...], npt.NDArray[np.float64]]]
 def to_bytes(state: dict[str, Any], history: History) -> bytes:
     """A NumPy archive: the state and the history's names as JSON, its rows as arrays."""
     about = {"version": _VERSION, "state": state, "names": [list(names) for names, _ in history]}
-    text = np.frombuffer(json.dumps(about, default=_plain).encode(), np.uint8)
+    text = np.frombuffer(json.dumps(about, default=plain_numbers).encode(), np.uint8)
     out = io.BytesIO()
     rows = {f"rows{i}": held for i, (_, held) in enumerate(history)}
     np.savez(out, allow_pickle=False, about=text, **rows)
@@ -48,10 +49,3 @@ def from_bytes(data: bytes, where: str) -> tuple[dict[str, Any], History]:
         raise InputError(f"{where}: of version {about.get('version')}; allowed is {_VERSION}")
     names = [tuple(each) for each in about["names"]]
     return about["state"], list(zip(names, rows, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    """What policies of users remember: NumPy's numbers and arrays as Python's."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"a policy's state holds a {type(value).__name__}; allowed is what JSON has")

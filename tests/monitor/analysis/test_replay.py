@@ -287,7 +287,7 @@ def test_a_policy_of_a_preset_that_cannot_act_is_left_out_and_a_named_one_is_ref
 ) -> None:
     run = trained(tmp_path / "run", [], max_steps=None)
     fit = fit_policies(run, ["adaptive"])
-    assert [policy.name for policy in fit.policies] == ["spike_escalation"]
+    assert [policy.name for policy in fit.policies] == ["lift_vanishing", "spike_escalation"]
     assert "the model has no adapters" in fit.left_out["lora_balance"]
     for policy, message in (
         ("lora_balance", "has no adapters"),

@@ -194,6 +194,16 @@ def test_the_rate_is_not_lowered_below_the_floor() -> None:
     assert rates[-1] == 0.2
 
 
+def test_a_rate_that_rises_from_the_floor_ends_at_the_whole_rate() -> None:
+    """From 0.4 it doubles to 0.8 and then to 1, not to 1.6: the next spikes halve 1."""
+    spikes = dict.fromkeys((7, 9, 11, 13, 40, 42), 9.0)
+    steps = found(ladder(floor=0.4), training(45, spikes))
+    rates = {step: asked_for[0] for step, asked_for in steps.items() if asked_for[0] != "skip"}
+    first = dict.fromkeys(range(9, 13), 0.5) | dict.fromkeys(range(13, 17), 0.4)
+    again = dict.fromkeys(range(17, 20), 0.8) | dict.fromkeys(range(42, 46), 0.5)
+    assert rates == first | again
+
+
 def test_what_stays_longer_than_the_longest_is_a_new_level_and_no_further_spike() -> None:
     """A level that came to stay must neither be left out for good nor lower the rate further."""
     policy = ladder(patience=3)
