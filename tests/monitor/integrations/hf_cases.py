@@ -12,7 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["build_trainer", "forget_last_trainer", "rank", "run_checks", "weights", "world"]
+__all__ = [
+    "VOCAB",
+    "build_trainer",
+    "forget_last_trainer",
+    "rank",
+    "run_checks",
+    "weights",
+    "world",
+]
 
 VOCAB = 31
 

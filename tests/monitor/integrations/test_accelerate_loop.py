@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hf_cases import VOCAB, forget_last_trainer
 from spawn import SpawnError, spawn
-from test_hf_trainer import VOCAB, forget_last_trainer
 from torch import Tensor, nn
 
 import ulysses_monitor as um
