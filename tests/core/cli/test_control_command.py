@@ -203,7 +203,13 @@ def test_a_control_file_that_others_can_write_is_refused(
 
 def test_control_c_ends_the_waiting_and_the_command_stays(training: Training) -> None:
     command = [sys.executable, "-m", "ulysses_core.cli", "control", str(training.path), "save"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As from a terminal: what a background job starts ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (training.path / CONTROL_FILE).exists():
         assert time.monotonic() < deadline

@@ -262,7 +262,7 @@ def test_ranks_agree_or_learn_that_some_are_not_attached():
 
 def train_with_the_callback(root: str) -> None:
     import transformers
-    from test_hf_trainer import build_trainer
+    from hf_cases import build_trainer
 
     from ulysses_monitor.integrations.attached import AttachedCallback, install
 

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hf_cases import forget_last_trainer, weights
 from spawn import SpawnError, spawn
-from test_hf_trainer import forget_last_trainer, weights, zero_optimizer
+from test_hf_trainer import zero_optimizer
 
 import ulysses_monitor as um
 
