@@ -79,9 +79,10 @@ def test_a_step_that_the_scaler_skips_is_a_step_without_an_update(tmp_path: Path
 
 
 def test_watching_leaves_the_optimizer_the_scaler_and_the_modules_as_they_were(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exactness.exact_cases import lora
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("exactness")))
+    from exact_cases import lora
 
     model = lora()
     optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu")
