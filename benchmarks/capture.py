@@ -1,6 +1,6 @@
 """What reading the gradients costs: this project and others, side by side in the same steps.
 
-    python benchmarks/capture.py [--engine plain|ddp|zero2|zero3|fsdp2] [--size 2m|30m|100m|1b]
+    python -m benchmarks.capture [--engine plain|ddp|zero2|zero3|fsdp2] [--size 2m|30m|100m|1b]
                                  [--lora] [--steps 6] [--processes 2] [--threads N]
 
 One training runs; at the moment before clipping, every way of reading takes its turn on the same
@@ -30,13 +30,13 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-import peers
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import ulysses_monitor as um
+from benchmarks import peers
 from ulysses_monitor.engines import PlainEngine, find_engine
 from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout
 

@@ -1,22 +1,18 @@
 """Prints the worst relative error of each metric under each engine, as docs/engines.md shows it.
 
-    python benchmarks/exactness.py
+    python -m benchmarks.exactness
 
-It runs the cases of tests/monitor/exactness.
+It runs the cases of tests/monitor/engines.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-_TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path[:0] = [str(_TESTS), str(_TESTS / "monitor" / "exactness")]
-
-from test_engines_exactness import ONE, WORLDS, errors_of  # noqa: E402 - by the path above
+from tests.monitor.engines.test_engines_exactness import ONE, WORLDS, errors_of
 
 COLUMNS = (
     ("grad/norm", "norm"),

@@ -1,6 +1,6 @@
 """The longest row that fits: this project's switches and DeepSpeed ALST's, on one model.
 
-    python benchmarks/long_rows.py [--ranks 2] [--lengths 2048 4096 8192] [--room 256]
+    python -m benchmarks.long_rows [--ranks 2] [--lengths 2048 4096 8192] [--room 256]
 
 A training step of a Llama with sequence parallelism and gradient checkpointing: plainly, and with
 the loss and the MLPs in tiles of the same size on both sides. Peak memory is of what is new in a
@@ -17,14 +17,14 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-import measure
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from measure import peak_growth
-from sequence_parallel import _finish, _model, _registered_alst
 from torch import Tensor
 
+from benchmarks import measure
+from benchmarks.measure import peak_growth
+from benchmarks.sequence_parallel import _finish, _model, _registered_alst
 from ulysses_core.memory.loss import chunk_loss
 from ulysses_core.memory.mlp import tile_mlps
 from ulysses_core.parallel import SequenceGroup, make_groups

@@ -1,6 +1,6 @@
 """What interventions do: trainings with none, with them in shadow, and with them active.
 
-    python benchmarks/policies.py [--tasks a,b] [--interventions x,y] [--seeds 8] [--jobs 2]
+    python -m benchmarks.policies [--tasks a,b] [--interventions x,y] [--seeds 8] [--jobs 2]
                                   [--output benchmarks/results/policies_cpu.md] [--raw FILE.jsonl]
 
 Small trainings, some healthy, some with a trouble of a known kind, are done over several seeds:
@@ -27,10 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from policy_study.interventions import INTERVENTIONS
-from policy_study.jobs import Job, Row, jobs_of, read_rows, run
-from policy_study.report import report
-from policy_study.tasks import TASKS
+from benchmarks.policy_study.interventions import INTERVENTIONS
+from benchmarks.policy_study.jobs import Job, Row, jobs_of, read_rows, run
+from benchmarks.policy_study.report import report
+from benchmarks.policy_study.tasks import TASKS
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def _command(arguments: argparse.Namespace) -> str:
     """What gives the same again; where the files lie does not matter."""
     options = {n: getattr(arguments, n) for n in ("tasks", "interventions", "seeds", "jobs")}
     given = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
-    return " ".join(["python benchmarks/policies.py", *given])
+    return " ".join(["python -m benchmarks.policies", *given])
 
 
 def _whole(text: str, least: int = 1) -> int:

@@ -1,6 +1,6 @@
 """Ulysses sequence parallelism beside others, in one run: the exchange, a layer, a training step.
 
-    python benchmarks/sequence_parallel.py [--what exchange layer step] [--ranks 2]
+    python -m benchmarks.sequence_parallel [--what exchange layer step] [--ranks 2]
         [--lengths 1024 2048 ...] [--rounds 7] [--heads 16] [--key-heads 4]
 
 Every way works on the same rows, one after the other, the order changing from round to round, and
@@ -24,13 +24,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import measure
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from measure import Collectives, peak_growth, seconds_of
 from torch import Tensor, nn
 
+from benchmarks import measure
+from benchmarks.measure import Collectives, peak_growth, seconds_of
 from ulysses_core.parallel import SequenceGroup, make_groups
 from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch

@@ -1,6 +1,6 @@
 """What policies in shadow mode cost, beside the monitor alone, on the same gradients.
 
-    python benchmarks/shadow.py [--size 2m|30m|100m] [--steps 20] [--output FILE.md]
+    python -m benchmarks.shadow [--size 2m|30m|100m] [--steps 20] [--output FILE.md]
 
 One training runs on one process; before each optimizer step, a monitor without policies and one for
 each set of policies read the same gradients in turn, the order changing from step to step. The time

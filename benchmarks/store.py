@@ -1,6 +1,6 @@
 """The run store beside TensorBoard, W&B offline, MLflow on SQLite and Trackio.
 
-    python benchmarks/store.py [--metrics 1000] [--steps 500] [--rounds 3] [--big 100000]
+    python -m benchmarks.store [--metrics 1000] [--steps 500] [--rounds 3] [--big 100000]
                                [--python trackio=PATH ...]
 
 Each way runs in a process of its own, writes the same values step by step, each step flushed as
@@ -285,11 +285,12 @@ def big(steps: int) -> dict[str, Any]:
         return result
 
 
+_ROOT = Path(__file__).resolve().parents[1]
+
 OPEN_AND_READ = """
 import sys, time
-sys.path.insert(0, sys.argv[4])
 import pandas, pyarrow.parquet
-from store import peak, reset_peak
+from benchmarks.store import peak, reset_peak
 import ulysses_monitor as um
 from ulysses_monitor.store import MetricsReader
 um.open_run
@@ -317,9 +318,8 @@ def _open_and_read(run: Path, name: str, expected: Sequence[float]) -> list[floa
         str(run),
         name,
         str(out),
-        str(Path(__file__).parent),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT)
     np.testing.assert_array_equal(np.fromfile(out, np.float32), expected)
     return [float(x) for x in done.stdout.split()]
 

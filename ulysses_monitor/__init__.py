@@ -12,11 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ulysses_monitor.analysis import RunReader, RunSet, open_run, open_runs
-    from ulysses_monitor.errors import InputError, UlyssesError
-    from ulysses_monitor.integrations import MonitorCallback
+    from ulysses_monitor.common.errors import InputError, UlyssesError
+    from ulysses_monitor.integrations.callback import MonitorCallback
     from ulysses_monitor.monitor import Monitor
     from ulysses_monitor.policies import Policy
+    from ulysses_monitor.reading import RunReader, RunSet, open_run, open_runs
     from ulysses_monitor.records import Action, Alert, Event, Metric, StepRecord
     from ulysses_monitor.rules import Rule
     from ulysses_monitor.sinks import MemorySink, Sink
@@ -26,20 +26,20 @@ _HOMES = {
     "Action": "records",
     "Alert": "records",
     "Event": "records",
-    "InputError": "errors",
+    "InputError": "common.errors",
     "MemorySink": "sinks",
     "Metric": "records",
     "Monitor": "monitor",
-    "MonitorCallback": "integrations",
+    "MonitorCallback": "integrations.callback",
     "Policy": "policies",
     "Rule": "rules",
-    "RunReader": "analysis",
-    "RunSet": "analysis",
+    "RunReader": "reading",
+    "RunSet": "reading",
     "Sink": "sinks",
     "StepRecord": "records",
-    "UlyssesError": "errors",
-    "open_run": "analysis",
-    "open_runs": "analysis",
+    "UlyssesError": "common.errors",
+    "open_run": "reading",
+    "open_runs": "reading",
 }
 
 __all__ = [

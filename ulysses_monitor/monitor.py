@@ -27,23 +27,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ulysses_monitor.common.environment import describe_environment
+from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.patching import Undo, undo_all
+from ulysses_monitor.common.ranks import agree_or_raise, rank, world_size
 from ulysses_monitor.engines import AfterStep, Engine, find_engine, nothing
-from ulysses_monitor.environment import describe_environment
-from ulysses_monitor.errors import InputError, TrainingStoppedError
-from ulysses_monitor.flops import TrainingFlops, numel
-from ulysses_monitor.lifecycle import AtTheEnd, Status
-from ulysses_monitor.patching import Undo, undo_all
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
-from ulysses_monitor.ranks import agree_or_raise, rank, world_size
-from ulysses_monitor.recording import Recording
 from ulysses_monitor.records import Event, Metric, Mode, Schema, StepRecord, schema_of
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
+from ulysses_monitor.session.flops import TrainingFlops, numel
+from ulysses_monitor.session.lifecycle import AtTheEnd, Status
+from ulysses_monitor.session.recording import Recording
+from ulysses_monitor.session.training_step import TrainingStep, as_part
 from ulysses_monitor.sinks import Sink, make_sinks
 from ulysses_monitor.steering import Steered, Steering
 from ulysses_monitor.store import IfExists, check_mirror
-from ulysses_monitor.training_step import TrainingStep, as_part
 
 __all__ = ["Monitor"]
 
@@ -133,7 +133,7 @@ class Monitor:
         Raises:
             InputError: `trainer` is not a `transformers.Trainer`.
         """
-        from ulysses_monitor.integrations import attach
+        from ulysses_monitor.integrations.callback import attach
 
         attach(self, trainer)
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 
 import ulysses_monitor as um
-from policy_study.interventions import INTERVENTIONS, Intervention
-from policy_study.tasks import Task
-from policy_study.training import train
+from benchmarks.policy_study.interventions import INTERVENTIONS, Intervention
+from benchmarks.policy_study.tasks import Task
+from benchmarks.policy_study.training import train
 
 __all__ = ["Job", "Kind", "Row", "jobs_of", "read_rows", "run", "run_job"]
 

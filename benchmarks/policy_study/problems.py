@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy_study.texts import SIDE, digits, rows_of, text_of
+from benchmarks.policy_study.texts import SIDE, digits, rows_of, text_of
 
 __all__ = ["PROBLEMS", "Problem", "held_out_loss"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from policy_study.effects import Effect, Verdict, paired_effect, verdict
-from policy_study.jobs import Job, Row
-from policy_study.tasks import Task
+from benchmarks.policy_study.effects import Effect, Verdict, paired_effect, verdict
+from benchmarks.policy_study.jobs import Job, Row
+from benchmarks.policy_study.tasks import Task
 
 __all__ = ["Result", "report", "results_of"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from policy_study.problems import PROBLEMS, Problem, held_out_loss
-from policy_study.tasks import Task
+from benchmarks.policy_study.problems import PROBLEMS, Problem, held_out_loss
+from benchmarks.policy_study.tasks import Task
 
 __all__ = ["Outcome", "score_of", "train"]
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import policies
-from policy_study.effects import Effect, paired_effect, t_quantile, verdict
-from policy_study.interventions import INTERVENTIONS, Intervention
-from policy_study.jobs import Job, Row, jobs_of, read_rows, run, run_job
-from policy_study.problems import PROBLEMS
-from policy_study.report import report, results_of
-from policy_study.tasks import TASKS, Poison, Task
-from policy_study.training import score_of, train
+from benchmarks import policies
+from benchmarks.policy_study.effects import Effect, paired_effect, t_quantile, verdict
+from benchmarks.policy_study.interventions import INTERVENTIONS, Intervention
+from benchmarks.policy_study.jobs import Job, Row, jobs_of, read_rows, run, run_job
+from benchmarks.policy_study.problems import PROBLEMS
+from benchmarks.policy_study.report import report, results_of
+from benchmarks.policy_study.tasks import TASKS, Poison, Task
+from benchmarks.policy_study.training import score_of, train
 
 TINY = replace(TASKS["vanishing-sgd"], steps=12, warmup=2)
 ACTS = {
-    "scaling": Intervention(["policy_study.interventions:times_100"]),
+    "scaling": Intervention(["benchmarks.policy_study.interventions:times_100"]),
     "waits": Intervention([{"clip_threshold": {"above": 1e6}}]),
     "elsewhere": Intervention(["agc"], ("healthy-*",)),
 }

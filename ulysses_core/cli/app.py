@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ulysses_monitor.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 
 __all__ = ["main"]
 
@@ -110,7 +110,8 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html into a run directory and name it."""
-    from ulysses_monitor.analysis import open_run, write_report
+    from ulysses_monitor.reading import open_run
+    from ulysses_monitor.report import write_report
 
     typer.echo(write_report(open_run(run), output))
 

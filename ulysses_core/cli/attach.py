@@ -1,7 +1,7 @@
 """`ulysses attach`: any training command, with the monitor on every Trainer it makes.
 
 The command is started as it is, in an environment in which each Python process below waits for
-``transformers.trainer`` to be imported; see `ulysses_monitor.autoattach`.
+``transformers.trainer`` to be imported; see `ulysses_monitor.integrations.auto`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import typer
 
 from ulysses_core.cli.child import run_child
-from ulysses_monitor.autoattach import Note, Settings, check_first_place, read_notes
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.integrations.auto import Note, Settings, check_first_place, read_notes
 from ulysses_monitor.store import IfExists
 
 __all__ = ["attach"]

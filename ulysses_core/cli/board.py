@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["board", "find_runs"]
 

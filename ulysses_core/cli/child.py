@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["run_child"]
 

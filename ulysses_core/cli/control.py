@@ -13,9 +13,10 @@ from typing import Any
 import typer
 
 from ulysses_core.cli.tables import plain
-from ulysses_monitor.control import Command, parse_words, send
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records.command import Command, parse_words
 from ulysses_monitor.store import is_locked
+from ulysses_monitor.store.control_file import send
 
 __all__ = ["control"]
 

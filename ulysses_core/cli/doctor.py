@@ -17,7 +17,7 @@ from ulysses_core.cli.launch import choose_processes
 from ulysses_core.cli.tables import two_columns
 from ulysses_core.cli.train import check
 from ulysses_core.config import RunConfig, load_config
-from ulysses_monitor.environment import package_versions
+from ulysses_monitor.common.environment import package_versions
 
 if TYPE_CHECKING:
     from ulysses_core.memory.estimate import Footprint

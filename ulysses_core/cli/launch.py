@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["choose_processes", "is_launched", "launch"]
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ulysses_core.cli.tables import plain
-from ulysses_monitor.analysis import RunSet, open_runs
-from ulysses_monitor.analysis import formatting as fmt
-from ulysses_monitor.analysis.overview import Overview
+from ulysses_monitor.reading import RunSet, open_runs
+from ulysses_monitor.reading.overview import Overview
+from ulysses_monitor.report import formatting as fmt
 
 __all__ = ["list_runs"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.store import RunDirectory
 from ulysses_monitor.store import compact as compact_files
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from ulysses_core.config import RunConfig
 
 if TYPE_CHECKING:
-    from ulysses_monitor.analysis import RunReader
+    from ulysses_monitor.reading import RunReader
 
 __all__ = ["plain", "plan_table", "summary_table", "two_columns"]
 
@@ -59,7 +59,7 @@ def summary_table(run: RunReader, report: Path | None) -> None:
         table.add_row("LoRA B/A gradient ratio", ratio)
     table.add_row("tokens per second", _number(numbers["tokens_per_second"], "{:,.0f}"))
     table.add_row("alerts", plain(_alerts(run)))
-    from ulysses_monitor.analysis.tables import action_rows
+    from ulysses_monitor.report.tables import action_rows
 
     if actions := action_rows(run):
         said = [

@@ -17,7 +17,7 @@ import typer
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import plan_table, summary_table
 from ulysses_core.config import RunConfig, load_config
-from ulysses_monitor.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 
 __all__ = ["check", "train"]
 
@@ -153,7 +153,8 @@ def _show_result(run_dir: Path, config: RunConfig) -> None:
     if not config.settings.monitor.enabled:
         typer.echo(f"model: {run_dir}")
         return
-    from ulysses_monitor.analysis import open_run, write_report
+    from ulysses_monitor.reading import open_run
+    from ulysses_monitor.report import write_report
 
     run = open_run(run_dir)
     try:

@@ -16,7 +16,7 @@ from ulysses_monitor.sinks.console import ConsoleSink
 from ulysses_monitor.sinks.console.state import HELD_OUT, LOSS, NORM, SECONDS, WATCHED
 
 if TYPE_CHECKING:
-    from ulysses_monitor.analysis import RunReader
+    from ulysses_monitor.reading import RunReader
 
 __all__ = ["Follower", "watch"]
 
@@ -31,7 +31,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
     Raises:
         InputError: there is no run.
     """
-    from ulysses_monitor.analysis import open_run
+    from ulysses_monitor.reading import open_run
 
     run = open_run(path)
     sink = ConsoleSink(console or Console(), run_name=str(run.info.get("name", "")))

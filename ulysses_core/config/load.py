@@ -14,8 +14,8 @@ from ulysses_core.config.keys import UNSERVED_KEYS, UNSERVED_VALUES
 from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig, RunSettings
 from ulysses_core.config.training_arguments import check_training_arguments, training_keys
 from ulysses_core.data import DataConfig
-from ulysses_monitor.errors import InputError, nearest
-from ulysses_monitor.masking import without_secrets
+from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.masking import without_secrets
 
 __all__ = ["load_config"]
 

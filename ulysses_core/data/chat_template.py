@@ -8,7 +8,7 @@ import jinja2
 
 from ulysses_core.data.examples import Example, Message
 from ulysses_core.data.tool_calls import parse_calls
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

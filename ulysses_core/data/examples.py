@@ -9,7 +9,7 @@ from typing import Literal, NoReturn
 from ulysses_core.data.files import Row
 from ulysses_core.data.registry import INFO_FILE, DatasetSpec
 from ulysses_core.data.tool_calls import parse_calls
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["Example", "Message", "Role", "check_spec", "to_document", "to_example"]
 

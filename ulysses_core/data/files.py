@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["SUFFIXES", "Row", "read_rows"]
 

@@ -14,7 +14,7 @@ from ulysses_core.data.packing import TokenRow
 from ulysses_core.data.registry import DatasetSpec, find_datasets
 from ulysses_core.data.templates import get_template
 from ulysses_core.data.tokenize import DataStats, tokenize_pt, tokenize_sft
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
 
 __all__ = ["INFO_FILE", "Columns", "DatasetSpec", "Tags", "find_datasets"]
 

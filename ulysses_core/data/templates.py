@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ulysses_core.data.tool_calls import ToolStyle
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
 
 __all__ = ["TEMPLATES", "Template", "get_template"]
 

@@ -13,7 +13,7 @@ from ulysses_core.data.examples import Example
 from ulysses_core.data.packing import IGNORE_INDEX, TokenRow, pack_rows
 from ulysses_core.data.templates import get_template
 from ulysses_core.data.turns import Turn, encode_batch
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

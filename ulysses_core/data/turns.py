@@ -14,7 +14,7 @@ from ulysses_core.data.chat_template import render_chat_template
 from ulysses_core.data.examples import Example, Message
 from ulysses_core.data.templates import Template, get_template
 from ulysses_core.data.tool_calls import THOUGHT, parse_calls, render_calls
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 
 __all__ = ["offload_checkpoints"]
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 
 __all__ = ["chunk_loss"]
 

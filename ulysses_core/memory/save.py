@@ -10,8 +10,8 @@ from transformers import Trainer
 from ulysses_core.memory.checkpoints import offload_checkpoints
 from ulysses_core.memory.loss import chunk_loss
 from ulysses_core.memory.mlp import tile_mlps
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 
 __all__ = ["MemoryHandle", "save_memory"]
 

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from ulysses_core.parallel.batch import RowContext
 from ulysses_core.parallel.cores import CORES, Scores
 from ulysses_core.parallel.exchange import HeadPlan, gather_heads, plan_heads, scatter_heads
-from ulysses_monitor.errors import UlyssesError
+from ulysses_monitor.common.errors import UlyssesError
 
 __all__ = ["NAME", "register", "ulysses_attention"]
 

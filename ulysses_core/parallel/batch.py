@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulysses_core.parallel.groups import SequenceGroup
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["IGNORE_INDEX", "RowContext", "Rows", "shard_batch"]
 

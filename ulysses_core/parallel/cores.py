@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulysses_core.parallel.batch import Rows
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["CORES", "Core", "Scores", "choose_core"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from ulysses_core.parallel.meter import ExchangeMeter
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["SequenceGroup", "check_size", "make_groups"]
 

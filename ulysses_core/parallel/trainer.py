@@ -22,9 +22,9 @@ from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
 from ulysses_core.parallel.cores import choose_core
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.integrations import MonitorCallback
-from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.integrations.callback import MonitorCallback
 
 __all__ = ["SP_METRICS", "SequenceParallelHandle", "sequence_parallel"]
 

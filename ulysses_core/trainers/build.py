@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ulysses_core.config import RunConfig, load_config
 from ulysses_core.data import load_datasets
-from ulysses_monitor.errors import InputError, TrainingStoppedError
-from ulysses_monitor.patching import Undo, undo_all
+from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.sinks import Sink, make_sinks
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-    from ulysses_monitor.integrations import MonitorCallback
+    from ulysses_monitor.integrations.callback import MonitorCallback
 
 __all__ = ["UlyssesTrainingManager", "default_run_dir"]
 
@@ -129,7 +129,7 @@ class UlyssesTrainingManager:
         settings = self.config.settings
         if not settings.monitor.enabled:
             return None
-        from ulysses_monitor.integrations import attach
+        from ulysses_monitor.integrations.callback import attach
         from ulysses_monitor.monitor import Monitor
 
         assert self.run_dir is not None  # noqa: S101 - set by initialize

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 
 __all__ = ["ALLOWED", "load_checkpoints_safely", "safe_load"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ulysses_monitor.bus.health import MAX_FAILURES, Change, Health
 from ulysses_monitor.bus.queues import Item, LosslessQueue, Queue
-from ulysses_monitor.masking import masked_text
+from ulysses_monitor.common.masking import masked_text
 from ulysses_monitor.sinks.base import Sink, is_lossless
 
 __all__ = ["Report", "Worker"]

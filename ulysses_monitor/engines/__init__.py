@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, nothing, unwrapped
 from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
 from ulysses_monitor.engines.deepspeed import deepspeed_engine, is_deepspeed_engine
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
 from ulysses_monitor.engines.plain import PlainEngine
-from ulysses_monitor.errors import InputError
 
 __all__ = [
     "AfterStep",

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.patching import Undo
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo
 
 __all__ = [
     "AfterStep",

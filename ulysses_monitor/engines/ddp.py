@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import Replica, check_spans_world, share, unwrapped
 from ulysses_monitor.engines.plain import PlainEngine
-from ulysses_monitor.errors import InputError
 
 __all__ = ["DDPEngine", "is_ddp"]
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as Sharded
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import (
     Replica,
     Shard,
@@ -27,7 +28,6 @@ from ulysses_monitor.engines.base import (
     unwrapped,
 )
 from ulysses_monitor.engines.plain import PlainEngine, steps_of
-from ulysses_monitor.errors import InputError
 
 __all__ = ["FSDPEngine", "is_fsdp", "refuse_fsdp1"]
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.engines.base import (
     AfterStep,
     Replica,
@@ -20,7 +21,6 @@ from ulysses_monitor.engines.base import (
     unwrapped,
     write_gradient,
 )
-from ulysses_monitor.patching import Undo, patch_method, undo_all
 
 __all__ = ["PlainEngine", "steps_of", "whole_shards"]
 

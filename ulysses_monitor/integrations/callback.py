@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.ranks import from_rank_0, rank
 from ulysses_monitor.engines import Engine, find_engine
-from ulysses_monitor.errors import InputError
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.monitor import Monitor, describe_model
-from ulysses_monitor.patching import Undo, patch_method, undo_all
-from ulysses_monitor.ranks import from_rank_0, rank
-from ulysses_monitor.trainer_names import evaluation_name
-from ulysses_monitor.whole_files import write_whole
+from ulysses_monitor.records.trainer_names import evaluation_name
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

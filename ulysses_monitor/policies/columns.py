@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.adapter_names import AdapterPair, adapter_pairs
 from ulysses_monitor.records import Schema, StepRecord
+from ulysses_monitor.records.adapter_names import AdapterPair, adapter_pairs
 
 __all__ = ["Array", "fingerprint", "lora_pairs", "per_parameter"]
 

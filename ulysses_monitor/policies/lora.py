@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import check_value
 from ulysses_monitor.policies.bounds import Bounded
 from ulysses_monitor.policies.columns import lora_pairs, per_parameter

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy, Policy, steps_of
 from ulysses_monitor.records import Action, Mode, StepRecord
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.policies.managed import Managed
 from ulysses_monitor.records import Action, Mode, StepRecord, schema_of
 

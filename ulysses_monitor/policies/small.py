@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import (
     check_flag,
     check_metric,

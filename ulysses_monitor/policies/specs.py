@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import yaml
 
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.policies.base import Decide, OwnPolicy, Policy, check_value
 from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
 from ulysses_monitor.policies.lora import LoraBalance

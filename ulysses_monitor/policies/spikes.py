@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import OwnPolicy, check_metric, check_value, checked_texts
 from ulysses_monitor.policies.bounds import Bounded
 from ulysses_monitor.records import Action, StepRecord

@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.adapter_names import AdapterPair
+from ulysses_monitor.common.patching import Undo
 from ulysses_monitor.engines import Engine
-from ulysses_monitor.patching import Undo
 from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import Layout, median
 from ulysses_monitor.probes.sums import statistics
 from ulysses_monitor.records import Cost
+from ulysses_monitor.records.adapter_names import AdapterPair
 
 __all__ = ["AdapterProbe"]
 

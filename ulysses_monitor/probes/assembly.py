@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from ulysses_monitor.common.patching import Undo
+from ulysses_monitor.common.ranks import any_rank, world_size
 from ulysses_monitor.engines import Engine
-from ulysses_monitor.patching import Undo
 from ulysses_monitor.probes.adapters import AdapterProbe
 from ulysses_monitor.probes.base import Probe
 from ulysses_monitor.probes.capture import Capture
@@ -14,7 +15,6 @@ from ulysses_monitor.probes.consistency import ReplicaProbe
 from ulysses_monitor.probes.layout import Layout
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
 from ulysses_monitor.probes.updates import UpdateProbe
-from ulysses_monitor.ranks import any_rank, world_size
 
 __all__ = ["assemble"]
 

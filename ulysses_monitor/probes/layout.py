@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.adapter_names import AdapterPair, adapter_pairs
+from ulysses_monitor.records.adapter_names import AdapterPair, adapter_pairs
 
 __all__ = ["Layout", "median", "named"]
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["METRIC_SCHEMA_VERSION", "Cost", "Metric", "Schema", "StepRecord", "column", "schema_of"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, StepRecord, column
 from ulysses_monitor.rules.base import Rule
 

@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any
 from urllib.parse import urlsplit
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["number", "one_of", "plain_url", "require_library", "text"]
 

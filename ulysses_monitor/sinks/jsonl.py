@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulysses_monitor.json_ready import event_as_json, plain
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records.json_ready import event_as_json, plain
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 

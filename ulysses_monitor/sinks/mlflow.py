@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.json_ready import encodable
-from ulysses_monitor.masking import masked_text, without_secrets
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.masking import masked_text, without_secrets
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records.json_ready import encodable
 from ulysses_monitor.sinks.arguments import plain_url, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 

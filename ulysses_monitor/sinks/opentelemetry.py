@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulysses_monitor.json_ready import encodable
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records.json_ready import encodable
 from ulysses_monitor.sinks.arguments import number, plain_url, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ulysses_monitor.json_ready import encodable
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records.json_ready import encodable
 from ulysses_monitor.sinks.arguments import number, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 

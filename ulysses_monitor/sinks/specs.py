@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.sinks.base import Sink
 
 __all__ = ["check_specs", "make_sinks"]

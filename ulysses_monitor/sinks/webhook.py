@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ulysses_monitor.errors import InputError, UlyssesError
-from ulysses_monitor.json_ready import encodable
-from ulysses_monitor.masking import masked_text
+from ulysses_monitor.common.errors import InputError, UlyssesError
+from ulysses_monitor.common.masking import masked_text
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records.json_ready import encodable
 from ulysses_monitor.sinks.arguments import number, text
 
 __all__ = ["WebhookSink"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 
+from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.policies import Decision
-from ulysses_monitor.ranks import world_size
 
 __all__ = ["Agreement"]
 

@@ -6,10 +6,10 @@ import fnmatch
 import logging
 from collections.abc import Collection, Sequence
 
-from ulysses_monitor.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.policies import Managed
 from ulysses_monitor.policies.base import MAX_STEPS
-from ulysses_monitor.ranks import rank
 
 __all__ = ["check_conflicts", "fitting"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ulysses_monitor.control import Command, ControlFile
-from ulysses_monitor.ranks import from_rank_0
+from ulysses_monitor.common.ranks import from_rank_0
+from ulysses_monitor.records.command import Command
+from ulysses_monitor.store.control_file import ControlFile
 
 __all__ = ["Orders"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.policy_set import plain_numbers
 
 __all__ = ["from_bytes", "to_bytes"]

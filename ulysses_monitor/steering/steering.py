@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ulysses_monitor.actions import Performer, UpdateGate
-from ulysses_monitor.control import Command
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines import Engine
-from ulysses_monitor.errors import InputError
 from ulysses_monitor.policies import Decision, Managed, PolicySet
 from ulysses_monitor.policies.base import MAX_STEPS
 from ulysses_monitor.policies.policy_set import is_sound
 from ulysses_monitor.records import Action, Alert, Event, Mode, Schema, StepRecord
+from ulysses_monitor.records.command import Command
+from ulysses_monitor.steering.acting import Performer, UpdateGate
 from ulysses_monitor.steering.agreement import Agreement
 from ulysses_monitor.steering.checks import check_conflicts, fitting
 from ulysses_monitor.steering.orders import Orders

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ulysses_monitor.actions import Done
 from ulysses_monitor.policies import Decision
 from ulysses_monitor.records import Event
+from ulysses_monitor.steering.acting import Done
 
 __all__ = ["Told"]
 

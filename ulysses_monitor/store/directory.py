@@ -18,12 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ulysses_monitor.control import CONTROL_FILE
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.json_ready import plain
-from ulysses_monitor.masking import without_secrets
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.masking import without_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
-from ulysses_monitor.whole_files import write_whole
+from ulysses_monitor.records.json_ready import plain
+from ulysses_monitor.store.control_file import CONTROL_FILE
 
 __all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
 

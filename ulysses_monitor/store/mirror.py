@@ -10,10 +10,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ulysses_monitor.control import CONTROL_FILE
-from ulysses_monitor.errors import InputError
-from ulysses_monitor.masking import masked_text
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.masking import masked_text
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.store.control_file import CONTROL_FILE
 from ulysses_monitor.store.directory import OWN_FILES
 from ulysses_monitor.store.location import Location
 

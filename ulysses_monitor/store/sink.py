@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from ulysses_monitor.json_ready import encodable, event_as_json
 from ulysses_monitor.records import Event, Schema, StepRecord
+from ulysses_monitor.records.json_ready import encodable, event_as_json
 from ulysses_monitor.store.appending import AppendFile
 from ulysses_monitor.store.compaction import compact, is_small
 from ulysses_monitor.store.directory import RunDirectory

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ulysses_core.cli.board import find_runs
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks import TensorBoardSink
 

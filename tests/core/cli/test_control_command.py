@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from ulysses_monitor.control import CONTROL_FILE, Command, ControlFile
+from ulysses_monitor.records.command import Command
 from ulysses_monitor.store import RunDirectory
+from ulysses_monitor.store.control_file import CONTROL_FILE, ControlFile
 
 Ulysses = Callable[..., tuple[int, str, str]]
 

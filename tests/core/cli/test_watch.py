@@ -18,7 +18,7 @@ from rich.console import Console
 import ulysses_monitor as um
 from ulysses_core.cli import watch as watching
 from ulysses_core.cli.watch import Follower, watch
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, Event, StepRecord
 
 COMMAND = [sys.executable, "-m", "ulysses_core.cli", "watch"]
@@ -118,7 +118,7 @@ def test_it_follows_until_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun()
     run.lines = [{**START, "max_steps": 3.0}]
     monkeypatch.setattr(watching, "_PAUSE", 0.01)
-    monkeypatch.setattr("ulysses_monitor.analysis.open_run", lambda _: run)
+    monkeypatch.setattr("ulysses_monitor.reading.open_run", lambda _: run)
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, force_interactive=True, width=80, height=30)
     thread = threading.Thread(target=watch, args=("x", console))
@@ -136,7 +136,7 @@ def test_it_follows_until_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun()
-    monkeypatch.setattr("ulysses_monitor.analysis.open_run", lambda _: run)
+    monkeypatch.setattr("ulysses_monitor.reading.open_run", lambda _: run)
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt

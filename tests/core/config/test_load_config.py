@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ulysses_core.config import load_config
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 MINIMAL = """
 model_name_or_path: some/model

@@ -8,7 +8,7 @@ import pytest
 
 from ulysses_core.cli.doubts import doubts
 from ulysses_core.config import RunConfig, load_config
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 MINIMAL = """
 model_name_or_path: some/model

@@ -5,7 +5,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ulysses_core.data import DataConfig, check_sources, load_datasets
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 REAL = Path(__file__).parents[4] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the demo data is not here")

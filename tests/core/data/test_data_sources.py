@@ -14,7 +14,7 @@ import pytest
 from ulysses_core.data import DataConfig, check_sources
 from ulysses_core.data.files import read_rows
 from ulysses_core.data.registry import find_datasets
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 # `values` here is a row's dict, not a frame's array.
 # ruff: noqa: PD011

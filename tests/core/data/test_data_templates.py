@@ -9,7 +9,7 @@ from ulysses_core.data.examples import Example, Message
 from ulysses_core.data.templates import TEMPLATES, get_template
 from ulysses_core.data.tokenize import tokenize_sft
 from ulysses_core.data.turns import encode_batch, encode_turns
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 CHAT = Example(
     "SYS",

@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerFast
 from ulysses_core.data import DataConfig
 from ulysses_core.data.examples import Example, Message
 from ulysses_core.data.tokenize import build_row, share_budget, tokenize_pt, tokenize_sft
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 TURNS = [([1, 2, 3], [4, 5]), ([6, 7], [8, 9])]
 X = -100

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from spawn import spawn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parallel"))
-
-from test_sequence_training import (
+import ulysses_core as uc
+from tests.core.parallel.test_sequence_training import (
     Case,
     build_model,
     build_trainer,
@@ -25,10 +21,9 @@ from test_sequence_training import (
     forget_last_trainer,
     weights_of,
 )
-
-import ulysses_core as uc
+from tests.support.spawn import spawn
 from ulysses_core.memory import save_memory
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "loss": {"loss_chunk": 5},

@@ -9,7 +9,7 @@ import torch
 
 from ulysses_core.parallel import SequenceGroup
 from ulysses_core.parallel.batch import Rows, shard_batch
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 
 def shards(inputs: dict[str, Any], size: int = 2) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ulysses_core.parallel import cores
 from ulysses_core.parallel.batch import Rows
 from ulysses_core.parallel.cores import CORES, Scores, choose_core
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 SIZE = 23
 ONE = Rows(SIZE, None)

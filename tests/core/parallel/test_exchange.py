@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from spawn import spawn
 from torch import Tensor
 
+from tests.support.spawn import spawn
 from ulysses_core.parallel import SequenceGroup, check_size, make_groups
 from ulysses_core.parallel.exchange import gather_heads, plan_heads, scatter_heads
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 ROWS, SLICE, WIDTH = 2, 3, 5
 CASES = [

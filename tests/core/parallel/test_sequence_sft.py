@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from spawn import spawn
-from test_sequence_training import VOCAB, Case, build_model, forget_last_trainer, weights_of
+
+from tests.core.parallel.test_sequence_training import (
+    VOCAB,
+    Case,
+    build_model,
+    forget_last_trainer,
+    weights_of,
+)
+from tests.support.spawn import spawn
 
 CASES = {
     "whole": {},

@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from spawn import spawn
-from test_sequence_training import Case, build_model, build_trainer, forget_last_trainer
 from torch import Tensor
 
 import ulysses_core as uc
+from tests.core.parallel.test_sequence_training import (
+    Case,
+    build_model,
+    build_trainer,
+    forget_last_trainer,
+)
+from tests.support.spawn import spawn
 from ulysses_core.parallel.exchange import plan_heads
-from ulysses_monitor.errors import InputError, UlyssesError
+from ulysses_monitor.common.errors import InputError, UlyssesError
 
 
 def metrics_of_nothing(prediction: Any) -> dict[str, float]:

@@ -17,8 +17,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from spawn import spawn
 from torch import Tensor
+
+from tests.support.spawn import spawn
 
 VOCAB = 61
 WINDOWED = {"sliding_window": 5}

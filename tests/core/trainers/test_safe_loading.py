@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ulysses_core.trainers.safe_loading import ALLOWED, _split, safe_load
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 
 
 class Evil:

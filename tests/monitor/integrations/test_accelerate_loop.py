@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hf_cases import VOCAB, forget_last_trainer
-from spawn import SpawnError, spawn
 from torch import Tensor, nn
 
 import ulysses_monitor as um
+from tests.monitor.integrations.hf_cases import VOCAB, forget_last_trainer
+from tests.support.spawn import SpawnError, spawn
 
 CLIP = 0.05
 ROWS = 10  # of each rank: windows of 2, 2 and 1 micro-batches of 2 rows in each of 2 epochs

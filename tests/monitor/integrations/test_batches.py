@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ulysses_monitor.flops import TrainingFlops, peak_flops
 from ulysses_monitor.integrations.batches import attended_pairs
+from ulysses_monitor.session.flops import TrainingFlops, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_step_takes_six_operations_a_parameter_and_token_and_four_of_a_frozen_
 def test_the_utilisation_is_done_over_possible(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ulysses_monitor as um
 
-    monkeypatch.setattr("ulysses_monitor.training_step.peak_flops", lambda _: 1e6)
+    monkeypatch.setattr("ulysses_monitor.session.training_step.peak_flops", lambda _: 1e6)
     model = nn.Linear(10, 10, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sink = um.MemorySink()

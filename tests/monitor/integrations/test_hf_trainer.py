@@ -15,11 +15,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hf_cases import build_trainer, forget_last_trainer, rank, run_checks, weights, world
-from spawn import spawn
 from torch import Tensor
 
 import ulysses_monitor as um
+from tests.monitor.integrations.hf_cases import (
+    build_trainer,
+    forget_last_trainer,
+    rank,
+    run_checks,
+    weights,
+    world,
+)
+from tests.support.spawn import spawn
 
 
 def zero_optimizer(trainer: Any) -> Any:

@@ -12,10 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from hf_cases import build_trainer, forget_last_trainer, rank, run_checks, weights
-from spawn import spawn
 
 import ulysses_monitor as um
+from tests.monitor.integrations.hf_cases import (
+    build_trainer,
+    forget_last_trainer,
+    rank,
+    run_checks,
+    weights,
+)
+from tests.support.spawn import spawn
 
 Told = list[dict[str, Any]]
 

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hf_cases import forget_last_trainer, weights
-from spawn import SpawnError, spawn
-from test_hf_trainer import zero_optimizer
 
 import ulysses_monitor as um
+from tests.monitor.integrations.hf_cases import forget_last_trainer, weights
+from tests.monitor.integrations.test_hf_trainer import zero_optimizer
+from tests.support.spawn import SpawnError, spawn
 
 STEPS = 3
 CLIP = 0.005

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from policy_records import (
+
+from tests.monitor.policies.policy_records import (
     LOSS,
     MEAN,
     NORM,
@@ -22,8 +23,7 @@ from policy_records import (
     steps_of,
     values_of,
 )
-
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
 from ulysses_monitor.records import Action
 

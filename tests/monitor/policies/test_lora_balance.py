@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from policy_records import OWN_NORM, RATIO, asked, near, record
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import OWN_NORM, RATIO, asked, near, record
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.lora import LoraBalance
 from ulysses_monitor.records import Action, StepRecord
 

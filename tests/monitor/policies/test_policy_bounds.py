@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policy_records import MEAN, series, steps_of
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import MEAN, series, steps_of
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.bounds import Bounded
 from ulysses_monitor.policies.small import LearningRateBoost
 

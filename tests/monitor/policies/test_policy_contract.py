@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_records import TENSORS, flat, lively, record
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import TENSORS, flat, lively, record
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import POLICIES, PRESETS, Managed, PolicySet, make_policies
 from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy
 from ulysses_monitor.records import Action, StepRecord

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_records import LOSS, NORM, lively, record
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import LOSS, NORM, lively, record
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import Decision, PolicySet, make_policies
 from ulysses_monitor.policies.policy_set import is_sound
 from ulysses_monitor.records import Action, StepRecord

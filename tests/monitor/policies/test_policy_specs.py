@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from policy_records import asked, record, series, values_of
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import asked, record, series, values_of
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import (
     POLICIES,
     PRESETS,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from policy_records import MEAN, NORM, OWN_MEAN, OWN_NORM, near, record
 
+from tests.monitor.policies.policy_records import MEAN, NORM, OWN_MEAN, OWN_NORM, near, record
 from ulysses_monitor.policies import PRESETS, PolicySet, make_policies
 from ulysses_monitor.policies.base import MAX_STEPS
 from ulysses_monitor.policies.policy_set import Decision

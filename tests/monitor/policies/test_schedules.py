@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from policy_records import asked, record, values_of
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import asked, record, values_of
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import MAX_STEPS, steps_of
 from ulysses_monitor.policies.schedules import FreezeSchedule, WarmupCosine
 from ulysses_monitor.records import Action

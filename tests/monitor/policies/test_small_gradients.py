@@ -7,7 +7,8 @@ import statistics
 from typing import Any
 
 import pytest
-from policy_records import (
+
+from tests.monitor.policies.policy_records import (
     ALL_MEAN,
     MEAN,
     OWN_MEAN,
@@ -19,8 +20,7 @@ from policy_records import (
     steps_of,
     values_of,
 )
-
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.small import (
     AnnealedNoise,
     Centralization,

@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_records import LOSS, NORM, asked, record, series, steps_of, values_of
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.policies.policy_records import (
+    LOSS,
+    NORM,
+    asked,
+    record,
+    series,
+    steps_of,
+    values_of,
+)
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.spikes import SkipOutliers, SpikeEscalation
 from ulysses_monitor.records import Action, StepRecord
 

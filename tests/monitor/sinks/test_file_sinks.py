@@ -11,9 +11,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sink_items import HOSTILE, NOT_FINITE, alert, deliver, hostile, many, on_a_thread, record, stop
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.sinks.sink_items import (
+    HOSTILE,
+    NOT_FINITE,
+    alert,
+    deliver,
+    hostile,
+    many,
+    on_a_thread,
+    record,
+    stop,
+)
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.csv_file import CsvSink
 from ulysses_monitor.sinks.jsonl import JsonlSink

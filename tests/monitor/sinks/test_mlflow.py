@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sink_items import (
+
+from tests.monitor.sinks.sink_items import (
     HOSTILE,
     NOT_FINITE,
     alert,
@@ -27,7 +28,6 @@ from sink_items import (
     stop,
     wait_for,
 )
-
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.mlflow import MlflowSink
 

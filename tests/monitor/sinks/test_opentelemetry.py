@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sink_items import (
+
+from tests.monitor.sinks.sink_items import (
     HOSTILE,
     NOT_FINITE,
     Receiver,
@@ -20,7 +21,6 @@ from sink_items import (
     on_a_thread,
     record,
 )
-
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.opentelemetry import OpenTelemetrySink
 

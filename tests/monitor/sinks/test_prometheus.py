@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sink_items import (
+
+from tests.monitor.sinks.sink_items import (
     HOSTILE,
     NOT_FINITE,
     alert,
@@ -26,7 +27,6 @@ from sink_items import (
     record,
     wait_for,
 )
-
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.prometheus import PrometheusSink
 

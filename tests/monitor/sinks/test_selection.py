@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 

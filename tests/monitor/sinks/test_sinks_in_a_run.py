@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from sink_items import Receiver, free_port
 from torch import nn
 
 import ulysses_monitor as um
+from tests.monitor.sinks.sink_items import Receiver, free_port
 from ulysses_monitor.records import Event
 
 

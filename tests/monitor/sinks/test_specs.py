@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks import MemorySink, check_specs, make_sinks
 from ulysses_monitor.sinks.csv_file import CsvSink

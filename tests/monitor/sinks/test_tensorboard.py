@@ -16,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event as EventProto
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, Event, Schema, StepRecord
 from ulysses_monitor.sinks import TensorBoardSink
 from ulysses_monitor.sinks.tensorboard.crc32c import masked_crc32c

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sink_items import (
+
+from tests.monitor.sinks.sink_items import (
     HOSTILE,
     NOT_FINITE,
     alert,
@@ -27,8 +28,7 @@ from sink_items import (
     stop,
     wait_for,
 )
-
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.wandb import WandbSink
 

@@ -9,9 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sink_items import Receiver, alert, deliver, free_port, on_a_thread, record, stop
 
-from ulysses_monitor.errors import InputError
+from tests.monitor.sinks.sink_items import (
+    Receiver,
+    alert,
+    deliver,
+    free_port,
+    on_a_thread,
+    record,
+    stop,
+)
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.sinks.webhook import WebhookError, WebhookSink
 
 SECRET = "T00/B00/s3cr3t-path"  # noqa: S105 - made up

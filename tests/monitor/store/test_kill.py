@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from killed_writer import METRICS, MOST_STEPS, values
 
 import ulysses_monitor as um
+from tests.monitor.store.killed_writer import METRICS, MOST_STEPS, values
 from ulysses_monitor.store import compact
 
 WRITER = Path(__file__).with_name("killed_writer.py")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import ulysses_monitor as um
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, Schema, StepRecord
 from ulysses_monitor.store import (
     Location,

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.engines.base import (
     AfterStep,
     Replica,
@@ -18,7 +19,6 @@ from ulysses_monitor.engines.base import (
     unwrapped,
     write_gradient,
 )
-from ulysses_monitor.patching import Undo, patch_method, undo_all
 
 __all__ = ["DeepSpeedView"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import check_spans_world
-from ulysses_monitor.errors import InputError
 
 __all__ = ["refuse_unsupported"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import Shard, like
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
 from ulysses_monitor.engines.plain import steps_of
-from ulysses_monitor.errors import InputError
 
 __all__ = ["Zero12Engine"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulysses_monitor.errors import InputError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.arguments import number
 from ulysses_monitor.sinks.tensorboard.plan import Shown

@@ -1,0 +1,283 @@
+"""What is measured on one process's shards: exact sums, bad values, layouts, failures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.engines import PlainEngine, Shard
+from ulysses_monitor.probes import (
+    AdamStateProbe,
+    Capture,
+    GradientProbe,
+    Layout,
+    ParameterProbe,
+    Reading,
+    UpdateProbe,
+)
+from ulysses_monitor.probes.adapters import _squared_norms
+from ulysses_monitor.probes.consistency import _fingerprint
+
+
+def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) -> dict[str, float]:
+    sizes = tuple(1 if g is None else g.numel() for g in grads.values())
+    probe = GradientProbe(Layout(tuple(grads), sizes))
+    shards = [
+        Shard(i, 0, torch.zeros(1) if g is None else torch.zeros_like(g), g, {})
+        for i, g in enumerate(grads.values())
+    ]
+    totals = probe.read(Reading(shards, scale)).numpy()
+    if not np.isfinite(totals).all():
+        totals = probe.read(Reading(shards, scale, careful=True)).numpy()
+    return dict(zip(probe.names, probe.values(totals).tolist(), strict=True))
+
+
+# -- gradients --------------------------------------------------------------------------------
+
+
+def test_bad_elements_are_counted_by_parameter_and_norms_are_of_the_rest() -> None:
+    bad = torch.tensor([3.0, math.nan, 4.0, math.inf])
+    good = torch.tensor([12.0])
+    metrics = gradient_metrics({"layers.0.a": bad, "layers.1.a": good, "layers.1.none": None})
+    assert metrics["grad/nonfinite/param/layers.0.a"] == 2.0
+    assert metrics["grad/nonfinite/param/layers.1.a"] == 0.0
+    assert metrics["grad/nonfinite/layer/0"] == metrics["grad/nonfinite/total"] == 2.0
+    assert metrics["grad/norm/param/layers.0.a"] == pytest.approx(5.0)
+    assert metrics["grad/norm/layer/1"] == pytest.approx(12.0)
+    assert metrics["grad/norm/total"] == pytest.approx(13.0)
+    assert metrics["grad/norm/param/layers.1.none"] == 0.0
+    assert metrics["grad/abs_mean/param/layers.0.a"] == pytest.approx(3.5)
+    assert metrics["grad/abs_mean/total"] == pytest.approx(19 / 4)
+    assert metrics["grad/abs_mean/tensor_mean"] == pytest.approx((3.5 + 12 + 0) / 3)
+    assert metrics["grad/max/total"] == metrics["grad/max/layer/1"] == 12.0
+    assert metrics["grad/max/param/layers.0.a"] == 4.0
+    assert metrics["grad/zero_frac/param/layers.1.none"] == 1.0
+    assert metrics["grad/zero_frac/layer/0"] == 0.0
+
+
+def test_a_finite_gradient_whose_square_overflows_is_no_bad_value() -> None:
+    metrics = gradient_metrics({"w": torch.full((4,), 1e30)})
+    assert metrics["grad/nonfinite/total"] == 0.0
+    assert metrics["grad/norm/total"] == pytest.approx(2e30)
+
+
+def test_the_loss_scale_is_divided_out() -> None:
+    metrics = gradient_metrics({"w": torch.tensor([3.0, 4.0]) * 65_536}, scale=65_536.0)
+    assert metrics["grad/norm/total"] == pytest.approx(5.0)
+
+
+def test_adapter_ratios_are_per_module_and_the_total_is_their_median() -> None:
+    grads = {}
+    for i, (a, b) in enumerate([(1.0, 2.0), (1.0, 8.0), (0.0, 1.0), (0.0, 0.0)]):
+        grads[f"layers.{i}.q.lora_A.default.weight"] = torch.tensor([a])
+        grads[f"layers.{i}.q.lora_B.default.weight"] = torch.tensor([b])
+    metrics = gradient_metrics(grads)
+    ratios = [metrics[f"lora/grad_ratio_B_A/module/layers.{i}.q"] for i in range(4)]
+    np.testing.assert_array_equal(ratios, [2.0, 8.0, math.inf, math.nan])
+    assert metrics["lora/grad_ratio_B_A/total"] == 8.0
+
+
+def test_layers_and_adapters_are_found_by_the_names_of_common_models() -> None:
+    names = (
+        "model.layers.11.mlp.weight",
+        "transformer.h.2.attn.weight",
+        "encoder.layer.0.weight",
+        "blocks.1.weight",
+        "model.embed_tokens.weight",
+        "base.layers.0.q.lora_A.one.weight",
+        "base.layers.0.q.lora_B.one.weight",
+        "base.layers.0.q.lora_A.two.weight",
+        "base.layers.0.q.lora_B.two.weight",
+        "base.layers.0.v.lora_B.two.weight",
+        "base.embed.lora_embedding_A.one",
+        "base.embed.lora_embedding_B.one",
+    )
+    layout = Layout(names, (1,) * len(names))
+    assert layout.layers == (0, 1, 2, 11)
+    modules = [pair.module for pair in layout.adapter_pairs]
+    assert modules == ["base.layers.0.q.one", "base.layers.0.q.two", "base.embed.one"]
+    spread = dict(zip(layout.scopes, layout.spread(np.ones(len(names))), strict=True))
+    assert (spread["total"], spread["layer/0"], spread["layer/11"]) == (12.0, 6.0, 1.0)
+
+
+# -- optimizer state and parameters -----------------------------------------------------------
+
+
+def test_an_optimizer_without_moments_gives_no_metric() -> None:
+    probe = AdamStateProbe(Layout(("w",), (3,)))
+    momentum = {"momentum_buffer": torch.ones(3)}
+    totals = probe.read(Reading([Shard(0, 0, torch.ones(3), None, momentum)], 1.0))
+    assert probe.values(totals.numpy()) is None
+    assert probe.values(probe.read(Reading([], 1.0)).numpy()) is None
+
+
+def test_an_optimizer_with_one_moment_gives_that_one() -> None:
+    """Lion keeps the first; Adafactor, for a matrix, neither."""
+    probe = AdamStateProbe(Layout(("lion", "matrix"), (3, 4)))
+    shards = [
+        Shard(0, 0, torch.ones(3), None, {"exp_avg": torch.ones(3)}, steps=1.0),
+        Shard(1, 0, torch.ones(4), None, {}, steps=1.0),
+    ]
+    found = probe.values(probe.read(Reading(shards, 1.0)).numpy())
+    metrics = dict(zip(probe.names, found.tolist(), strict=True))
+    assert metrics["optim/exp_avg_norm/param/lion"] == pytest.approx(math.sqrt(3))
+    assert metrics["optim/exp_avg_norm/total"] == pytest.approx(math.sqrt(3))
+    assert math.isnan(metrics["optim/exp_avg_norm/param/matrix"])
+    assert math.isnan(metrics["optim/exp_avg_sq_mean/total"])
+
+
+def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
+    layout = Layout(("w", "v"), (10, 4))
+    whole = torch.arange(1.0, 11.0)
+    state = {"exp_avg": whole, "exp_avg_sq": whole.square()}
+
+    def part(a: int, b: int) -> Shard:
+        return Shard(0, a, whole[a:b], whole[a:b], {k: v[a:b] for k, v in state.items()})
+
+    for probe in (GradientProbe(layout), AdamStateProbe(layout), ParameterProbe(layout)):
+        halves = [probe.read(Reading([s], 1.0)) for s in (part(0, 3), part(3, 10))]
+        together = probe.read(Reading([part(0, 10)], 1.0))
+        size = probe.size
+        torch.testing.assert_close(
+            halves[0][:size] + halves[1][:size], together[:size], rtol=1e-7, atol=0
+        )
+        assert torch.equal(torch.maximum(*halves)[size:], together[size:])
+        assert together.shape == (size + probe.maxima * 2,)
+
+
+# -- fingerprints ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float8_e5m2])
+@pytest.mark.parametrize("size", [1, 2, 7, 1001, (1 << 19) + 3])
+def test_a_fingerprint_is_of_the_bits_wherever_they_lie(size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(size + 1, generator=torch.Generator().manual_seed(size)).to(dtype)
+    inside, copy = x[1:], x[1:].clone()
+    assert int(_fingerprint(inside)) == int(_fingerprint(copy))
+    other = copy.clone()
+    other[-1] = 3.0
+    assert int(_fingerprint(other)) != int(_fingerprint(copy))
+
+
+# -- updates and adapters ----------------------------------------------------------------------
+
+
+def test_a_large_model_with_an_unknown_optimizer_has_no_update_ratio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rather than a copy of its parameters."""
+    monkeypatch.setattr("ulysses_monitor.probes.updates.COPY_LIMIT", 5)
+    model = nn.Linear(3, 2)
+    probe = UpdateProbe(Layout(("w",), (6,)), torch.optim.SGD(model.parameters(), lr=1.0))
+    shards = [Shard(0, 0, model.weight.detach(), None, {}, {"lr": 1.0})]
+    probe.before_step(shards)
+    probe.after_step(shards)
+    assert probe.values(probe.read(Reading([], 1.0)).numpy()) is None
+
+
+@pytest.mark.parametrize("rank", [1, 2, 8, 64])
+def test_the_norms_of_a_product_come_from_its_small_matrix(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    a, b = (torch.randn(s, generator=generator).double() for s in ((rank, 300), (200, rank)))
+    found = _squared_norms((b.t() @ b) @ (a @ a.t()))
+    product = b @ a
+    truth = [float(product.square().sum()), float(torch.linalg.matrix_norm(product, 2) ** 2)]
+    assert found.tolist() == pytest.approx(truth, rel=1e-6)
+
+
+def test_equal_singular_values_have_their_number_as_stable_rank() -> None:
+    squares = _squared_norms(torch.eye(16, dtype=torch.float64) * 9)
+    assert float(squares[0] / squares[1]) == pytest.approx(16.0, rel=1e-5)
+    assert _squared_norms(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+
+# -- reading a step ---------------------------------------------------------------------------
+
+
+class BrokenProbe(ParameterProbe):
+    """Fails in one of its methods."""
+
+    def __init__(self, layout: Layout, where: str) -> None:
+        super().__init__(layout)
+        self.name, self.cost, self.where, self.calls = "broken", "every", where, 0
+        self.names = tuple(f"broken/x/{i}" for i in range(len(self.names)))
+
+    def read(self, reading: Reading) -> torch.Tensor:
+        self.calls += 1
+        if self.where == "read":
+            raise RuntimeError("broken")
+        return super().read(reading)
+
+    def values(self, totals: Any) -> Any:
+        if self.where == "values":
+            raise RuntimeError("broken")
+        return super().values(totals)
+
+
+def plain_engine() -> PlainEngine:
+    model = nn.Linear(3, 2)
+    model(torch.ones(1, 3)).sum().backward()
+    return PlainEngine(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("where", ["read", "values"])
+def test_a_probe_that_raises_is_dropped_after_three_failures_and_harms_no_other(where: str) -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    broken = BrokenProbe(layout, where)
+    capture = Capture(engine, [broken, GradientProbe(layout)], sample_every=1)
+    for step in range(1, 6):
+        captured = capture.read(step, {"loss": torch.tensor(2.0), "tokens": 3})
+        names = [name for schema, _ in captured.parts for name in schema.names]
+        assert "grad/norm/total" in names
+        assert not any(name.startswith("broken/") for name in names)
+        assert captured.extra == {"loss": 2.0, "tokens": 3.0}
+    assert broken.calls == 3
+
+
+def test_sampled_probes_are_read_at_the_first_step_and_every_nth_after_it() -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    capture = Capture(engine, [GradientProbe(layout), ParameterProbe(layout)], sample_every=4)
+    sampled = [len(capture.read(step, {}).parts) == 2 for step in range(1, 11)]
+    assert [i for i, yes in enumerate(sampled, 1) if yes] == [1, 5, 9]
+
+
+def test_an_engine_that_cannot_be_read_costs_the_metrics_and_not_the_training() -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    engine.grad_scale = lambda: 1 / 0
+    capture = Capture(engine, [GradientProbe(layout)], sample_every=1)
+    captured = capture.read(1, {"loss": 1.0})
+    assert (captured.parts, captured.extra) == ([], {"loss": 1.0})
+
+
+class BrokenFollowUp(UpdateProbe):
+    """Fails after the step."""
+
+    def after_step(self, shards: Any) -> None:
+        raise RuntimeError("broken")
+
+
+def test_a_follow_up_that_raises_is_dropped_after_three_failures() -> None:
+    engine = plain_engine()
+    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    broken = BrokenFollowUp(layout, engine.optimizer)
+    capture = Capture(engine, [GradientProbe(layout)], 1, [broken])
+    for step in range(1, 7):
+        assert not capture.read(step, {}).of_previous
+        capture.stepped(done=True)
+    assert capture._failures["updates"] == 3
+
+
+def test_models_that_cannot_be_watched_are_refused() -> None:
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="no trainable parameter"):
+        PlainEngine(frozen, optimizer)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ulysses_monitor as um
+from tests.monitor.reading.recorded import curve, training, write_run
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.store import RunDirectory, StoreSink
+
+
+def test_patterns_choose_columns_and_no_pattern_gives_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(3))
+    assert list(run.metrics("grad/norm/layer/*")) == ["grad/norm/layer/0", "grad/norm/layer/10"]
+    assert list(run.metrics("grad/norm/total", "train/loss/*")) == [
+        "train/loss/total",
+        "grad/norm/total",
+    ]
+    assert len(run.metrics().columns) == 8
+    assert run.metrics("Grad/*").empty  # names are matched letter by letter
+    assert run.metrics("no/such/*").shape == (0, 0)
+    assert run.metrics().index.name == "step"
+
+
+def test_events_are_chosen_by_kind_and_survive_a_torn_last_line(tmp_path: Path) -> None:
+    events = [
+        Event(kind="start", step=0, time=0.0, data={"engine": "ddp"}),
+        Event(kind="alert", step=4, time=1.0, data={"rule": "spike", "value": float("nan")}),
+    ]
+    run = write_run(tmp_path / "run", events, None)
+    with (tmp_path / "run/events.jsonl").open("a") as file:
+        file.write('{"kind": "alert", "step": 5, "rul')
+    assert run.events()["kind"].tolist() == ["start", "alert"]
+    alerts = run.events("alert")
+    assert alerts["step"].tolist() == [4]
+    assert alerts["value"].tolist() == ["nan"]
+    assert run.events("checkpoint").empty
+
+
+def test_every_line_of_events_is_strict_json(tmp_path: Path) -> None:
+    data = {"value": float("inf"), "many": [float("nan"), 1.0], "deep": {"x": -float("inf")}}
+    write_run(tmp_path / "run", [Event(kind="alert", step=1, time=0.0, data=data)])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    line = json.loads((tmp_path / "run/events.jsonl").read_text(), parse_constant=refuse)
+    assert (line["value"], line["many"], line["deep"]) == ("inf", ["nan", 1.0], {"x": "-inf"})
+
+
+def test_a_message_with_unusual_line_separators_is_one_event(tmp_path: Path) -> None:
+    message = "first\u2028second\x85third\nfourth\x0cfifth"
+    run = write_run(tmp_path / "run", [Event(kind="a", step=1, time=0.0, data={"m": message})])
+    assert run.events()["m"].tolist() == [message]
+
+
+def test_the_status_is_crashed_where_nobody_writes_a_running_run(tmp_path: Path) -> None:
+    assert write_run(tmp_path / "a", [], None).info["status"] == "crashed"
+    assert write_run(tmp_path / "b", [], "stopped").info["status"] == "stopped"
+    directory = RunDirectory(tmp_path / "c")
+    directory.start({})
+    assert um.open_run(tmp_path / "c").info["status"] == "running"
+    directory.release()
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run\.json there"):
+        um.open_run(tmp_path)
+
+
+def test_the_summary_of_a_run(tmp_path: Path) -> None:
+    events = [Event(kind="alert", step=2, time=0.0), Event(kind="start", step=0, time=0.0)]
+    held_out = [StepRecord.of(s, 100.0 + s, {"eval/loss/total": 5.0 - s}) for s in (2, 4)]
+    summary = write_run(tmp_path / "run", [*training(8), *held_out, *events]).summary()
+    assert summary["name"] == "run"
+    assert (summary["engine"], summary["world_size"], summary["steps"]) == ("ddp", 2, 8)
+    assert summary["loss_first"] == pytest.approx(7.0)  # mean of 9 ... 5
+    assert summary["loss_last"] == pytest.approx(4.0)  # mean of 6 ... 2
+    assert (summary["eval_loss_first"], summary["eval_loss_last"]) == (3.0, 1.0)
+    assert summary["tokens_per_second"] == pytest.approx(100.0)
+    assert summary["grad_norm_first"] == summary["grad_norm_last"] == 1.0
+    assert summary["lora_ratio_first"] == np.inf
+    assert summary["lora_ratio_last"] == pytest.approx(1.25)
+    assert summary["alerts"] == 1
+    assert summary["monitor_share"] == pytest.approx(0.01)
+
+
+def test_the_summary_of_a_run_that_recorded_nothing(tmp_path: Path) -> None:
+    summary = write_run(tmp_path / "run", [], None).summary()
+    assert (summary["status"], summary["steps"], summary["alerts"]) == ("crashed", 0, 0)
+    assert summary["loss_first"] is None
+    assert summary["monitor_share"] is None
+
+
+# -- selecting ---------------------------------------------------------------------------------
+
+
+def test_names_are_given_without_values_in_the_order_of_the_schema(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(2))
+    assert run.names() == list(run.metrics().columns)
+    assert run.names("grad/norm/layer/*") == ["grad/norm/layer/0", "grad/norm/layer/10"]
+    assert run.names("no/such/*") == []
+
+
+def test_steps_are_chosen_with_both_ends_and_either_may_be_open(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(10))
+    assert run.metrics(steps=(3, 5)).index.tolist() == [3, 4, 5]
+    assert run.metrics(steps=(None, 2)).index.tolist() == [1, 2]
+    assert run.metrics(steps=(9, None)).index.tolist() == [9, 10]
+    assert run.metrics(steps=(20, 30)).empty
+
+
+def test_times_are_seconds_datetimes_or_iso_strings(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 2, 3, 4, 0, tzinfo=UTC)
+    values = curve("train/loss/total", range(10), start=start.timestamp())
+    run = write_run(tmp_path / "run", values)
+    expected = [3, 4]
+    seconds = (start.timestamp() + 3, start.timestamp() + 4)
+    moments = [datetime.fromtimestamp(t, UTC) for t in seconds]
+    for first, last in (
+        seconds,
+        moments,
+        [m.isoformat() for m in moments],
+        [pd.Timestamp(m) for m in moments],
+        [datetime.fromtimestamp(t).isoformat() for t in seconds],
+    ):
+        assert run.metrics(times=(first, last)).index.tolist() == expected
+    assert run.metrics(times=(moments[1], None), steps=(None, 5)).index.tolist() == [4, 5]
+
+
+def test_a_clock_that_was_set_back_does_not_hide_steps(tmp_path: Path) -> None:
+    times = [100.0, 101.0, 50.0, 51.0, 102.0]
+    items = [StepRecord.of(step, at, {"train/loss/total": 1.0}) for step, at in enumerate(times, 1)]
+    run = write_run(tmp_path / "run", items)
+    assert run.metrics(times=(100, 102)).index.tolist() == [1, 2, 5]
+    assert run.metrics(times=(None, 60)).index.tolist() == [3, 4]
+    assert run.times().tolist() == times
+    assert run.times().index.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"steps": 5}, "give (first, last)"),
+        ({"steps": (1.5, None)}, "steps: got 1.5; allowed are whole numbers"),
+        ({"steps": (5, 1)}, "steps: 5 comes after 1"),
+        ({"times": ("yesterday-ish", None)}, "times: got 'yesterday-ish'; allowed are seconds"),
+        ({"times": (float("nan"), None)}, "times: got nan"),
+        ({"points": 1}, "points: got 1"),
+        ({"points": 5.0}, "points: got 5.0"),
+    ],
+)
+def test_a_selection_that_cannot_be_read_is_refused(
+    tmp_path: Path, selection: dict[str, Any], message: str
+) -> None:
+    run = write_run(tmp_path / "run", training(3))
+    with pytest.raises(InputError) as caught:
+        run.metrics(**selection)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_points_thin_a_frame_to_true_rows(tmp_path: Path) -> None:
+    values = np.sin(np.arange(500) / 20)
+    values[321] = 40.0
+    run = write_run(tmp_path / "run", curve("train/loss/total", values))
+    whole, thinned = run.metrics(), run.metrics(points=50)
+    assert len(thinned) <= 50
+    assert thinned.equals(whole.loc[thinned.index])
+    assert 322 in thinned.index
+    assert list(thinned.index[[0, -1]]) == [1, 500]
+
+
+# -- damage and life ---------------------------------------------------------------------------
+
+
+def test_a_damaged_part_is_named_once_and_the_rest_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.start({})
+    sink = StoreSink(directory)
+    for step in range(1, 101):
+        sink.write(StepRecord.of(step, step, {"train/loss/total": 1.0}))
+        sink.write(StepRecord.of(step, step, {"eval/loss/total": 2.0}))
+    sink.flush()
+    first = min(p for p in (tmp_path / "run/metrics").iterdir())
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    first.write_bytes(content)
+    run = um.open_run(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        assert run.metrics()["eval/loss/total"].notna().sum() == 100
+        run.metrics()
+    assert list(run.damaged) == [f"metrics/{first.name}"]
+    assert [first.name in line for line in caplog.messages] == [True]
+    directory.release()
+
+
+def test_a_damaged_run_json_is_an_input_error(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(2))
+    for content in ('{"name": "ru', "[1, 2]"):
+        (tmp_path / "run/run.json").write_text(content)
+        with pytest.raises(InputError, match=r"run\.json"):
+            _ = run.info
+        assert len(run.metrics()) == 2
+
+
+def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [])
+    lines = ['{"kind": "note"}', "[]", "3", '{"step": 4}', "null", "", '{"kind": "a", "step": 2}']
+    (tmp_path / "run/events.jsonl").write_text("\n".join(lines))
+    assert um.open_run(tmp_path / "run").events()["kind"].tolist() == ["note", "a"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.store import RunDirectory, StoreSink
+
+directory = RunDirectory(Path(sys.argv[1]))
+directory.start({"max_steps": 10000})
+sink = StoreSink(directory)
+for step in range(1, 10000):
+    sink.write(StepRecord.of(step, time.time(), {"train/loss/total": 1 / step}))
+    if step % 5 == 0:
+        sink.write(Event(kind="alert", step=step, time=time.time(), data={"rule": "five"}))
+    sink.flush()
+    print(step, flush=True)
+    time.sleep(0.005)
+"""
+
+
+def test_a_run_that_another_process_writes_is_followed_until_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        run = um.open_run(tmp_path / "run")
+        seen = []
+        for _ in range(5):
+            told = int(writer.stdout.readline())
+            frame = run.metrics()
+            assert frame.index.tolist() == list(range(1, len(frame) + 1))
+            assert len(frame) >= told
+            assert len(run.alerts()) >= told // 5
+            assert run.info["status"] == "running"
+            seen.append(len(frame))
+            time.sleep(0.05)
+        assert seen == sorted(set(seen))
+        writer.kill()
+    assert run.info["status"] == "crashed"
+    assert len(run.metrics()) >= seen[-1]

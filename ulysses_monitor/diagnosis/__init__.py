@@ -1,0 +1,1 @@
+"""What rules and policies say of a recorded run; reads runs, writes nothing into them."""

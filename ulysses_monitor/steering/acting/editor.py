@@ -1,0 +1,78 @@
+"""Edits a step's gradients, on every rank alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.probes.sums import statistics
+from ulysses_monitor.records import Action
+from ulysses_monitor.steering.acting.edits import EDITS, Targets
+
+__all__ = ["Effect", "GradientEditor"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a round of actions did.
+
+    Attributes:
+        tensors: the parameters that each action was about: names by their place in the engine's
+            list.
+        norm: of all gradients after them, the one that the engine will clip by.
+    """
+
+    tensors: list[dict[int, str]]
+    norm: float
+
+
+class GradientEditor:
+    """Edits gradients before the engine clips them.
+
+    Args:
+        engine: whose gradients.
+        seed: of noise.
+    """
+
+    def __init__(self, engine: Engine, seed: int = 0) -> None:
+        self._engine, self._seed = engine, seed
+
+    def apply(self, actions: Sequence[Action], step: int) -> Effect:
+        """Does `actions` in their order; every rank calls it with the same ones.
+
+        A rank on which one fails still does its part in what the ranks do together.
+
+        Args:
+            actions: of kinds that edit gradients, at least one.
+            step: the optimizer step.
+
+        Raises:
+            Exception: whatever an edit raised on this rank.
+        """
+        rounds = [Targets(self._engine, action, step, self._seed) for action in actions]
+        error: Exception | None = None
+        for targets in rounds:
+            edit = EDITS[targets.action.kind]
+            sums = edit.sums(targets)
+            try:
+                edit.do(targets)
+            except Exception as raised:  # noqa: BLE001 - raised again below
+                error = raised
+                for size in sums[len(targets.totals) :]:
+                    targets.total(torch.zeros(size, dtype=torch.float64))
+        self._engine.gradients_written()
+        norm = self._norm(rounds[0])
+        if error is not None:
+            raise error
+        return Effect([targets.names() for targets in rounds], norm)
+
+    def _norm(self, any_targets: Targets) -> float:
+        grads = [s.grad for s in self._engine.shards() if s.counted and s.grad is not None]
+        squares = torch.zeros(1, dtype=torch.float64)
+        if grads:
+            squares = statistics(grads)[0].sum().reshape(1)
+        total = any_targets.total(squares)
+        return float(total.sqrt() / any_targets.scale())

@@ -1,0 +1,163 @@
+"""Steers a run while it trains, through a file in its directory that only its owner may touch.
+
+One side appends a command as a line (`send`), the other looks at each step (`ControlFile`). The
+file is no more trusted than its owner and permissions allow, and every line is checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records.command import Command, check
+
+__all__ = ["CONTROL_FILE", "ControlFile", "send"]
+
+CONTROL_FILE = "control.jsonl"
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_LINE, _LARGEST_FILE = 64 << 10, 1 << 20
+_MOST_PROBLEMS = 100
+
+
+def send(run_dir: Path, command: Command) -> None:
+    """Appends a command to the control file of a run.
+
+    Raises:
+        InputError: the file could be written by others, or has no room.
+    """
+    path, line = run_dir / CONTROL_FILE, command.to_json().encode() + b"\n"
+    check(len(line) <= _LARGEST_LINE, "the command's size", len(line), f"{_LARGEST_LINE} bytes")
+    with _opened(str(path), os.O_RDWR | os.O_APPEND | os.O_CREAT) as (file, found):
+        size = found.st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line  # an earlier one was cut off
+        if size + len(line) > _LARGEST_FILE:
+            raise InputError(_refusal(str(path), "is full"))
+        if os.write(file, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+class ControlFile:
+    """What is sent to a run, for the one process that obeys. No call raises.
+
+    What was sent to an earlier start of the run is gone.
+
+    Args:
+        run_dir: the run directory.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = str(run_dir / CONTROL_FILE)
+        self._stamp: tuple[int, int, int] | None = None
+        self._waiting: deque[Command] = deque()
+        self._lines: set[bytes] = set()
+        self._ids: set[str] = set()
+        self._problems: list[str] = []
+        self._said: set[str] = set()
+        self._left = 0, 0  # inode and size of an earlier start's file that cannot be removed
+        try:
+            (run_dir / CONTROL_FILE).unlink()
+        except OSError:
+            with suppress(OSError):
+                found = os.lstat(self._path)
+                self._left = found.st_ino, found.st_size
+
+    def poll(self) -> Command | None:
+        """The next command, each once; costs one `lstat` where nothing is new."""
+        try:
+            found = os.lstat(self._path)
+            stamp = found.st_ino, found.st_size, found.st_ctime_ns
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._read()
+        except FileNotFoundError:
+            self._stamp, self._left = None, (0, 0)
+        except InputError as error:
+            self._say(str(error))
+        except OSError as error:
+            self._stamp = None  # it may pass
+            self._say(f"{self._path}: cannot be read ({error.strerror})")
+        return self._waiting.popleft() if self._waiting else None
+
+    def problems(self) -> list[str]:
+        """Why something there was not obeyed: each once, and no more than 100 in all."""
+        problems, self._problems = self._problems, []
+        return problems
+
+    def _read(self) -> None:
+        """Reads all of the file: it is small, and so it may have been replaced or cut."""
+        with _opened(self._path, os.O_RDONLY) as (file, found):
+            text = os.read(file, _LARGEST_FILE)
+        if found.st_ino != self._left[0] or found.st_size < self._left[1]:
+            self._left = 0, 0
+        start = self._left[1]
+        *lines, _ = text[start:].split(b"\n")  # the last is empty, or still being written
+        for number, line in enumerate(lines, 1 + text.count(b"\n", 0, start)):
+            if line.strip() and line not in self._lines:
+                self._lines.add(line)
+                self._take(number, line)
+
+    def _take(self, number: int, line: bytes) -> None:
+        try:
+            check(len(line) <= _LARGEST_LINE, "its size", len(line), f"{_LARGEST_LINE} bytes")
+            command = Command.from_json(line.decode())
+        except (InputError, ValueError, RecursionError) as error:
+            self._say(f"{self._path}, line {number}: {error}")
+            return
+        if command.id not in self._ids:
+            self._ids.add(command.id)
+            self._waiting.append(command)
+
+    def _say(self, problem: str) -> None:
+        if problem not in self._said and len(self._said) < _MOST_PROBLEMS:
+            self._said.add(problem)
+            self._problems.append(problem)
+            logger.warning("monitor: not obeyed: %s", problem)
+
+
+@contextmanager
+def _opened(path: str, flags: int) -> Iterator[tuple[int, os.stat_result]]:
+    """The control file, if nobody but this user can have written it.
+
+    Raises:
+        InputError: somebody can.
+    """
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES):
+            raise
+        raise InputError(_refusal(path, f"cannot be opened ({error.strerror})")) from None
+    try:
+        found = os.fstat(file)
+        if fault := _fault(found):
+            raise InputError(_refusal(path, fault))
+        yield file, found
+    finally:
+        os.close(file)
+
+
+def _refusal(path: str, fault: str) -> str:
+    return f"{path}: {fault}; allowed is a file of up to 1 MiB of your own, of mode 600: remove it"
+
+
+def _fault(found: os.stat_result) -> str:
+    """Why a file is not to be trusted; empty if it is."""
+    if not stat.S_ISREG(found.st_mode):
+        return "is no regular file"
+    if found.st_uid != os.geteuid():
+        return f"belongs to user {found.st_uid}"
+    if found.st_mode & 0o077:
+        return f"is open to others (mode {stat.S_IMODE(found.st_mode):o})"
+    if found.st_nlink > 1:
+        return "has a second name (a hard link)"
+    return f"has {found.st_size} bytes" if found.st_size > _LARGEST_FILE else ""
