@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ulysses_core.data import DataConfig, Stage
-from ulysses_monitor.policies import check_policy_specs
-from ulysses_monitor.sinks import check_specs
+from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = [
     "FinetuningConfig",
@@ -84,44 +83,11 @@ class FinetuningConfig(_Section):
     """Start from the principal singular vectors (arXiv 2404.02948)."""
 
 
-class MonitorConfig(_Section):
-    """What the monitor records."""
+class MonitorConfig(MonitorSettings):
+    """How the run is watched: `MonitorSettings`, and whether it is watched at all."""
 
     enabled: bool = True
     """False trains without the monitor."""
-    sample_every: int = Field(default=10, gt=0)
-    """Steps between two readings of optimizer state and parameters."""
-    tensorboard: bool = True
-    """Write TensorBoard files."""
-    mirror: str | None = None
-    """A URL, such as s3://bucket/runs/demo, that gets a copy of the run while it is written."""
-    rules: Literal["default", "off"] = "default"
-    """Alert rules."""
-    sinks: list[str | dict[str, Any]] = []
-    """Further sinks: names, import paths, or a mapping of one of these to its arguments."""
-    policies: str | list[str | dict[str, Any]] = []
-    """What acts on the training: a preset, a YAML file, or a list of policies with settings."""
-    mode: Literal["off", "shadow", "active"] = "active"
-    """Of the policies: `shadow` decides and records what it would have done."""
-    seed: int = 0
-    """Of the policies' noise."""
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, mode: Any) -> Any:
-        return "off" if mode is False else mode  # what YAML makes of off
-
-    @field_validator("policies")
-    @classmethod
-    def _check_policies(cls, policies: Any) -> Any:
-        check_policy_specs(policies)
-        return policies
-
-    @field_validator("sinks")
-    @classmethod
-    def _check_sinks(cls, sinks: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-        check_specs(sinks)
-        return sinks
 
 
 class RunSettings(_Section):
