@@ -11,7 +11,7 @@ from torch import nn
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, nothing, unwrapped
 from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
-from ulysses_monitor.engines.deepspeed import deepspeed_engine, is_deepspeed_engine
+from ulysses_monitor.engines.deepspeed import find_deepspeed_engine
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
 from ulysses_monitor.engines.plain import PlainEngine
 
@@ -24,7 +24,6 @@ __all__ = [
     "Replica",
     "Shard",
     "find_engine",
-    "is_deepspeed_engine",
     "nothing",
 ]
 
@@ -47,8 +46,8 @@ def find_engine(
     Raises:
         InputError: the engine is not supported.
     """
-    if is_deepspeed_engine(model):
-        return deepspeed_engine(model)
+    if (engine := find_deepspeed_engine(model)) is not None:
+        return engine
     if optimizer is None:
         raise InputError("monitor: watch(model, optimizer) needs the optimizer that trains model")
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):

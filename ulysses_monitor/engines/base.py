@@ -24,7 +24,6 @@ __all__ = [
     "share",
     "trainable_parameters",
     "unwrapped",
-    "write_gradient",
 ]
 
 
@@ -219,17 +218,6 @@ def share(numels: list[int], parts: int, part: int) -> list[int]:
         if reader == part:
             own.append(i)
     return sorted(own)
-
-
-def write_gradient(shard: Shard, value: Tensor, name: str) -> None:
-    """`Engine.set_gradient` where the gradient that was read is the one the engine uses.
-
-    Raises:
-        ValueError: the parameter got no gradient in this step.
-    """
-    if shard.grad is None:
-        raise ValueError(f"parameter {name} got no gradient in this step, so none can be set")
-    shard.grad.copy_(value)
 
 
 def check_spans_world(group: dist.ProcessGroup, what: str) -> None:

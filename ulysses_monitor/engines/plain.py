@@ -17,15 +17,13 @@ from ulysses_monitor.engines.base import (
     Shard,
     like,
     nothing,
-    trainable_parameters,
-    unwrapped,
-    write_gradient,
 )
+from ulysses_monitor.engines.parameter_view import ParameterView
 
 __all__ = ["PlainEngine", "steps_of", "whole_shards"]
 
 
-class PlainEngine:
+class PlainEngine(ParameterView):
     """A model and a `torch.optim.Optimizer`; the base of the engines that keep ``param.grad``.
 
     Args:
@@ -53,24 +51,14 @@ class PlainEngine:
         scaler: GradScaler | None = None,
         clip_norm: Callable[[], float | None] | None = None,
     ) -> None:
-        self.model = unwrapped(model)
-        self.optimizer = optimizer
+        super().__init__(model, optimizer)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_norm = clip_norm or (lambda: None)
-        self._named = trainable_parameters(self.model)
         self.device = self._named[0][1].device
         self._settings = {
             param: group for group in optimizer.param_groups for param in group["params"]
         }
         self._held = frozenset(self.held())
-
-    def parameters(self) -> list[tuple[str, int]]:
-        """See `Engine.parameters`."""
-        return [(name, p.numel()) for name, p in self._named]
-
-    def shapes(self) -> list[torch.Size]:
-        """See `Engine.shapes`."""
-        return [p.shape for _, p in self._named]
 
     def held(self) -> list[int]:
         """See `Engine.held`."""
@@ -86,14 +74,6 @@ class PlainEngine:
         """See `Engine.replicas`."""
         return iter(())
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
-        return param.detach()
-
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
-        return param.detach()
-
     def grad_scale(self) -> Tensor | float:
         """See `Engine.grad_scale`; 1 once the caller has unscaled the gradients."""
         if self._scaler is None:
@@ -106,17 +86,6 @@ class PlainEngine:
             states[id(self.optimizer)]["stage"] is OptState.UNSCALED
         )
         return 1.0 if unscaled or scale is None else scale
-
-    def learning_rates(self) -> list[float]:
-        """See `Engine.learning_rates`."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """See `Engine.set_gradient`."""
-        write_gradient(shard, value, self._named[shard.index][0])
-
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`."""
 
     def hook_step(
         self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing

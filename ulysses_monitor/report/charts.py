@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ulysses_monitor.records.layer_grid import LayerGrid
 from ulysses_monitor.report import figures as fg
 from ulysses_monitor.report import plots
 from ulysses_monitor.report.formatting import number
-from ulysses_monitor.report.layers import LayerGrid, layer_grid, plot_layers
+from ulysses_monitor.report.layers import build_layer_grid, plot_layers
 
 __all__ = ["Chart", "draw_charts"]
 
@@ -70,11 +71,11 @@ def _gradients(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Chart]:
 
 
 def _layers(frame: pd.DataFrame, metric: str, label: str, width: float) -> Iterator[Chart]:
-    grid = layer_grid(frame, metric)
+    grid = build_layer_grid(frame, metric)
     figure = plot_layers(frame, metric, label, width=width)
     if grid is not None and figure is not None:
         peak = _peak(grid) + (_outlier(grid) if metric == "grad/norm" else "")
-        peak += " Each column shows the largest of its steps." if grid.merged else ""
+        peak += " Each column shows the largest of its steps." if grid.is_merged else ""
         alt = f"Picture of layers by steps, colour is the {label}. {peak}"
         yield from _chart(metric.replace("/", "-"), figure, alt, peak)
 
@@ -99,7 +100,7 @@ def _outlier(grid: LayerGrid) -> str:
 
 def _place(grid: LayerGrid, row: np.integer[Any], column: np.integer[Any]) -> str:
     step = grid.first + int(column) * grid.stride
-    at = f"steps {step:,} to {step + grid.stride - 1:,}" if grid.merged else f"step {step:,}"
+    at = f"steps {step:,} to {step + grid.stride - 1:,}" if grid.is_merged else f"step {step:,}"
     return f"layer {grid.layers[int(row)]} at {at}"
 
 

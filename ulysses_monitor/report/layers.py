@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -13,36 +10,18 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from ulysses_monitor.records.layer_grid import LayerGrid
 from ulysses_monitor.report import figures as fg
 from ulysses_monitor.report.formatting import tick
 
-__all__ = ["LayerGrid", "layer_grid", "plot_layers"]
+__all__ = ["build_layer_grid", "plot_layers"]
 
 _MOST_COLUMNS = 640
-"""So few that a column is wider than a pixel on paper and on screen: no spike falls between two."""
+"""So few that a column is wider than a pixel on paper and on screen."""
 
 
-@dataclass(frozen=True)
-class LayerGrid:
-    """A metric of every layer, aggregated to columns of `stride` steps by their largest value.
-
-    Attributes:
-        layers: layer indices, ascending [L].
-        first: step of the first column.
-        stride: steps that a column covers.
-        cells: [L, columns]; NaN where nothing was recorded.
-        merged: whether a column holds more than one recorded step.
-    """
-
-    layers: tuple[int, ...]
-    first: int
-    stride: int
-    cells: npt.NDArray[np.float64]
-    merged: bool
-
-
-def layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGrid | None:
-    """The ``<metric>/layer/*`` columns of `frame` as a grid, ordered by the layers' numbers."""
+def build_layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGrid | None:
+    """Builds the grid of the ``<metric>/layer/*`` columns of `frame`; None if it has no value."""
     prefix = f"{metric}/layer/"
     found = {n.removeprefix(prefix): n for n in frame.columns if n.startswith(prefix)}
     names = {int(index): name for index, name in found.items() if index.isdecimal()}
@@ -51,12 +30,7 @@ def layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGrid | No
     if not layers or not len(rows):
         return None
     steps = rows.index.to_numpy(dtype=np.int64)
-    between = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
-    columns = (int(steps[-1]) - int(steps[0])) // between + 1
-    stride = between * -(-columns // _MOST_COLUMNS)
-    column = (steps - steps[0]) // stride
-    values = rows.groupby(column).max().reindex(range(int(column[-1]) + 1))
-    return LayerGrid(layers, int(steps[0]), stride, values.to_numpy().T, stride > between)
+    return LayerGrid.from_table(layers, steps, rows.to_numpy(), most_columns=_MOST_COLUMNS)
 
 
 @fg.styled
@@ -75,7 +49,7 @@ def plot_layers(
         label: what to call it.
         width: of the figure, in inches.
     """
-    grid = layer_grid(frame, metric)
+    grid = build_layer_grid(frame, metric)
     if grid is None or not (grid.cells[np.isfinite(grid.cells)] > 0).any():
         return None
     figure, (ax,) = fg.stack(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)

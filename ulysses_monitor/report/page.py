@@ -12,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.reading.reader import RunReader
 from ulysses_monitor.report import formatting as fmt
 from ulysses_monitor.report import tables
@@ -55,10 +56,10 @@ def write_report(run: RunReader, path: Path | None = None) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"report {path}: no such folder: {path.parent}")
     html = _render(run)
-    temporary = path.with_name(f".{path.name}.tmp")
-    # A lone surrogate in a run's text has no UTF-8 form: it must not cost the report.
-    temporary.write_text(html, encoding="utf-8", errors="replace")
-    return temporary.replace(path)
+    with replace_file(path) as file:
+        # A lone surrogate in a run's text has no UTF-8 form: it must not cost the report.
+        file.write(html.encode(errors="replace"))
+    return path
 
 
 def _place(run: RunReader) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from ulysses_monitor.common.ranks import from_rank_0, rank
 from ulysses_monitor.session.opening import Place
-from ulysses_monitor.store import IfExists, is_locked
+from ulysses_monitor.store import IfExists, holds_run, is_locked
 
 __all__ = ["choose_place", "numbered_dirs"]
 
@@ -58,4 +58,4 @@ def numbered_dirs(first: Path) -> Iterator[Path]:
 def _is_free(path: Path) -> bool:
     if not path.exists():
         return True
-    return path.is_dir() and not is_locked(path) and not (path / "run.json").exists()
+    return path.is_dir() and not is_locked(path) and not holds_run(path)

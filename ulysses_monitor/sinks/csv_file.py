@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.run_file import RunFile
@@ -18,7 +17,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet evaluates (OWASP, "CSV Injection")."""
 
 
-class CsvSink:
+class CsvSink(RunFile):
     """Writes a row per metric and record; events are not written.
 
     A name that a spreadsheet would run as a formula gets a ``'`` in front.
@@ -34,12 +33,8 @@ class CsvSink:
     name = "csv"
 
     def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
-        self._file = RunFile(self.name, path, "metrics.csv", header="step,time,metric,value\n")
+        super().__init__(self.name, path, "metrics.csv", header="step,time,metric,value\n")
         self._selection = Selection(metrics, where="sink csv: metrics")
-
-    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run directory."""
-        self._file.open(run_dir, info)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
@@ -49,15 +44,7 @@ class CsvSink:
         rows = csv.writer(lines, lineterminator="\n")
         for name, value in self._selection.items(item):
             rows.writerow((item.step, item.time, _as_text(name), value))
-        self._file.append(lines.getvalue())
-
-    def flush(self) -> None:
-        """See `Sink.flush`."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """See `Sink.close`."""
-        self._file.close()
+        self.append(lines.getvalue())
 
 
 def _as_text(name: str) -> str:

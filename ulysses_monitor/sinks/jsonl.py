@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import event_as_json, plain
@@ -15,7 +14,7 @@ from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 __all__ = ["JsonlSink"]
 
 
-class JsonlSink:
+class JsonlSink(RunFile):
     """A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``.
 
     NaN and Inf become the strings ``nan``, ``inf`` and ``-inf``; secrets in events are masked.
@@ -31,12 +30,8 @@ class JsonlSink:
     name = "jsonl"
 
     def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
-        self._file = RunFile(self.name, path, "metrics.jsonl")
+        super().__init__(self.name, path, "metrics.jsonl")
         self._selection = Selection(metrics, where="sink jsonl: metrics")
-
-    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run directory."""
-        self._file.open(run_dir, info)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
@@ -46,12 +41,4 @@ class JsonlSink:
             metrics = plain(dict(self._selection.items(item)))
             line = {"step": item.step, "time": item.time, "metrics": metrics}
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-        self._file.append(text + "\n")
-
-    def flush(self) -> None:
-        """See `Sink.flush`."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """See `Sink.close`."""
-        self._file.close()
+        self.append(text + "\n")

@@ -2,7 +2,13 @@
 
 from ulysses_monitor.store.block import Block, merge
 from ulysses_monitor.store.compaction import compact
-from ulysses_monitor.store.directory import IfExists, RunDirectory, check_free, is_locked
+from ulysses_monitor.store.directory import (
+    IfExists,
+    RunDirectory,
+    check_free,
+    holds_run,
+    is_locked,
+)
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.mirror import MirrorSink, check_mirror
 from ulysses_monitor.store.reading import MetricsReader
@@ -19,6 +25,7 @@ __all__ = [
     "check_free",
     "check_mirror",
     "compact",
+    "holds_run",
     "is_locked",
     "merge",
 ]

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.masking import without_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
 from ulysses_monitor.records.json_ready import plain
 from ulysses_monitor.store.control_file import CONTROL_FILE
 
-__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
+__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "holds_run", "is_locked"]
 
 IfExists = Literal["refuse", "resume", "overwrite"]
 
@@ -59,22 +59,41 @@ def _lock(file: IO[str], kind: int) -> bool:
     return True
 
 
-def check_free(path: Path, if_exists: IfExists) -> None:
-    """Checks that a run may be written at `path`, touching nothing.
+def holds_run(path: Path) -> bool:
+    """Whether a run was recorded at `path`."""
+    return (path / "run.json").exists()
+
+
+_WAYS = (
+    'continue it (resume_from_checkpoint, or if_exists="resume"), or replace it '
+    '(overwrite_output_dir=true, or if_exists="overwrite")'
+)
+
+
+def check_free(
+    path: Path, if_exists: IfExists, *, where: str = "run directory", ways: str = _WAYS
+) -> None:
+    """Checks that a run may be written at `path`; changes nothing.
+
+    Args:
+        path: the run directory; it need not exist.
+        if_exists: what is meant to happen to a run that is there.
+        where: what the user calls the directory, for the message.
+        ways: how the user can keep to a directory that holds a run, for the message.
 
     Raises:
-        InputError: the directory is in use, or holds a run and `if_exists` is ``refuse``.
+        InputError: the directory is in use, cannot be written, or holds a run and `if_exists` is
+            ``refuse``.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"run directory {path}: is a file; name a directory")
+    found = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not found.is_dir():
+        raise InputError(f"{where} {path}: {found} is a file; name a directory")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise InputError(f"{where} {path}: {found} cannot be written; choose another one")
     if is_locked(path):
-        raise InputError(f"run directory {path}: in use by a running training; choose another one")
-    if if_exists == "refuse" and (path / "run.json").exists():
-        raise InputError(
-            f"run directory {path}: already holds a run; choose another one, continue it "
-            '(resume_from_checkpoint, or if_exists="resume"), or replace it '
-            '(overwrite_output_dir=true, or if_exists="overwrite")'
-        )
+        raise InputError(f"{where} {path}: in use by a running training; choose another one")
+    if if_exists == "refuse" and holds_run(path):
+        raise InputError(f"{where} {path}: already holds a run; choose another one, {ways}")
 
 
 class RunDirectory:
@@ -100,7 +119,7 @@ class RunDirectory:
             if if_exists == "overwrite":
                 self._remove_old()
             self.metrics.mkdir(exist_ok=True)
-            if (path / "run.json").exists():
+            if holds_run(path):
                 self._info = _read_info(path / "run.json")
         except BaseException:
             self.release()
@@ -147,7 +166,8 @@ class RunDirectory:
 
     def _write(self) -> None:
         text = json.dumps(self._info, indent=2, default=str) + "\n"
-        write_whole(self.path / "run.json", text.encode())
+        with replace_file(self.path / "run.json") as file:
+            file.write(text.encode())
 
     def _remove_old(self) -> None:
         """Removes what an earlier run wrote there, and nothing else."""

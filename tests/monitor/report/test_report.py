@@ -23,7 +23,7 @@ from ulysses_monitor.records import Alert, Event, Schema, StepRecord
 from ulysses_monitor.report import write_report
 from ulysses_monitor.report.figures import thin, to_svg
 from ulysses_monitor.report.formatting import change, count, duration, number, share, tick, when
-from ulysses_monitor.report.layers import layer_grid, plot_layers
+from ulysses_monitor.report.layers import build_layer_grid, plot_layers
 from ulysses_monitor.report.plots import plot_gradient_norm, plot_lora, plot_loss, plot_metric
 from ulysses_monitor.report.tables import event_rows, largest_gradients, most_unbalanced
 from ulysses_monitor.store import Location, RunDirectory, StoreSink
@@ -334,7 +334,7 @@ def test_a_long_run_keeps_its_spike_and_a_small_file(tmp_path: Path) -> None:
         return {"train/loss/total": 1 + noise, "grad/norm/total": spike + noise, **layers}
 
     run = make_run(tmp_path / "r", (metrics(s) for s in range(1, 20_001)))
-    grid = layer_grid(run.metrics("grad/norm/layer/*"))
+    grid = build_layer_grid(run.metrics("grad/norm/layer/*"))
     assert grid is not None
     assert grid.layers == (1, 2, 10)
     assert grid.cells.shape[1] <= 640
@@ -377,9 +377,9 @@ def test_clipped_steps_are_marked_with_the_threshold(run: RunReader) -> None:
 
 
 def test_sampled_layers_leave_no_gaps(run: RunReader) -> None:
-    grid = layer_grid(run.metrics("optim/*"), "optim/exp_avg_norm")
+    grid = build_layer_grid(run.metrics("optim/*"), "optim/exp_avg_norm")
     assert grid is not None
-    assert (grid.first, grid.stride, grid.merged) == (6, 5, False)
+    assert (grid.first, grid.stride, grid.is_merged) == (6, 5, False)
     assert np.isfinite(grid.cells).all()
     assert grid.cells.shape == (3, 2)
 

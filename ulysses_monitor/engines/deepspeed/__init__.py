@@ -15,28 +15,30 @@ from ulysses_monitor.engines.deepspeed.zero0 import MasterWeightsEngine, Zero0En
 from ulysses_monitor.engines.deepspeed.zero3 import Zero3Engine
 from ulysses_monitor.engines.deepspeed.zero12 import Zero12Engine
 
-__all__ = ["deepspeed_engine", "is_deepspeed_engine"]
+__all__ = ["find_deepspeed_engine"]
 
 
-def is_deepspeed_engine(model: object) -> bool:
-    """Whether `model` is a `deepspeed.DeepSpeedEngine`; does not import DeepSpeed."""
-    return any(
-        c.__module__.startswith("deepspeed.") and c.__name__ == "DeepSpeedEngine"
-        for c in type(model).__mro__
-    )
-
-
-def deepspeed_engine(engine: Any) -> Engine:
-    """The view of a `deepspeed.DeepSpeedEngine`.
+def find_deepspeed_engine(model: Any) -> Engine | None:
+    """Finds the view of a `deepspeed.DeepSpeedEngine`; None if `model` is anything else.
 
     Raises:
         InputError: a DeepSpeed version, or a part of DeepSpeed, that is not supported.
     """
-    refuse_unsupported(engine)
-    stage = engine.zero_optimization_stage()
+    if not _is_deepspeed_engine(model):
+        return None
+    refuse_unsupported(model)
+    stage = model.zero_optimization_stage()
     if stage == 3:
-        return Zero3Engine(engine)
+        return Zero3Engine(model)
     if stage:
-        return Zero12Engine(engine)
-    keeps_masters = hasattr(engine.optimizer, "fp16_groups")
-    return MasterWeightsEngine(engine) if keeps_masters else Zero0Engine(engine)
+        return Zero12Engine(model)
+    keeps_masters = hasattr(model.optimizer, "fp16_groups")
+    return MasterWeightsEngine(model) if keeps_masters else Zero0Engine(model)
+
+
+def _is_deepspeed_engine(model: object) -> bool:
+    """Looks at names only, because DeepSpeed may not be installed."""
+    return any(
+        c.__module__.startswith("deepspeed.") and c.__name__ == "DeepSpeedEngine"
+        for c in type(model).__mro__
+    )
