@@ -45,8 +45,7 @@ from ulysses_monitor.policies import (
 )
 from ulysses_monitor.policies.base import MAX_STEPS
 from ulysses_monitor.policies.policy_set import is_sound
-from ulysses_monitor.reading.reader import RunReader
-from ulysses_monitor.reading.selection import matching, rows_of
+from ulysses_monitor.reading import RunReader, make_name_filter, take_rows
 from ulysses_monitor.records import Event, Schema, StepRecord
 from ulysses_monitor.rules import Rule, RuleSet, checked_rules
 from ulysses_monitor.store import Block
@@ -227,7 +226,7 @@ class _Names:
     def of(cls, run: RunReader) -> _Names:
         names = run.names()
         update, end, beside, step = (
-            frozenset(filter(matching(patterns), names))
+            frozenset(filter(make_name_filter(patterns), names))
             for patterns in (_OF_ITS_UPDATE, _OF_ITS_END, _BESIDE, _OF_THE_STEP)
         )
         others = [name for name in names if name not in update | end | beside | step]
@@ -260,7 +259,7 @@ def _is_trained(block: Block) -> npt.NDArray[np.bool_]:
 
 def _trained(block: Block) -> Block:
     rows = _is_trained(block)
-    return block if rows.all() else rows_of(block, rows)
+    return block if rows.all() else take_rows(block, rows)
 
 
 def _wanted(run: RunReader, policies: Sequence[Managed]) -> list[str]:

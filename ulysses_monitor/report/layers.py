@@ -13,8 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from ulysses_monitor.report import figures as fg
-from ulysses_monitor.report.formatting import tick
+from ulysses_monitor.common.formatting import tick
+from ulysses_monitor.reading import chart_style as style
 
 __all__ = ["LayerGrid", "layer_grid", "plot_layers"]
 
@@ -59,13 +59,13 @@ def layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGrid | No
     return LayerGrid(layers, int(steps[0]), stride, values.to_numpy().T, stride > between)
 
 
-@fg.styled
+@style.with_own_style
 def plot_layers(
     frame: pd.DataFrame,
     metric: str = "grad/norm",
     label: str = "gradient norm",
     *,
-    width: float = fg.WIDE,
+    width: float = style.FULL_WIDTH,
 ) -> Figure | None:
     """Layers by steps as a picture, on a logarithmic colour scale.
 
@@ -78,11 +78,11 @@ def plot_layers(
     grid = layer_grid(frame, metric)
     if grid is None or not (grid.cells[np.isfinite(grid.cells)] > 0).any():
         return None
-    figure, (ax,) = fg.stack(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)
+    figure, (ax,) = style.stack_axes(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)
     image = _draw_grid(ax, grid)
     _layer_ticks(ax, grid.layers)
-    fg.fit_x(ax, frame)
-    fg.title(ax, "Layer")
+    style.fit_step_axis(ax, frame.index)
+    style.set_title(ax, "Layer")
     _color_bar(figure, image, label)
     return figure
 
@@ -126,10 +126,10 @@ def _color_bar(figure: Figure, image: AxesImage, label: str) -> None:
         box.text(
             x,
             0.5,
-            fg.plain(text),
+            style.escape_math(text),
             ha=side,
             va="center_baseline",
             transform=box.transAxes,
             fontsize=8.5,
-            color=fg.MUTED,
+            color=style.MUTED,
         )

@@ -1,0 +1,257 @@
+"""The look of every chart: sizes, colours, axes, lines and marks.
+
+It uses matplotlib's object API only: it never touches pyplot and leaves no rcParam changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ulysses_monitor.common.formatting import tick
+
+__all__ = [
+    "BLUE",
+    "FONT_SIZE",
+    "FULL_WIDTH",
+    "HALF_WIDTH",
+    "INK",
+    "MIN_SMOOTHED",
+    "MUTED",
+    "ORANGE",
+    "RED",
+    "RULE",
+    "THIRD_WIDTH",
+    "TICK_STEPS",
+    "add_legend",
+    "choose_y_scale",
+    "draw_line",
+    "escape_math",
+    "fit_step_axis",
+    "mark_alerts",
+    "mark_steps",
+    "set_log_scale",
+    "set_title",
+    "size_in_inches",
+    "stack_axes",
+    "thin_out",
+    "with_own_style",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Series = pd.Series  # of float, indexed by step
+
+FULL_WIDTH, HALF_WIDTH, THIRD_WIDTH = 9.6, 4.68, 3.04
+"""Widths of a figure in inches; the report shows all of them at the same scale."""
+
+INK, MUTED, RULE = "#2b3036", "#6b727b", "#e2e5e9"
+BLUE, ORANGE, RED = "#2760c4", "#cf6a12", "#c93636"
+
+FONT_SIZE = 8.5
+"""Of all text in a chart, in points."""
+
+MIN_SMOOTHED = 40
+"""A series of fewer points is drawn without its moving average."""
+
+TICK_STEPS = [1, 2, 5, 10]
+
+_LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 0.46, 0.2, 0.34, 0.4, 0.34
+_NOT_STYLE = re.compile("backend|interactive|toolbar|timezone|webagg|datapath|keymap")
+
+
+def with_own_style(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs `function` with matplotlib's default style, whatever style the user's program set."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        defaults = {k: v for k, v in mpl.rcParamsDefault.items() if not _NOT_STYLE.search(k)}
+        with mpl.rc_context({**defaults, "svg.fonttype": "none"}):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def escape_math(text: str) -> str:
+    """Escapes ``$`` in text from a run, so that matplotlib does not read it as a formula."""
+    return text.replace("$", r"\$")
+
+
+# -- figures and axes ----------------------------------------------------------------------------
+
+
+def stack_axes(
+    *heights: float, width: float = FULL_WIDTH, margin: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """Creates a figure with axes on top of each other that share their step axis.
+
+    Args:
+        heights: of the axes, from top to bottom, in inches.
+        width: of the figure, in inches.
+        margin: around the figure, in inches.
+    """
+    left, right = _LEFT + margin, _RIGHT + margin
+    total = _TOP + sum(heights) + _GAP * (len(heights) - 1) + _BOTTOM + 2 * margin
+    figure, axes, top = Figure(figsize=(width, total)), list[Axes](), total - _TOP - margin
+    for height in heights:
+        box = (left / width, (top - height) / total, 1 - (left + right) / width, height / total)
+        axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
+        _style_axes(axes[-1])
+        top -= height + _GAP
+    for upper in axes[:-1]:
+        upper.tick_params(axis="x", labelbottom=False)
+    axes[-1].set_xlabel("step", loc="right", fontsize=FONT_SIZE, color=MUTED, labelpad=2)
+    return figure, axes
+
+
+def _style_axes(ax: Axes) -> None:
+    ax.set_facecolor("none")
+    for side in ("top", "left", "right"):
+        ax.spines[side].set_visible(False)
+    ax.spines["bottom"].set(color=MUTED, linewidth=0.6)
+    ax.tick_params(labelsize=FONT_SIZE, labelcolor=MUTED, color=MUTED, width=0.6, length=3)
+    ax.tick_params(axis="y", length=0, pad=4)
+    ax.grid(axis="y", color=RULE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ticks = 10 if ax.get_position().width > 0.9 else 5
+    ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=TICK_STEPS, min_n_ticks=1))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    ax.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y)))
+
+
+def set_title(ax: Axes, text: str) -> None:
+    """Writes the y axis's name above it, where it reads upright, in line with the tick labels."""
+    left = -_LEFT / size_in_inches(ax)[0]
+    # With its y given, matplotlib does not move the title above other artists, such as a bar.
+    ax.set_title(text, loc="left", fontsize=FONT_SIZE, color=INK, pad=7, x=left, y=1.0)
+
+
+def size_in_inches(ax: Axes) -> tuple[float, float]:
+    """Returns the width and the height of axes that `stack_axes` created."""
+    width, height = ax.bbox.size / mpl.rcParams["figure.dpi"]
+    return float(width), float(height)
+
+
+def add_legend(ax: Axes) -> None:
+    """Adds a row of labels above the axes, at the right, for the lines that have one."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.02),
+            ncols=len(labels),
+            fontsize=FONT_SIZE,
+            labelcolor=MUTED,
+            frameon=False,
+            borderaxespad=0,
+            borderpad=0.2,
+            handlelength=1.3,
+            columnspacing=1.4,
+        )
+
+
+def set_log_scale(ax: Axes, values: Series) -> None:
+    """Makes the y axis logarithmic, with limits that fit the positive `values`."""
+    high = float(values.max())
+    low = max(float(values[values > 0].min()), 1e-9 * high)
+    ax.set_yscale("log")
+    ax.set_ylim(low / 1.4, high * 1.4)
+    narrow = high / low < 50
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=7))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y)))
+
+
+def choose_y_scale(ax: Axes, values: Series) -> None:
+    """Makes the y axis logarithmic if `values` span more than a decade; else starts it at 0."""
+    if values.min() >= 0 and values.max() > 10 * values[values > 0].min():
+        set_log_scale(ax, values)
+    else:
+        ax.set_ylim(bottom=min(0.0, float(values.min())))
+
+
+def fit_step_axis(ax: Axes, steps: pd.Index[int]) -> None:
+    """Fits the step axis to all of a run's `steps`, so that it is the same in every chart."""
+    ax.set_xlim(float(steps.min()) - 0.5, float(steps.max()) + 0.5)
+
+
+# -- lines and marks -----------------------------------------------------------------------------
+
+
+def thin_out(series: Series, limit: int = 1600) -> Series:
+    """Returns at most `limit` points, with the minimum and the maximum of each stretch."""
+    if len(series) <= limit:
+        return series
+    stretch = np.arange(len(series)) * (limit // 2) // len(series)
+    groups = series.groupby(stretch)
+    return series.loc[sorted({*groups.idxmin(), *groups.idxmax()})]
+
+
+def draw_line(
+    ax: Axes, series: Series, color: str, label: str | None = None, *, smooth: bool = True
+) -> None:
+    """Draws a series as a light line under its exponential moving average.
+
+    A series that is short, or not to be smoothed, is drawn as one line.
+    """
+    if len(series) < MIN_SMOOTHED or not smooth:
+        marker = {"marker": "o", "markersize": 3.2} if len(series) < 13 else {}
+        line: dict[str, Any] = {"color": color, "linewidth": 1.3, "label": label, **marker}
+        series = thin_out(series)
+        ax.plot(series.index, series, **line)
+        return
+    raw = thin_out(series)
+    ax.plot(raw.index, raw, color=color, linewidth=0.6, alpha=0.45)
+    average = thin_out(series.ewm(span=max(5, len(series) // 50)).mean(), 800)
+    ax.plot(average.index, average, color=color, linewidth=1.5, label=label)
+
+
+def mark_steps(ax: Axes, steps: Sequence[int], color: str, label: str, row: int = 0) -> None:
+    """Marks `steps` in a strip along the bottom; consecutive steps share one bar.
+
+    Args:
+        ax: the axes, whose step limits are set.
+        steps: the steps to mark.
+        color: of the bars.
+        label: for the legend.
+        row: of the strip, from the bottom: strips in the same axes do not overlap.
+    """
+    if not len(steps):
+        return
+    ordered = np.unique(np.asarray(steps))
+    low, high = ax.get_xlim()
+    min_width = (high - low) / 300  # a single step among thousands must be visible
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > max(1.0, min_width)) + 1)
+    bars = [(float(r[0]) - 0.5, max(float(r[-1] - r[0]) + 1, min_width)) for r in runs]
+    span = (0.012 + 0.035 * row, 0.025)
+    ax.broken_barh(
+        bars, span, transform=ax.get_xaxis_transform(), color=color, label=label, linewidth=0
+    )
+
+
+def mark_alerts(ax: Axes, steps: Sequence[int]) -> None:
+    """Marks the first 200 of `steps` with small red triangles along the top."""
+    if len(steps):
+        shown = np.unique(np.asarray(steps))[:200]
+        ax.plot(
+            shown,
+            np.full(len(shown), 0.97),
+            linestyle="none",
+            marker="v",
+            markersize=4.5,
+            color=RED,
+            markeredgewidth=0,
+            label="alert",
+            clip_on=False,
+            transform=ax.get_xaxis_transform(),
+        )
