@@ -90,7 +90,7 @@ def _list_candidates(place: Place) -> list[Location]:
     if location.is_file():
         return [location]
     raise InputError(
-        f"runs in {place}: no such folder; expected a folder of runs, a glob or a list of runs"
+        f"runs in {place}: no such folder; expected a folder of runs, a glob or a list"
     )
 
 
