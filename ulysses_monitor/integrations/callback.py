@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import from_rank_0, rank
 from ulysses_monitor.engines import Engine, find_engine
@@ -143,7 +143,8 @@ class MonitorCallback(TrainerCallback):
         folder /= f"checkpoint-{state.global_step}"
         if rank() == 0 and held is not None and folder.is_dir():
             try:
-                write_whole(folder / self._place, held.numpy().tobytes())
+                with replace_file(folder / self._place) as file:
+                    file.write(held.numpy().tobytes())
             except OSError as error:
                 logger.error("monitor: %s: not written: %s", folder / self._place, error)
 

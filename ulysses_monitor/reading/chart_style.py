@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -32,6 +33,7 @@ __all__ = [
     "RULE",
     "THIRD_WIDTH",
     "TICK_STEPS",
+    "add_color_bar",
     "add_legend",
     "choose_y_scale",
     "draw_line",
@@ -66,6 +68,7 @@ MIN_SMOOTHED = 40
 TICK_STEPS = [1, 2, 5, 10]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 0.46, 0.2, 0.34, 0.4, 0.34
+_CHARACTER_WIDTH = 0.068  # on average, in inches
 _NOT_STYLE = re.compile("backend|interactive|toolbar|timezone|webagg|datapath|keymap")
 
 
@@ -157,6 +160,34 @@ def add_legend(ax: Axes) -> None:
             borderpad=0.2,
             handlelength=1.3,
             columnspacing=1.4,
+        )
+
+
+def add_color_bar(ax: Axes, colors: Colormap, low: str, high: str, room: float = 0.0) -> None:
+    """Adds a colour bar above the axes, at the right.
+
+    Args:
+        ax: the axes.
+        colors: of the bar, from left to right.
+        low: the label at its left.
+        high: the label at its right.
+        room: to leave free at the right, for a legend, in inches.
+    """
+    width, height = size_in_inches(ax)
+    right = 1 - (room + 0.1 + _CHARACTER_WIDTH * len(high)) / width
+    bar = ax.inset_axes((right - 1.35 / width, 1 + 0.11 / height, 1.35 / width, 0.085 / height))
+    bar.imshow(np.linspace(0, 1, 64)[None, :], cmap=colors, aspect="auto")
+    bar.set_axis_off()
+    for x, side, text in ((-0.04, "right", low), (1.04, "left", high)):
+        bar.text(
+            x,
+            0.5,
+            escape_math(text),
+            ha=side,
+            va="center_baseline",
+            transform=bar.transAxes,
+            fontsize=FONT_SIZE,
+            color=MUTED,
         )
 
 

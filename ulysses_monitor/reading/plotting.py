@@ -25,8 +25,8 @@ __all__ = ["plot_metrics"]
 _MAX_LABELS, _MAX_CHARACTERS = 8, 90
 """More labels, or longer ones, do not fit in a row: a colour bar replaces the legend."""
 
-_CHARACTER, _MARK_LABEL = 0.068, 1.2
-"""Widths of a character and of the legend's entry for NaN or Inf, in inches."""
+_LEGEND_WIDTH = 1.2
+"""Of a legend whose only entry is NaN or Inf, in inches."""
 
 _CATEGORIES = (style.BLUE, style.ORANGE, "#2f8f5b", "#8a4fbf", "#1f93a8", "#b08a00", "#c2558f")
 
@@ -89,7 +89,7 @@ def _draw_group(ax: Axes, block: Block, group: str) -> None:
         style.draw_line(ax, lines[0], style.BLUE, smooth=False)
     else:
         labels = _label_lines(block.names, group)
-        _draw_lines(ax, lines, labels, room=_MARK_LABEL if nonfinite else 0.0)
+        _draw_lines(ax, lines, labels, room=_LEGEND_WIDTH if nonfinite else 0.0)
     drawn = pd.concat(lines)
     if len(drawn):
         style.choose_y_scale(ax, drawn)
@@ -116,7 +116,10 @@ def _draw_lines(
             label=style.escape_math(label) if has_legend else None,
         )
     if not has_legend:
-        _add_color_bar(ax, colors, labels, room)
+        first, last = labels[0], labels[-1].removeprefix("layer ")
+        if len(first) + len(last) > _MAX_CHARACTERS // 2:
+            first, last = f"{len(labels)} metrics, from first", "to last"
+        style.add_color_bar(ax, ListedColormap(colors), first, last, room)
 
 
 def _choose_colors(labels: Sequence[str]) -> list[str]:
@@ -142,26 +145,3 @@ def _label_lines(names: Sequence[str], group: str) -> list[str]:
 def _count_shared(parts: Sequence[Sequence[str]], limit: int) -> int:
     """Counts the leading parts that are equal in all of `parts`, up to `limit`."""
     return next((i for i in range(limit) if len({part[i] for part in parts}) > 1), limit)
-
-
-def _add_color_bar(ax: Axes, colors: Sequence[str], labels: Sequence[str], room: float) -> None:
-    """Adds a colour bar above the axes, `room` inches from the right, with its ends labelled."""
-    first, last = labels[0], labels[-1].removeprefix("layer ")
-    if len(first) + len(last) > _MAX_CHARACTERS // 2:
-        first, last = f"{len(labels)} metrics, from first", "to last"
-    width, height = style.size_in_inches(ax)
-    right = 1 - (room + 0.1 + _CHARACTER * len(last)) / width
-    bar = ax.inset_axes((right - 1.35 / width, 1 + 0.08 / height, 1.35 / width, 0.085 / height))
-    bar.imshow(np.linspace(0, 1, 64)[None, :], cmap=ListedColormap(colors), aspect="auto")
-    bar.set_axis_off()
-    for x, side, text in ((-0.04, "right", first), (1.04, "left", last)):
-        bar.text(
-            x,
-            0.5,
-            style.escape_math(text),
-            ha=side,
-            va="center_baseline",
-            transform=bar.transAxes,
-            fontsize=style.FONT_SIZE,
-            color=style.MUTED,
-        )

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.reading import RunReader
 from ulysses_monitor.report import tables
 from ulysses_monitor.report.plots import finite_values, nonfinite_steps
@@ -56,10 +57,10 @@ def write_report(run: RunReader, path: Path | None = None) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"report: the folder {path.parent} of {path} does not exist; create it")
     html = _render(run)
-    temporary = path.with_name(f".{path.name}.tmp")
-    # UTF-8 cannot encode a lone surrogate in a run's text, which must not prevent the report.
-    temporary.write_text(html, encoding="utf-8", errors="replace")
-    return temporary.replace(path)
+    with replace_file(path) as file:
+        # UTF-8 cannot encode a lone surrogate in a run's text, which must not prevent the report.
+        file.write(html.encode(errors="replace"))
+    return path
 
 
 def _default_path(run: RunReader) -> Path:
@@ -175,7 +176,7 @@ def _list_key_figures(
         ("Held-out loss", pairs["eval_loss"], evaluations),
         ("Tokens per second", fmt.number(summary["tokens_per_second"]), "median"),
         ("Gradient norm", pairs["grad_norm"], ends),
-        ("LoRA B/A", pairs["lora_ratio"], "median over modules, first → last"),
+        ("LoRA gradient ratio B/A", pairs["lora_ratio"], "median over modules, first → last"),
         ("Alerts", fmt.count(len(alerts)), ", ".join(counts) or "no rule fired"),
         ("Monitor overhead", fmt.share(summary["monitor_share"]), "of the step time"),
     ]

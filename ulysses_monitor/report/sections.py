@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from ulysses_monitor.common.formatting import number
 from ulysses_monitor.reading import chart_style as style
+from ulysses_monitor.records.layer_grid import LayerGrid
 from ulysses_monitor.report import plots
-from ulysses_monitor.report.layers import LayerGrid, layer_grid, plot_layers
+from ulysses_monitor.report.layers import build_layer_grid, plot_layers
 from ulysses_monitor.report.plots import finite_values
 from ulysses_monitor.report.svg import to_svg
 
@@ -76,11 +77,11 @@ def _draw_gradients(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Char
 
 
 def _draw_layers(frame: pd.DataFrame, metric: str, label: str, width: float) -> Iterator[Chart]:
-    grid = layer_grid(frame, metric)
+    grid = build_layer_grid(frame, metric)
     figure = plot_layers(frame, metric, label, width=width)
     if grid is not None and figure is not None:
         caption = _describe_peak(grid) + (_describe_spike(grid) if metric == "grad/norm" else "")
-        caption += " Each column shows the maximum over its steps." if grid.merged else ""
+        caption += " Each column shows the maximum over its steps." if grid.is_merged else ""
         alt = f"Heat map of layers by steps, coloured by {label}. {caption}"
         yield from _make_chart(metric.replace("/", "-"), figure, alt, caption)
 
@@ -106,7 +107,7 @@ def _describe_spike(grid: LayerGrid) -> str:
 def _name_cell(grid: LayerGrid, row: np.integer[Any], column: np.integer[Any]) -> str:
     first = grid.first + int(column) * grid.stride
     last = first + grid.stride - 1
-    steps = f"steps {first:,} to {last:,}" if grid.merged else f"step {first:,}"
+    steps = f"steps {first:,} to {last:,}" if grid.is_merged else f"step {first:,}"
     return f"layer {grid.layers[int(row)]} at {steps}"
 
 

@@ -6,18 +6,18 @@ short read. Pages carry checksums.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.store.block import Block, DamagedError, lay, merge
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 
@@ -142,21 +142,17 @@ def write(
         read: reads a file's steps with the metrics whose name is wanted.
 
     Raises:
-        OSError: it could not be written; what was there is as it was.
+        OSError: it cannot be written; the old file stays as it was.
     """
     merged = merge([read(file, lambda _: False) for file in files])
-    temporary = directory / f".{COMPACTED}.tmp"
-    try:
-        with TemporaryFile(dir=directory) as one, TemporaryFile(dir=directory) as other:
-            shape = len(names), len(merged.steps)
-            values = np.memmap(one, np.float32, shape=shape)
-            present = np.memmap(other, np.bool_, shape=shape)
-            for file in files:
-                _fill(values, present, merged.steps, names, lambda wanted, f=file: read(f, wanted))
-            _write_table(_table(merged, names, values, present), temporary)
-        temporary.replace(directory / COMPACTED)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with TemporaryFile(dir=directory) as one, TemporaryFile(dir=directory) as other:
+        shape = len(names), len(merged.steps)
+        values = np.memmap(one, np.float32, shape=shape)
+        present = np.memmap(other, np.bool_, shape=shape)
+        for source in files:
+            _fill(values, present, merged.steps, names, lambda wanted, f=source: read(f, wanted))
+        with replace_file(directory / COMPACTED) as file:
+            _write_table(_table(merged, names, values, present), file)
 
 
 def _fill(values: Any, present: Any, steps: Any, names: Sequence[str], read: Any) -> None:
@@ -186,15 +182,13 @@ def _table(merged: Block, names: Sequence[str], values: Any, present: Any) -> An
     return pa.table(columns).replace_schema_metadata({_SUMS: np.array(sums, "<u4").tobytes().hex()})
 
 
-def _write_table(table: Any, path: Path) -> None:
+def _write_table(table: Any, file: IO[bytes]) -> None:
     pq.write_table(
         table,
-        path,
+        file,
         row_group_size=_GROUP_ROWS,
         compression="zstd",
         use_dictionary=False,  # floats seldom repeat, and a dictionary is a second read
         write_statistics=list(_FIXED),
         write_page_checksum=True,
     )
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import takewhile
 from pathlib import Path
 
+from ulysses_monitor.common.files import sync_directory
 from ulysses_monitor.store import compacted
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
-from ulysses_monitor.store.part import sync_directory
 from ulysses_monitor.store.reading import MetricsReader, list_files
 
 __all__ = ["compact", "is_small"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.masking import without_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
 from ulysses_monitor.records.json_ready import plain
@@ -147,7 +147,8 @@ class RunDirectory:
 
     def _write(self) -> None:
         text = json.dumps(self._info, indent=2, default=str) + "\n"
-        write_whole(self.path / "run.json", text.encode())
+        with replace_file(self.path / "run.json") as file:
+            file.write(text.encode())
 
     def _remove_old(self) -> None:
         """Removes what an earlier run wrote there, and nothing else."""

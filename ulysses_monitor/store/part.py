@@ -8,7 +8,6 @@ read once however many parts have them.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,33 +18,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ulysses_monitor.common.files import replace_file, sync_directory
 from ulysses_monitor.store.block import Block, DamagedError
 from ulysses_monitor.store.names import MetricsFile
 
-__all__ = ["Layout", "read_names", "read_part", "sync_directory", "write_part"]
+__all__ = ["Layout", "read_names", "read_part", "write_part"]
 
 _SUMS, _SUM = b"crc32", np.dtype("<u4")
 
 
 def write_part(directory: Path, number: int, block: Block) -> Path:
-    """Writes a part, safe on disk when this returns; nothing is left of one that fails.
+    """Writes a part, which is safe on disk when this returns.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it cannot be written; nothing is left of it.
     """
     # [N, M] -> [M, N]: each column in one piece
     values = np.ascontiguousarray(block.values.T)
     path = directory / MetricsFile.part(number, block.names).name
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(pa.PythonFile(file, "w"), _schema(block.names)) as writer:
-                writer.write_batch(*_batch(block, values))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replace_file(path) as file,
+        pa.ipc.new_file(pa.PythonFile(file, "w"), _schema(block.names)) as writer,
+    ):
+        writer.write_batch(*_batch(block, values))
     sync_directory(directory)
     return path
 
@@ -64,15 +59,6 @@ def _batch(block: Block, values: npt.NDArray[np.float32]) -> tuple[Any, dict[byt
         columns.append(pa.Array.from_buffers(pa.float32(), rows, own))
     sums = np.array([zlib.crc32(c) for c in (block.steps, block.times, *values)], _SUM)
     return pa.RecordBatch.from_arrays(columns, schema=_schema(block.names)), {_SUMS: sums.tobytes()}
-
-
-def sync_directory(directory: Path) -> None:
-    """Waits until a renamed file is found under its new name also after a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- reading ----------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from ulysses_monitor.common.files import sync_directory
 from ulysses_monitor.records import Event, Schema, StepRecord
 from ulysses_monitor.records.json_ready import encodable, event_as_json
 from ulysses_monitor.store.appending import AppendFile
 from ulysses_monitor.store.compaction import compact, is_small
 from ulysses_monitor.store.directory import RunDirectory
 from ulysses_monitor.store.location import Location
-from ulysses_monitor.store.part import sync_directory, write_part
+from ulysses_monitor.store.part import write_part
 from ulysses_monitor.store.reading import list_files
 from ulysses_monitor.store.tail import Tail, read_tail
 

@@ -20,7 +20,7 @@ from ulysses_monitor.reading import RunReader, open_run
 from ulysses_monitor.reading.sources import DirectorySource
 from ulysses_monitor.records import Alert, Event, StepRecord
 from ulysses_monitor.report import write_report
-from ulysses_monitor.report.layers import layer_grid
+from ulysses_monitor.report.layers import build_layer_grid
 from ulysses_monitor.store import Location, RunDirectory, StoreSink
 
 EVIL = "<script>alert('$x^{$')</script>"
@@ -204,7 +204,7 @@ def test_a_run_with_no_adapters_has_no_lora_heading(tmp_path: Path) -> None:
     ]
     html = html_of(make_run(tmp_path / "r", steps))
     assert "LoRA" not in headings(html)
-    assert ">LoRA B/A</dt><dd>—" in html
+    assert ">LoRA gradient ratio B/A</dt><dd>—" in html
 
 
 def test_a_run_with_no_layers_has_no_heat_map(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_long_run_keeps_its_spike_in_a_small_file(tmp_path: Path) -> None:
         return {"train/loss/total": 1 + noise, "grad/norm/total": spike + noise, **layers}
 
     run = make_run(tmp_path / "r", (metrics(s) for s in range(1, 20_001)))
-    grid = layer_grid(run.metrics("grad/norm/layer/*"))
+    grid = build_layer_grid(run.metrics("grad/norm/layer/*"))
     assert grid is not None
     assert grid.layers == (1, 2, 10)
     assert grid.cells.shape[1] <= 640

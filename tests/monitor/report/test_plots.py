@@ -17,7 +17,7 @@ from ulysses_monitor.report import (
     plot_loss,
     plot_metric,
 )
-from ulysses_monitor.report.layers import layer_grid
+from ulysses_monitor.report.layers import build_layer_grid
 from ulysses_monitor.report.svg import to_svg
 
 
@@ -49,9 +49,9 @@ def test_clipped_steps_are_marked_with_the_threshold(run: RunReader) -> None:
 
 
 def test_sampled_layers_leave_no_gaps(run: RunReader) -> None:
-    grid = layer_grid(run.metrics("optim/*"), "optim/exp_avg_norm")
+    grid = build_layer_grid(run.metrics("optim/*"), "optim/exp_avg_norm")
     assert grid is not None
-    assert (grid.first, grid.stride, grid.merged) == (6, 5, False)
+    assert (grid.first, grid.stride, grid.is_merged) == (6, 5, False)
     assert np.isfinite(grid.cells).all()
     assert grid.cells.shape == (3, 2)
 

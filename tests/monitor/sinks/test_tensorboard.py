@@ -13,13 +13,11 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as ServersAccumulator,
 )
 from tensorboard.compat.proto.event_pb2 import Event as EventProto
-from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, Event, Schema, StepRecord
 from ulysses_monitor.sinks import TensorBoardSink
-from ulysses_monitor.sinks.tensorboard.crc32c import masked_crc32c
 
 
 def read_back(folder: Path) -> EventAccumulator:
@@ -361,9 +359,3 @@ def test_the_run_directory_is_the_place_if_no_other_is_given(tmp_path: Path) -> 
         sink.write(StepRecord.of(1, 0.0, {"train/loss/total": 1.0}))
         sink.close()
         assert read_back(tmp_path / run / "tensorboard").Tags()["scalars"] == ["train/loss/total"]
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 8, 511, 512, 513, 5000])
-def test_the_checksum_is_tensorboards(length: int) -> None:
-    data = np.random.default_rng(length).bytes(length)
-    assert masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)

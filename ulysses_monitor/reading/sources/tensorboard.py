@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ulysses_monitor.reading.sources.base import MetricLog, build_block
-from ulysses_monitor.reading.sources.records import find_frames, sound
+from ulysses_monitor.reading.sources.records import find_frames, has_sound_checksum, is_damaged
 from ulysses_monitor.records.trainer_names import names_for, tag_name
 from ulysses_monitor.store import Block, Location
 
@@ -99,7 +99,7 @@ class _EventFile:
         """Yields the tag, step, time and value of each scalar written since the last call."""
         for event in self._new_events():
             for value in event.summary.value:
-                number = self._scalar(value)
+                number = self._as_scalar(value)
                 if number is not None:
                     yield value.tag, event.step, event.wall_time, number
 
@@ -109,25 +109,24 @@ class _EventFile:
             data = file.read()
         frames, end = find_frames(data)
         self._offset += end
-        if _is_damaged(data[end:]):
-            self.damage = f"nothing can be read after byte {self._offset}"
-        good = sound(data, frames)
-        if not good.all():
-            self.damage = f"records with a wrong checksum, left out: {int((~good).sum())}"
-        for (begin, stop), whole in zip(frames, good, strict=True):
-            if whole:
-                yield from self._parsed(data[begin:stop])
+        if is_damaged(data[end:]):
+            self.damage = f"unreadable after byte {self._offset}"
+        sound = [frame for frame in frames if has_sound_checksum(data, frame)]
+        if len(sound) < len(frames):
+            self.damage = f"records with a wrong checksum, skipped: {len(frames) - len(sound)}"
+        for begin, stop in sound:
+            yield from self._parse(data[begin:stop])
 
-    def _parsed(self, record: bytes) -> Iterator[Any]:
+    def _parse(self, record: bytes) -> Iterator[Any]:
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
 
         try:
             yield Event.FromString(record)
-        except DecodeError:  # a long one, whose checksum was not looked at
-            self.damage = "a record that is no event, left out"
+        except DecodeError:
+            self.damage = "a record that is not an event, skipped"
 
-    def _scalar(self, value: Any) -> float | None:
+    def _as_scalar(self, value: Any) -> float | None:
         kind = value.WhichOneof("value")
         if kind == "simple_value":
             return float(value.simple_value)
@@ -143,8 +142,3 @@ class _EventFile:
 
         array = make_ndarray(value.tensor)
         return float(array.item()) if array.size == 1 else None
-
-
-def _is_damaged(rest: bytes) -> bool:
-    """Whether what follows the last whole record is more than one that is not complete yet."""
-    return len(rest) >= 12 and not sound(rest, [(0, 8)]).all()

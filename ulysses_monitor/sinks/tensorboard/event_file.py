@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from ulysses_monitor.sinks.tensorboard.crc32c import masked_crc32c
+from ulysses_monitor.common.tfrecord import masked_crc32c
 
 __all__ = ["EventFile", "restart"]
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ulysses_monitor.sinks.tensorboard.layers import LayerGrid
+from ulysses_monitor.records.layer_grid import LayerGrid
 
 __all__ = ["Picture", "draw"]
 
@@ -117,7 +117,7 @@ def _mark(ax: Axes, grid: LayerGrid, broken: npt.NDArray[np.bool_]) -> None:
 
 
 def _label(ax: Axes, grid: LayerGrid) -> None:
-    note = f", each column the largest of {grid.stride}" if grid.stride > 1 else ""
+    note = f", each column the largest of {grid.stride}" if grid.is_merged else ""
     title = f"Gradient norm by layer, to step {grid.last:,}"
     ax.set_title(title, loc="left", fontsize=_SIZE, color=_INK, pad=9)
     ax.set_xlabel(f"step{note}", fontsize=_SIZE, color=_MUTED)

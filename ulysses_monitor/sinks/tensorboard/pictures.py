@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.sinks.tensorboard.layers import LayerGrid
+from ulysses_monitor.records.layer_grid import LayerGrid
 
 if TYPE_CHECKING:
     from ulysses_monitor.sinks.tensorboard.heat_map import Picture
 
 __all__ = ["LayerPictures"]
+
+_MOST_COLUMNS = 400
+"""So few that a column is wider than a pixel of the picture."""
 
 _SECONDS = 30.0
 """Drawing holds the interpreter's lock for a tenth of a second: seldom, however short the steps."""
@@ -40,7 +43,7 @@ class LayerPictures:
         if not self._every or not layers:
             return None
         if self._grid is None or self._grid.layers != layers or step < self._grid.first:
-            self._grid = LayerGrid(layers, step)
+            self._grid = LayerGrid(layers, step, most_columns=_MOST_COLUMNS)
             self._drawn_step = step - 1
         self._grid.add(step, norms)
         self._drawn_step = min(self._drawn_step, step - 1)
