@@ -110,10 +110,15 @@ def stack_axes(
         axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
         _style_axes(axes[-1])
         top -= height + _GAP
+    _label_steps(axes)
+    return figure, axes
+
+
+def _label_steps(axes: Sequence[Axes]) -> None:
+    """Labels the shared step axis, below the lowest axes only."""
     for upper in axes[:-1]:
         upper.tick_params(axis="x", labelbottom=False)
     axes[-1].set_xlabel("step", loc="right", fontsize=FONT_SIZE, color=MUTED, labelpad=2)
-    return figure, axes
 
 
 def _style_axes(ax: Axes) -> None:
@@ -259,15 +264,19 @@ def mark_steps(ax: Axes, steps: Sequence[int], color: str, label: str, row: int 
     """
     if not len(steps):
         return
-    ordered = np.unique(np.asarray(steps))
     low, high = ax.get_xlim()
-    min_width = (high - low) / 300  # a single step among thousands must be visible
-    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > max(1.0, min_width)) + 1)
-    bars = [(float(r[0]) - 0.5, max(float(r[-1] - r[0]) + 1, min_width)) for r in runs]
+    bars = _find_bars(steps, min_width=(high - low) / 300)  # one step in thousands must be visible
     span = (0.012 + 0.035 * row, 0.025)
     ax.broken_barh(
         bars, span, transform=ax.get_xaxis_transform(), color=color, label=label, linewidth=0
     )
+
+
+def _find_bars(steps: Sequence[int], min_width: float) -> list[tuple[float, float]]:
+    """Returns the begin and the width of each bar: one for each run of consecutive steps."""
+    ordered = np.unique(np.asarray(steps))
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > max(1.0, min_width)) + 1)
+    return [(float(r[0]) - 0.5, max(float(r[-1] - r[0]) + 1, min_width)) for r in runs]
 
 
 def mark_alerts(ax: Axes, steps: Sequence[int]) -> None:

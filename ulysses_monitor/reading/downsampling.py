@@ -36,9 +36,8 @@ def keep_extremes(block: Block, points: int) -> _Rows:
         SelectionError: `points` is not an integer of 2 or more, or is too small for the rows of
             the first group.
     """
+    _check_points(points)
     count, columns = len(block.steps), len(block.names)
-    if isinstance(points, bool) or not isinstance(points, int | np.integer) or points < 2:
-        raise SelectionError(f"metrics: points is {points!r}; expected an integer of 2 or more")
     if count <= points:
         return np.arange(count)
     ends = np.array([0, count - 1], np.intp)
@@ -53,6 +52,11 @@ def keep_extremes(block: Block, points: int) -> _Rows:
     stretches = (points - len(kept)) // (2 * columns)
     extremes = _find_extremes(block, -(-count // stretches)) if stretches > 1 else required
     return np.union1d(kept, extremes)
+
+
+def _check_points(points: object) -> None:
+    if isinstance(points, bool) or not isinstance(points, int | np.integer) or points < 2:
+        raise SelectionError(f"metrics: points is {points!r}; expected an integer of 2 or more")
 
 
 def _find_extremes(block: Block, length: int) -> _Rows:

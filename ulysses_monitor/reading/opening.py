@@ -33,8 +33,7 @@ def open_runs(places: Place | Iterable[Place]) -> RunSet:
             ``"s3://bucket/runs/*/seed-*"``; or a list of runs, each as in `open_run`.
 
     Returns:
-        The runs, in the order of their places. `RunSet.problems` names what looks like a run and
-        cannot be opened.
+        The runs; `RunSet.problems` names what looks like a run and cannot be opened.
 
     Raises:
         InputError: the folder does not exist, the glob matches nothing, or an item of the list is

@@ -116,10 +116,15 @@ def _draw_lines(
             label=style.escape_math(label) if has_legend else None,
         )
     if not has_legend:
-        first, last = labels[0], labels[-1].removeprefix("layer ")
-        if len(first) + len(last) > _MAX_CHARACTERS // 2:
-            first, last = f"{len(labels)} metrics, from first", "to last"
-        style.add_color_bar(ax, ListedColormap(colors), first, last, room)
+        style.add_color_bar(ax, ListedColormap(colors), *_label_ends(labels), room)
+
+
+def _label_ends(labels: Sequence[str]) -> tuple[str, str]:
+    """Labels the ends of a colour bar with the first and the last of `labels`, if short."""
+    first, last = labels[0], labels[-1].removeprefix("layer ")
+    if len(first) + len(last) > _MAX_CHARACTERS // 2:
+        return f"{len(labels)} metrics, from first", "to last"
+    return first, last
 
 
 def _choose_colors(labels: Sequence[str]) -> list[str]:

@@ -173,21 +173,20 @@ class RunReader:
     ) -> Figure:
         """Plots the metrics that match, such as ``run.plot("grad/norm/layer/*")``.
 
-        Metrics that differ only in their layer, module or parameter share axes; each is a line.
+        Metrics that differ only in their layer, module or parameter share axes.
 
         Args:
             patterns: one or more names or patterns, as in `metrics`.
-            steps: ``(first, last)``, as in `metrics`.
-            times: ``(first, last)``, as in `metrics`.
+            steps: as in `metrics`.
+            times: as in `metrics`.
 
         Returns:
-            A figure that a notebook displays and ``figure.savefig("norms.png")`` saves.
+            A figure; a notebook displays it, and ``figure.savefig("norms.png")`` saves it.
 
         Raises:
             InputError: a pattern matches no metric, or no step is within the limits.
         """
-        # Late: reading a run does not need matplotlib.
-        from ulysses_monitor.reading.plotting import plot_metrics
+        from ulysses_monitor.reading.plotting import plot_metrics  # only plots need matplotlib
 
         return plot_metrics(self, patterns, steps, times)
 

@@ -125,11 +125,10 @@ class RunSet:
         Raises:
             InputError: see `metrics`.
         """
-        return build_metric_table(
-            self._read_each(
-                lambda run: run.block(*patterns, steps=steps, times=times, points=points)
-            )
+        found = self._read_each(
+            lambda run: run.block(*patterns, steps=steps, times=times, points=points)
         )
+        return build_metric_table(found)
 
     def sql(self, query: str, metrics: tuple[str, ...] | str = ()) -> pd.DataFrame:
         """Runs a SQL query over the runs in DuckDB, and returns its result.

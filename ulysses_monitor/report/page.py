@@ -34,6 +34,10 @@ _METRICS = (
     "optim/exp_avg_sq_mean/layer/*",
     "monitor/overhead_seconds/total",
 )
+Entry = tuple[str, str, str]
+"""A label, its value, and a note; the note may be empty."""
+
+_HOST_KEYS = ("host", "platform", "python", "user", "pid")
 _MAX_ALERTS, _MAX_EVENTS = 50, 500
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -103,7 +107,7 @@ def _context(run: RunReader) -> dict[str, Any]:
         "largest": _add_bars(tables.find_largest_gradients(frame)),
         "config": json.dumps(info.get("config") or {}, indent=2, ensure_ascii=False, default=str),
         "versions": _as_mapping(info.get("versions")),
-        "host": [(k, info[k]) for k in ("host", "platform", "python", "user", "pid") if k in info],
+        "host": [(key, info[key]) for key in _HOST_KEYS if key in info],
         "events": tables.list_events(run, frame)[:_MAX_EVENTS],
         "written": datetime.now(UTC).timestamp(),
     }
@@ -114,8 +118,8 @@ def _context(run: RunReader) -> dict[str, Any]:
 
 def _list_facts(
     info: Mapping[str, Any], summary: Mapping[str, Any], frame: pd.DataFrame
-) -> list[tuple[str, str, str]]:
-    """Returns the label, the value and a note of each fact about the run."""
+) -> list[Entry]:
+    """Lists facts about the run."""
     model, starts = _as_mapping(info.get("model")), list(info.get("starts") or [])
     steps, planned = summary["steps"], info.get("max_steps")
     total, trainable = model.get("parameters"), model.get("trainable_parameters")
@@ -154,8 +158,8 @@ def _count_processes(world_size: int | None) -> str:
 
 def _list_key_figures(
     summary: Mapping[str, Any], frame: pd.DataFrame, alerts: list[dict[str, Any]]
-) -> list[tuple[str, str, str]]:
-    """Returns the label, the value and a note of each key figure."""
+) -> list[Entry]:
+    """Lists the run's key figures."""
     pairs = {
         key: fmt.change(summary[f"{key}_first"], summary[f"{key}_last"], 3 + ("loss" in key))
         for key in ("loss", "eval_loss", "grad_norm", "lora_ratio")

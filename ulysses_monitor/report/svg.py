@@ -26,8 +26,7 @@ _CSS_VARIABLES = {
 def to_svg(figure: Figure, name: str) -> str:
     """Renders a figure as an ``<svg>`` element for use inside a page.
 
-    The element has no prolog, no namespaces and no links. Each colour is a CSS variable, so the
-    page's theme can replace it.
+    It has no prolog, namespaces or links; each colour is a CSS variable that the page may set.
 
     Args:
         figure: the figure to render.

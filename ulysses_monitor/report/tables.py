@@ -93,10 +93,8 @@ def summarize_actions(run: RunReader) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for event in run.event_list("action"):
         policy, action, mode = (str(event.get(name, "")) for name in ("policy", "action", "mode"))
-        row = found.setdefault(
-            (policy, action, mode),
-            {"policy": policy, "action": action, "mode": mode, "seen": set()},
-        )
+        new = {"policy": policy, "action": action, "mode": mode, "seen": set()}
+        row = found.setdefault((policy, action, mode), new)
         row["seen"].add(event["step"])
         row["reason"] = str(event.get("reason", ""))
     return [
@@ -116,15 +114,8 @@ def list_events(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
         For each event `step`, `kind`, `when` and `details`, all but the step as text.
     """
     events = run.events()
-    rows = [
-        {
-            "step": e.get("step"),
-            "kind": str(e["kind"]),
-            "when": when(e.get("time")),
-            "details": _format_details(e),
-        }
-        for e in events[~events["kind"].isin(["alert", "action"])].to_dict("records")
-    ]
+    shown = events[~events["kind"].isin(["alert", "action"])].to_dict("records")
+    rows = [_event_row(e.get("step"), str(e["kind"]), when(e.get("time")), e) for e in shown]
     if not any(row["kind"] == "eval" for row in rows):
         rows += _list_evaluations(frame)
     order = {"start": 0, "eval": 1, "checkpoint": 2, "stop": 9}
@@ -152,11 +143,9 @@ def _list_evaluations(frame: pd.DataFrame) -> list[dict[str, Any]]:
     columns = frame[[n for n in frame.columns if n.startswith("eval/")]].dropna(how="all")
     columns = columns.rename(columns=lambda n: n.removeprefix("eval/").removesuffix("/total"))
     return [
-        {
-            "step": step,
-            "kind": "eval",
-            "when": "",
-            "details": _format_details(values.dropna().to_dict()),
-        }
-        for step, values in columns.iterrows()
+        _event_row(step, "eval", "", row.dropna().to_dict()) for step, row in columns.iterrows()
     ]
+
+
+def _event_row(step: Any, kind: str, when: str, details: dict[Any, Any]) -> dict[str, Any]:
+    return {"step": step, "kind": kind, "when": when, "details": _format_details(details)}

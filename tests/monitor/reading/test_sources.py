@@ -186,7 +186,7 @@ def test_a_folder_of_tensorboard_runs_is_refused_with_their_names(tmp_path: Path
         with SummaryWriter(str(tmp_path / name)) as writer:
             writer.add_scalar("loss", 1.0, 1)
     with pytest.raises(
-        InputError, match="holds 2 TensorBoard runs; expected one of them: deep/second, first"
+        InputError, match="holds 2 TensorBoard runs; expected one: deep/second, first"
     ):
         um.open_run(tmp_path)
     assert um.open_run(tmp_path / "deep/second").names() == ["loss"]

@@ -37,15 +37,18 @@ def find_source(place: str | os.PathLike[str]) -> Source:
         return source
     if below:
         names = [posixpath.relpath(folder.path, location.path) for folder in below]
-        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         raise InputError(
-            f"run {place}: holds {len(names)} TensorBoard runs; "
-            f"expected one of them: {', '.join(names[:_MAX_NAMED])}{more}"
+            f"run {place}: holds {len(names)} TensorBoard runs; expected one: {_join(names)}"
         )
     raise InputError(
         f"run {place}: no run.json there; expected a run directory such as runs/sft, a folder of "
         "TensorBoard event files, or a Trainer's output_dir with trainer_state.json"
     )
+
+
+def _join(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def source_at(location: Location) -> Source | None:
