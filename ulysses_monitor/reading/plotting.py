@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 
 from ulysses_monitor.common.errors import InputError, nearest
-from ulysses_monitor.reading import chart_style as style
+from ulysses_monitor.reading import charts
 from ulysses_monitor.reading.selection import Steps, Times, make_name_filter
 from ulysses_monitor.store import Block
 
@@ -28,7 +28,7 @@ _MAX_LABELS, _MAX_CHARACTERS = 8, 90
 _LEGEND_WIDTH = 1.2
 """Of a legend whose only entry is NaN or Inf, in inches."""
 
-_CATEGORIES = (style.BLUE, style.ORANGE, "#2f8f5b", "#8a4fbf", "#1f93a8", "#b08a00", "#c2558f")
+_CATEGORIES = (charts.BLUE, charts.ORANGE, "#2f8f5b", "#8a4fbf", "#1f93a8", "#b08a00", "#c2558f")
 
 
 def plot_metrics(
@@ -60,13 +60,13 @@ def _check_patterns(run: RunReader, patterns: Sequence[str]) -> None:
             )
 
 
-@style.with_own_style
+@charts.with_own_style
 def _draw(block: Block) -> Figure:
     groups: dict[str, list[int]] = {}
     for column, name in enumerate(block.names):
         groups.setdefault(_group_of(name), []).append(column)
     height = 2.6 if len(groups) == 1 else 1.7
-    figure, axes = style.stack_axes(*[height] * len(groups), margin=0.1)
+    figure, axes = charts.stack_axes(*[height] * len(groups), margin=0.1)
     for ax, (group, columns) in zip(axes, groups.items(), strict=True):
         _draw_group(ax, block.select(columns), group)
     return figure
@@ -84,18 +84,18 @@ def _draw_group(ax: Axes, block: Block, group: str) -> None:
     values = np.asarray(block.values, np.float64)
     lines = [pd.Series(column, index)[np.isfinite(column)] for column in values.T]
     nonfinite = block.steps[(block.present & ~np.isfinite(values)).any(axis=1)].tolist()
-    style.fit_step_axis(ax, index)
+    charts.fit_step_axis(ax, index)
     if len(lines) == 1:
-        style.draw_line(ax, lines[0], style.BLUE, smooth=False)
+        charts.draw_line(ax, lines[0], charts.BLUE, smooth=False)
     else:
         labels = _label_lines(block.names, group)
         _draw_lines(ax, lines, labels, room=_LEGEND_WIDTH if nonfinite else 0.0)
     drawn = pd.concat(lines)
     if len(drawn):
-        style.choose_y_scale(ax, drawn)
-    style.mark_steps(ax, nonfinite, style.RED, "NaN or Inf")
-    style.set_title(ax, style.escape_math(block.names[0] if len(lines) == 1 else group))
-    style.add_legend(ax)
+        charts.choose_y_scale(ax, drawn)
+    charts.mark_steps(ax, nonfinite, charts.RED, "NaN or Inf")
+    charts.set_title(ax, charts.escape_math(block.names[0] if len(lines) == 1 else group))
+    charts.add_legend(ax)
 
 
 def _draw_lines(
@@ -105,7 +105,7 @@ def _draw_lines(
     has_legend = len(labels) <= _MAX_LABELS and sum(map(len, labels)) <= _MAX_CHARACTERS
     colors = _choose_colors(labels)
     for line, label, color in zip(lines, labels, colors, strict=True):
-        drawn = style.thin_out(line)
+        drawn = charts.thin_out(line)
         ax.plot(
             drawn.index,
             drawn,
@@ -113,10 +113,10 @@ def _draw_lines(
             linewidth=1.2 if has_legend else 0.9,
             marker="o" if len(drawn) < 13 else "",
             markersize=2.6,
-            label=style.escape_math(label) if has_legend else None,
+            label=charts.escape_math(label) if has_legend else None,
         )
     if not has_legend:
-        style.add_color_bar(ax, ListedColormap(colors), *_label_ends(labels), room)
+        charts.add_color_bar(ax, ListedColormap(colors), *_label_ends(labels), room)
 
 
 def _label_ends(labels: Sequence[str]) -> tuple[str, str]:

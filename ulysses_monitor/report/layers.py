@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ulysses_monitor.common.formatting import tick
-from ulysses_monitor.reading import chart_style as style
+from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
 
 __all__ = ["build_layer_grid", "plot_layers"]
@@ -33,13 +33,13 @@ def build_layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGri
     return LayerGrid.from_table(layers, steps, rows.to_numpy(), most_columns=_MAX_COLUMNS)
 
 
-@style.with_own_style
+@charts.with_own_style
 def plot_layers(
     frame: pd.DataFrame,
     metric: str = "grad/norm",
     label: str = "gradient norm",
     *,
-    width: float = style.FULL_WIDTH,
+    width: float = charts.FULL_WIDTH,
 ) -> Figure | None:
     """Plots a metric of every layer as a heat map on a logarithmic colour scale.
 
@@ -55,13 +55,13 @@ def plot_layers(
     grid = build_layer_grid(frame, metric)
     if grid is None or not (grid.cells[np.isfinite(grid.cells)] > 0).any():
         return None
-    figure, (ax,) = style.stack_axes(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)
+    figure, (ax,) = charts.stack_axes(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)
     image = _draw_grid(ax, grid)
     _set_layer_ticks(ax, grid.layers)
-    style.fit_step_axis(ax, frame.index)
-    style.set_title(ax, "Layer")
+    charts.fit_step_axis(ax, frame.index)
+    charts.set_title(ax, "Layer")
     low, high = image.get_clim()
-    style.add_color_bar(ax, image.cmap, f"{label}   {tick(low, 2)}", tick(high, 2))
+    charts.add_color_bar(ax, image.cmap, f"{label}   {tick(low, 2)}", tick(high, 2))
     return figure
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ulysses_monitor.common.formatting import share, tick
-from ulysses_monitor.reading import chart_style as style
+from ulysses_monitor.reading import charts
 
 __all__ = [
     "finite_values",
@@ -37,7 +37,7 @@ def finite_values(frame: pd.DataFrame, name: str) -> pd.Series[float]:
     return column[np.isfinite(column)]
 
 
-@style.with_own_style
+@charts.with_own_style
 def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
     """Plots the training loss, raw and smoothed, the held-out loss, and the learning rate below.
 
@@ -52,13 +52,13 @@ def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
     if not len(loss) and not len(held_out):
         return None
     rates = _distinct_rates(frame)
-    figure, axes = style.stack_axes(*((2.7, 0.62) if rates else (2.7,)))
+    figure, axes = charts.stack_axes(*((2.7, 0.62) if rates else (2.7,)))
     _draw_loss(axes[0], loss, held_out)
-    style.fit_step_axis(axes[0], frame.index)
-    style.mark_steps(axes[0], nonfinite_steps(frame, "train/loss/total"), style.RED, "NaN or Inf")
-    style.mark_alerts(axes[0], alerts)
-    style.set_title(axes[0], "Training and held-out loss")
-    style.add_legend(axes[0])
+    charts.fit_step_axis(axes[0], frame.index)
+    charts.mark_steps(axes[0], nonfinite_steps(frame, "train/loss/total"), charts.RED, "NaN or Inf")
+    charts.mark_alerts(axes[0], alerts)
+    charts.set_title(axes[0], "Training and held-out loss")
+    charts.add_legend(axes[0])
     if rates:
         _draw_rates(axes[1], rates)
     return figure
@@ -66,12 +66,12 @@ def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
 
 def _draw_loss(ax: Axes, loss: pd.Series[float], held_out: pd.Series[float]) -> None:
     if len(loss):
-        style.draw_line(ax, loss, style.BLUE, "training")
+        charts.draw_line(ax, loss, charts.BLUE, "training")
     if len(held_out):
         ax.plot(
             held_out.index,
             held_out,
-            color=style.ORANGE,
+            color=charts.ORANGE,
             linewidth=1.1,
             marker="o",
             markersize=3.8,
@@ -93,12 +93,12 @@ def _distinct_rates(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
 def _draw_rates(ax: Axes, rates: dict[str, pd.Series[float]]) -> None:
     dashes = ("-", "--", ":", "-.")
     for (group, series), dash in zip(rates.items(), dashes, strict=False):
-        label = style.escape_math(f"group {group}") if len(rates) > 1 else None
+        label = charts.escape_math(f"group {group}") if len(rates) > 1 else None
         marker = "o" if len(series) == 1 else ""
         ax.plot(
             series.index,
             series,
-            color=style.MUTED,
+            color=charts.MUTED,
             linewidth=1.1,
             linestyle=dash,
             marker=marker,
@@ -106,12 +106,12 @@ def _draw_rates(ax: Axes, rates: dict[str, pd.Series[float]]) -> None:
             label=label,
         )
     ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_locator(MaxNLocator(2, steps=style.TICK_STEPS))
-    style.set_title(ax, "Learning rate")
-    style.add_legend(ax)
+    ax.yaxis.set_major_locator(MaxNLocator(2, steps=charts.TICK_STEPS))
+    charts.set_title(ax, "Learning rate")
+    charts.add_legend(ax)
 
 
-@style.with_own_style
+@charts.with_own_style
 def plot_gradient_norm(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
     """Plots the total gradient norm before clipping, on a log scale if it spans over a decade.
 
@@ -122,25 +122,27 @@ def plot_gradient_norm(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figur
     norm = finite_values(frame, "grad/norm/total")
     if not len(norm):
         return None
-    figure, (ax,) = style.stack_axes(2.1)
-    style.draw_line(ax, norm, style.BLUE)
-    style.choose_y_scale(ax, norm)
-    style.fit_step_axis(ax, frame.index)
+    figure, (ax,) = charts.stack_axes(2.1)
+    charts.draw_line(ax, norm, charts.BLUE)
+    charts.choose_y_scale(ax, norm)
+    charts.fit_step_axis(ax, frame.index)
     coefficient = finite_values(frame, "grad/clip_coef/total").reindex(norm.index)
     clipped = norm.index[coefficient < 1]
     if len(clipped):
         threshold = float((coefficient * norm)[clipped].median())
         label = f"clipped at {tick(threshold)} ({share(len(clipped) / len(norm))} of steps)"
-        ax.axhline(threshold, color=style.ORANGE, linewidth=0.9, linestyle=(0, (4, 3)))
-        style.mark_steps(ax, clipped.tolist(), style.ORANGE, label)
-    style.mark_steps(ax, nonfinite_steps(frame, "grad/norm/total"), style.RED, "NaN or Inf", row=1)
-    style.mark_alerts(ax, alerts)
-    style.set_title(ax, "Gradient norm, all parameters")
-    style.add_legend(ax)
+        ax.axhline(threshold, color=charts.ORANGE, linewidth=0.9, linestyle=(0, (4, 3)))
+        charts.mark_steps(ax, clipped.tolist(), charts.ORANGE, label)
+    charts.mark_steps(
+        ax, nonfinite_steps(frame, "grad/norm/total"), charts.RED, "NaN or Inf", row=1
+    )
+    charts.mark_alerts(ax, alerts)
+    charts.set_title(ax, "Gradient norm, all parameters")
+    charts.add_legend(ax)
     return figure
 
 
-@style.with_own_style
+@charts.with_own_style
 def plot_lora(frame: pd.DataFrame) -> Figure | None:
     """Plots the ratio of B's gradient norm to A's: the median of the modules, and a band.
 
@@ -155,15 +157,15 @@ def plot_lora(frame: pd.DataFrame) -> Figure | None:
     drawn = total[np.isfinite(total) & (total > 0)]
     if not len(drawn):
         return None
-    figure, (ax,) = style.stack_axes(2.3)
+    figure, (ax,) = charts.stack_axes(2.3)
     band = _draw_band(ax, frame)
-    style.draw_line(ax, drawn, style.BLUE, "median", smooth=False)
-    style.set_log_scale(ax, pd.concat([drawn, *band, pd.Series([1.0])]))
-    style.fit_step_axis(ax, frame.index)
-    ax.axhline(1, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    charts.draw_line(ax, drawn, charts.BLUE, "median", smooth=False)
+    charts.set_log_scale(ax, pd.concat([drawn, *band, pd.Series([1.0])]))
+    charts.fit_step_axis(ax, frame.index)
+    ax.axhline(1, color=charts.MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     _note_infinite(ax, total.index[np.isposinf(total)])
-    style.set_title(ax, "LoRA gradient norm ratio, B / A")
-    style.add_legend(ax)
+    charts.set_title(ax, "LoRA gradient norm ratio, B / A")
+    charts.add_legend(ax)
     return figure
 
 
@@ -179,7 +181,7 @@ def _draw_band(ax: Axes, frame: pd.DataFrame) -> list[pd.Series[float]]:
         low.index,
         low,
         high,
-        color=style.BLUE,
+        color=charts.BLUE,
         alpha=0.16,
         linewidth=0,
         label=f"10th to 90th percentile of {modules.shape[1]} modules",
@@ -196,18 +198,18 @@ def _note_infinite(ax: Axes, steps: pd.Index[int]) -> None:
             xycoords=ax.get_xaxis_transform(),
             xytext=(5, -9),
             textcoords="offset points",
-            fontsize=style.FONT_SIZE,
-            color=style.MUTED,
+            fontsize=charts.FONT_SIZE,
+            color=charts.MUTED,
         )
 
 
-@style.with_own_style
+@charts.with_own_style
 def plot_metric(
     frame: pd.DataFrame,
     name: str,
     title: str,
     *,
-    width: float = style.HALF_WIDTH,
+    width: float = charts.HALF_WIDTH,
     smooth: bool = True,
 ) -> Figure | None:
     """Plots one metric over the steps; a line joins the points of a sampled one.
@@ -222,11 +224,11 @@ def plot_metric(
     series = finite_values(frame, name)
     if not len(series):
         return None
-    figure, (ax,) = style.stack_axes(1.5, width=width)
-    style.draw_line(ax, series, style.BLUE, smooth=smooth)
-    style.choose_y_scale(ax, series)
-    style.fit_step_axis(ax, frame.index)
-    style.set_title(ax, title)
+    figure, (ax,) = charts.stack_axes(1.5, width=width)
+    charts.draw_line(ax, series, charts.BLUE, smooth=smooth)
+    charts.choose_y_scale(ax, series)
+    charts.fit_step_axis(ax, frame.index)
+    charts.set_title(ax, title)
     return figure
 
 

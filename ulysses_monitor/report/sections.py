@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ulysses_monitor.common.formatting import number
-from ulysses_monitor.reading import chart_style as style
+from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
 from ulysses_monitor.report import plots
 from ulysses_monitor.report.layers import build_layer_grid, plot_layers
@@ -64,7 +64,7 @@ def _draw_loss(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Chart]:
     alt = f"Training loss by step, {_describe(loss)}."
     if len(held_out):
         alt += f" Held-out loss, {_describe(held_out)}."
-    smoothed = len(loss) >= style.MIN_SMOOTHED
+    smoothed = len(loss) >= charts.MIN_SMOOTHED
     caption = "Thin line: every step. Thick line: moving average." if smoothed else ""
     yield from _make_chart("loss", plots.plot_loss(frame, alerts), alt, caption)
 
@@ -73,7 +73,7 @@ def _draw_gradients(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Char
     norm = finite_values(frame, "grad/norm/total")
     alt = f"Gradient norm of all parameters by step, {_describe(norm)}."
     yield from _make_chart("norm", plots.plot_gradient_norm(frame, alerts), alt)
-    yield from _draw_layers(frame, "grad/norm", "gradient norm", style.FULL_WIDTH)
+    yield from _draw_layers(frame, "grad/norm", "gradient norm", charts.FULL_WIDTH)
 
 
 def _draw_layers(frame: pd.DataFrame, metric: str, label: str, width: float) -> Iterator[Chart]:
@@ -127,7 +127,7 @@ def _draw_optimizer(frame: pd.DataFrame) -> Iterator[Chart]:
         alt = f"{title}, {_describe(finite_values(frame, f'{metric}/total'))}."
         yield from _make_chart(f"{metric.replace('/', '-')}-total", figure, alt)
     for metric, stat in moments:
-        yield from _draw_layers(frame, metric, stat, style.HALF_WIDTH)
+        yield from _draw_layers(frame, metric, stat, charts.HALF_WIDTH)
 
 
 def _draw_speed(frame: pd.DataFrame) -> Iterator[Chart]:
@@ -140,7 +140,7 @@ def _draw_speed(frame: pd.DataFrame) -> Iterator[Chart]:
         ("train/step_seconds/total", "Seconds per step"),
         (_OVERHEAD, "Monitor overhead, % of step time"),
     ):
-        figure = plots.plot_metric(frame, name, title, width=style.THIRD_WIDTH)
+        figure = plots.plot_metric(frame, name, title, width=charts.THIRD_WIDTH)
         alt = f"{title}, {_describe(finite_values(frame, name))}."
         yield from _make_chart(name.split("/")[1], figure, alt)
 

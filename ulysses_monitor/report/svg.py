@@ -8,21 +8,21 @@ import re
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ulysses_monitor.reading import chart_style as style
+from ulysses_monitor.reading import charts
 
 __all__ = ["to_svg"]
 
 _CSS_VARIABLES = {
-    style.INK: "ink",
-    style.MUTED: "muted",
-    style.RULE: "rule",
-    style.BLUE: "blue",
-    style.ORANGE: "orange",
-    style.RED: "red",
+    charts.INK: "ink",
+    charts.MUTED: "muted",
+    charts.RULE: "rule",
+    charts.BLUE: "blue",
+    charts.ORANGE: "orange",
+    charts.RED: "red",
 }
 
 
-@style.with_own_style
+@charts.with_own_style
 def to_svg(figure: Figure, name: str) -> str:
     """Renders a figure as an ``<svg>`` element for use inside a page.
 

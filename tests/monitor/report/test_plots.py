@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.monitor.report.recorded import make_run
 from ulysses_monitor.reading import RunReader
-from ulysses_monitor.reading.chart_style import thin_out
+from ulysses_monitor.reading.charts import thin_out
 from ulysses_monitor.report import (
     plot_gradient_norm,
     plot_layers,

@@ -1,14 +1,8 @@
-"""The look of every chart: sizes, colours, axes, lines and marks.
-
-It uses matplotlib's object API only: it never touches pyplot and leaves no rcParam changed.
-"""
+"""Figures and axes: layout, titles, legends, scales, colour bars."""
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -19,77 +13,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ulysses_monitor.common.formatting import tick
+from ulysses_monitor.reading.charts.style import (
+    FONT_SIZE,
+    FULL_WIDTH,
+    INK,
+    MUTED,
+    RULE,
+    TICK_STEPS,
+    escape_math,
+)
 
 __all__ = [
-    "BLUE",
-    "FONT_SIZE",
-    "FULL_WIDTH",
-    "HALF_WIDTH",
-    "INK",
-    "MIN_SMOOTHED",
-    "MUTED",
-    "ORANGE",
-    "RED",
-    "RULE",
-    "THIRD_WIDTH",
-    "TICK_STEPS",
     "add_color_bar",
     "add_legend",
     "choose_y_scale",
-    "draw_line",
-    "escape_math",
     "fit_step_axis",
-    "mark_alerts",
-    "mark_steps",
     "set_log_scale",
     "set_title",
-    "size_in_inches",
     "stack_axes",
-    "thin_out",
-    "with_own_style",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Series = pd.Series  # of float, indexed by step
 
-FULL_WIDTH, HALF_WIDTH, THIRD_WIDTH = 9.6, 4.68, 3.04
-"""Widths of a figure in inches; the report shows all of them at the same scale."""
-
-INK, MUTED, RULE = "#2b3036", "#6b727b", "#e2e5e9"
-BLUE, ORANGE, RED = "#2760c4", "#cf6a12", "#c93636"
-
-FONT_SIZE = 8.5
-"""Of all text in a chart, in points."""
-
-MIN_SMOOTHED = 40
-"""A series of fewer points is drawn without its moving average."""
-
-TICK_STEPS = [1, 2, 5, 10]
-
-_LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 0.46, 0.2, 0.34, 0.4, 0.34
+_LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 0.46, 0.2, 0.34, 0.4, 0.34  # inches
 _CHARACTER_WIDTH = 0.068  # on average, in inches
-_NOT_STYLE = re.compile("backend|interactive|toolbar|timezone|webagg|datapath|keymap")
-
-
-def with_own_style(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs `function` with matplotlib's default style, whatever style the user's program set."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        defaults = {k: v for k, v in mpl.rcParamsDefault.items() if not _NOT_STYLE.search(k)}
-        with mpl.rc_context({**defaults, "svg.fonttype": "none"}):
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-def escape_math(text: str) -> str:
-    """Escapes ``$`` in text from a run, so that matplotlib does not read it as a formula."""
-    return text.replace("$", r"\$")
-
-
-# -- figures and axes ----------------------------------------------------------------------------
 
 
 def stack_axes(
@@ -139,12 +86,12 @@ def _style_axes(ax: Axes) -> None:
 
 def set_title(ax: Axes, text: str) -> None:
     """Writes the y axis's name above it, where it reads upright, in line with the tick labels."""
-    left = -_LEFT / size_in_inches(ax)[0]
+    left = -_LEFT / _size_in_inches(ax)[0]
     # With its y given, matplotlib does not move the title above other artists, such as a bar.
     ax.set_title(text, loc="left", fontsize=FONT_SIZE, color=INK, pad=7, x=left, y=1.0)
 
 
-def size_in_inches(ax: Axes) -> tuple[float, float]:
+def _size_in_inches(ax: Axes) -> tuple[float, float]:
     """Returns the width and the height of axes that `stack_axes` created."""
     width, height = ax.bbox.size / mpl.rcParams["figure.dpi"]
     return float(width), float(height)
@@ -178,7 +125,7 @@ def add_color_bar(ax: Axes, colors: Colormap, low: str, high: str, room: float =
         high: the label at its right.
         room: to leave free at the right, for a legend, in inches.
     """
-    width, height = size_in_inches(ax)
+    width, height = _size_in_inches(ax)
     right = 1 - (room + 0.1 + _CHARACTER_WIDTH * len(high)) / width
     bar = ax.inset_axes((right - 1.35 / width, 1 + 0.11 / height, 1.35 / width, 0.085 / height))
     bar.imshow(np.linspace(0, 1, 64)[None, :], cmap=colors, aspect="auto")
@@ -219,79 +166,3 @@ def choose_y_scale(ax: Axes, values: Series) -> None:
 def fit_step_axis(ax: Axes, steps: pd.Index[int]) -> None:
     """Fits the step axis to all of a run's `steps`, so that it is the same in every chart."""
     ax.set_xlim(float(steps.min()) - 0.5, float(steps.max()) + 0.5)
-
-
-# -- lines and marks -----------------------------------------------------------------------------
-
-
-def thin_out(series: Series, limit: int = 1600) -> Series:
-    """Returns at most `limit` points, with the minimum and the maximum of each stretch."""
-    if len(series) <= limit:
-        return series
-    stretch = np.arange(len(series)) * (limit // 2) // len(series)
-    groups = series.groupby(stretch)
-    return series.loc[sorted({*groups.idxmin(), *groups.idxmax()})]
-
-
-def draw_line(
-    ax: Axes, series: Series, color: str, label: str | None = None, *, smooth: bool = True
-) -> None:
-    """Draws a series as a light line under its exponential moving average.
-
-    A series that is short, or not to be smoothed, is drawn as one line.
-    """
-    if len(series) < MIN_SMOOTHED or not smooth:
-        marker = {"marker": "o", "markersize": 3.2} if len(series) < 13 else {}
-        line: dict[str, Any] = {"color": color, "linewidth": 1.3, "label": label, **marker}
-        series = thin_out(series)
-        ax.plot(series.index, series, **line)
-        return
-    raw = thin_out(series)
-    ax.plot(raw.index, raw, color=color, linewidth=0.6, alpha=0.45)
-    average = thin_out(series.ewm(span=max(5, len(series) // 50)).mean(), 800)
-    ax.plot(average.index, average, color=color, linewidth=1.5, label=label)
-
-
-def mark_steps(ax: Axes, steps: Sequence[int], color: str, label: str, row: int = 0) -> None:
-    """Marks `steps` in a strip along the bottom; consecutive steps share one bar.
-
-    Args:
-        ax: the axes, whose step limits are set.
-        steps: the steps to mark.
-        color: of the bars.
-        label: for the legend.
-        row: of the strip, from the bottom: strips in the same axes do not overlap.
-    """
-    if not len(steps):
-        return
-    low, high = ax.get_xlim()
-    bars = _find_bars(steps, min_width=(high - low) / 300)  # one step in thousands must be visible
-    span = (0.012 + 0.035 * row, 0.025)
-    ax.broken_barh(
-        bars, span, transform=ax.get_xaxis_transform(), color=color, label=label, linewidth=0
-    )
-
-
-def _find_bars(steps: Sequence[int], min_width: float) -> list[tuple[float, float]]:
-    """Returns the begin and the width of each bar: one for each run of consecutive steps."""
-    ordered = np.unique(np.asarray(steps))
-    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > max(1.0, min_width)) + 1)
-    return [(float(r[0]) - 0.5, max(float(r[-1] - r[0]) + 1, min_width)) for r in runs]
-
-
-def mark_alerts(ax: Axes, steps: Sequence[int]) -> None:
-    """Marks the first 200 of `steps` with small red triangles along the top."""
-    if len(steps):
-        shown = np.unique(np.asarray(steps))[:200]
-        ax.plot(
-            shown,
-            np.full(len(shown), 0.97),
-            linestyle="none",
-            marker="v",
-            markersize=4.5,
-            color=RED,
-            markeredgewidth=0,
-            label="alert",
-            clip_on=False,
-            transform=ax.get_xaxis_transform(),
-        )
