@@ -45,10 +45,8 @@ def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
         frame: ``train/loss/total``, ``eval/loss/total`` and ``optim/lr/*``; any may be missing.
         alerts: steps to mark.
     """
-    loss, held_out = (
-        finite_values(frame, "train/loss/total"),
-        finite_values(frame, "eval/loss/total"),
-    )
+    loss = finite_values(frame, "train/loss/total")
+    held_out = finite_values(frame, "eval/loss/total")
     if not len(loss) and not len(held_out):
         return None
     rates = _distinct_rates(frame)
