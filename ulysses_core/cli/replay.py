@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ulysses_core.cli.tables import plain
+from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
     replay_policies,
@@ -24,7 +25,6 @@ from ulysses_monitor.diagnosis.replay import (
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.reading import RunReader, open_run
 from ulysses_monitor.records.json_ready import event_as_json
-from ulysses_monitor.report import formatting as fmt
 from ulysses_monitor.rules import default_rules
 
 __all__ = ["replay"]

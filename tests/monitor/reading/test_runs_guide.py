@@ -1,4 +1,4 @@
-"""The examples of docs/runs.md run, in their order."""
+"""The examples in docs/runs.md run, in order."""
 
 from __future__ import annotations
 
