@@ -59,11 +59,14 @@ _PRELOADED = (
     "datasets",
     "numba",
     "peft",
-    "deepspeed",
+    "deepspeed.runtime.zero.muon.original_muon",  # which imports the compiler
     "transformers.trainer",
     "transformers.models.llama.modeling_llama",
     "trl",
     "matplotlib.pyplot",
+    "torch.distributed.optim",
+    "ulysses_monitor.monitor",
+    "ulysses_monitor.report",
     "ulysses_core.trainers",
     "ulysses_core.cli",
 )
@@ -287,6 +290,8 @@ def _prctl(option: int, value: int) -> None:
 def _preload() -> None:
     for name in _PRELOADED:
         __import__(name)
+    # Compiling it takes half a minute, and only tensor-parallel inference uses it.
+    sys.modules["deepspeed"].ops.__compatible_ops__["deepspeed_shm_comm"] = False
     threads = {p.read_text().strip() for p in Path("/proc/self/task").glob("*/comm")}
     started = threads - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}
     if started or len(list(Path("/proc/self/task").iterdir())) > 2:

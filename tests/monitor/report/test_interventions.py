@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 from ulysses_monitor.records import Event
 from ulysses_monitor.report import write_report
 from ulysses_monitor.report.tables import action_rows
