@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, write_run
+from tests.support.recorded import curve, write_run
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
     replay_policies,

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import Case, llama
-from tests.monitor.engines.exact_engines import wrap
+from tests.support.exact_cases import Case, llama
+from tests.support.exact_engines import wrap
 from tests.support.spawn import spawn
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")

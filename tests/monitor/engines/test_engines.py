@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import lora
+from tests.support.exact_cases import lora
 from tests.support.spawn import spawn
 from ulysses_monitor.engines import find_engine
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.engines.exact_cases import Case
-from tests.monitor.engines.exact_engines import run_cases, train
+from tests.support.exact_cases import Case
+from tests.support.exact_engines import run_cases, train
 from tests.support.spawn import spawn
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, batches
-from tests.monitor.engines.exact_engines import merged
+from tests.support.exact_cases import MODELS, batches
+from tests.support.exact_engines import merged
 
 
 class Lion(torch.optim.Optimizer):

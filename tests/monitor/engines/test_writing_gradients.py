@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.monitor.engines.exact_cases import MODELS, Case, batches
-from tests.monitor.engines.exact_engines import whole_weights, wrap
+from tests.support.exact_cases import MODELS, Case, batches
+from tests.support.exact_engines import whole_weights, wrap
 from tests.support.spawn import spawn
 from ulysses_monitor.engines import find_engine
 

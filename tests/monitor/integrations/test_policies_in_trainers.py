@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import ulysses_monitor as um
-from tests.monitor.integrations.hf_cases import (
+from tests.support.forget import forget_last_trainer
+from tests.support.hf_cases import (
     build_trainer,
-    forget_last_trainer,
     rank,
     run_checks,
     weights,

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, Case, batches
-from tests.monitor.engines.exact_engines import merged, wrap
+from tests.support.exact_cases import MODELS, Case, batches
+from tests.support.exact_engines import merged, wrap
 from tests.support.spawn import spawn
 
 

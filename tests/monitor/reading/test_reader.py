@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, training, write_run
+from tests.support.recorded import curve, training, write_run
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store import RunDirectory, StoreSink

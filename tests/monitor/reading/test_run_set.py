@@ -16,7 +16,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, training, write_run
+from tests.support.recorded import curve, training, write_run
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.reading.sources import source_at
 from ulysses_monitor.records import Event, StepRecord

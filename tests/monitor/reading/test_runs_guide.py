@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 
 GUIDE = Path(__file__).parents[3] / "docs/runs.md"
 

@@ -17,7 +17,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event
 from ulysses_monitor.report import write_report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 from ulysses_monitor.records import Event
 from ulysses_monitor.report import summarize_actions, write_report
 from ulysses_monitor.sinks.console import ConsoleSink

@@ -270,7 +270,7 @@ def test_ranks_agree_or_learn_that_some_are_not_attached():
 def train_with_the_callback(root: str) -> None:
     import transformers
 
-    from tests.monitor.integrations.hf_cases import build_trainer
+    from tests.support.hf_cases import build_trainer
     from ulysses_monitor.integrations.auto.callback import AttachedCallback, install
 
     folder = Path(root)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tests.monitor.engines.exact_cases import MODELS, STEPS, Case, batches, optimizer_for
+from tests.support.exact_cases import MODELS, STEPS, Case, batches, optimizer_for
 
 __all__ = ["family_of", "reference", "relative", "worst_errors"]
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, ROWS, STEPS, Case, batches, optimizer_for
-from tests.monitor.engines.exact_reference import reference, worst_errors
+from tests.support.exact_cases import MODELS, ROWS, STEPS, Case, batches, optimizer_for
+from tests.support.exact_reference import reference, worst_errors
 from ulysses_monitor.engines import find_engine
 
 __all__ = ["merged", "run_cases", "train", "whole_weights", "wrap"]
