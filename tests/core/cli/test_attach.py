@@ -213,7 +213,7 @@ def test_all_ranks_of_torchrun_are_watched_and_an_unsupported_engine_trains_on(d
     done = desk.run("--run-dir", "runs/two", "--", *TORCHRUN, *apart, script)
     assert done.returncode == 0, done.stderr
     reason = "engine of the future: not supported"
-    expected = [[f"ulysses: the training goes on without the monitor: {reason}"], []]
+    expected = [[f"ulysses: training continues without the monitor: {reason}"], []]
     for rank in (0, 1):
         (folder,) = desk.path.glob(f"logs/*/attempt_0/{rank}")
         assert f"rank {rank} trained" in (folder / "stdout.log").read_text().splitlines()

@@ -105,8 +105,8 @@ def test_a_policy_is_switched_off_to_shadow_and_on_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["policy.nobody=off"], "not in this run; it has halves"),
-        (["lr_factor.3=0.5"], "no such parameter group; it has 1"),
+        (["policy.nobody=off"], "is not in this run; allowed: halves"),
+        (["lr_factor.3=0.5"], "parameter group 3 does not exist; allowed: 0 to 0"),
         (["save"], "give watch\\(..., save=\\)"),
     ],
 )
@@ -187,9 +187,9 @@ def test_what_a_function_asks_for_and_cannot_be_done_is_told(tmp_path: Path) -> 
     notes = [um.open_run(tmp_path / str(i)).event_list("action")[0]["note"] for i in range(4)]
     assert notes == [
         "not done: this training cannot save",
-        "not done: no trained parameter has such a name",
+        "not done: no trained parameter matches the targets",
         "not done: no such parameter group; there are 1",
-        "there is no snapshot to go back to: the step is left out",
+        "there is no snapshot to roll back to: the step is skipped",
     ]
 
 
@@ -217,7 +217,7 @@ def test_two_monitors_on_one_optimizer_leave_each_other_alone(tmp_path: Path, tu
     one_step(by_hand, optimizer, 1)
     for expected, found in zip(by_hand.parameters(), weights[0], strict=True):
         torch.testing.assert_close(found, expected.detach())
-    assert all(map(torch.equal, weights[0], weights[1]))  # step 2 is left out
+    assert all(map(torch.equal, weights[0], weights[1]))  # step 2 is skipped
     assert not torch.equal(weights[1][0], weights[2][0])
 
 
@@ -259,7 +259,7 @@ def ranks_that_disagree(folder: str, how: str) -> list[float]:
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("fail", "acting failed on 1 of 2 ranks"), ("decide", "the ranks decided otherwise")],
+    [("fail", "acting failed on 1 of 2 ranks"), ("decide", "the ranks decided differently")],
 )
 def test_where_ranks_do_not_act_alike_all_stop_acting_one_step_later(
     tmp_path: Path, how: str, message: str
