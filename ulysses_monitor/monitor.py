@@ -31,7 +31,7 @@ from ulysses_monitor.common.environment import describe_environment
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.ranks import agree_or_raise, rank, world_size
-from ulysses_monitor.engines import AfterStep, Engine, find_engine, nothing
+from ulysses_monitor.engines import Engine, StepCallback, do_nothing, find_engine
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
@@ -264,7 +264,7 @@ class Monitor:
         self.event("start", about)
         self._restore_policies()
 
-    def hook_step(self, after: AfterStep, ended: Callable[[], None] = nothing) -> None:
+    def hook_step(self, after: StepCallback, ended: Callable[[], None] = do_nothing) -> None:
         """Hooks the engine's step, until the run is closed: reading, acting, `after` and `ended`.
 
         Args:
@@ -385,8 +385,8 @@ class Monitor:
         steered = self._steer(step, self._capture, sources)
         if self._recording is not None and not self._broken:
             try:
-                if captured.of_previous:
-                    self._publish_record(captured.of_previous, self._recording)
+                if captured.previous_parts:
+                    self._publish_record(captured.previous_parts, self._recording)
                 own = step.metrics(self._capture.engine, steered.norm)
                 step.parts.append(as_part(own | sources))
                 for event in steered.events:
@@ -440,7 +440,7 @@ class Monitor:
         if self._capture is not None:
             began = time.perf_counter()
             left_out = self._steering is not None and self._steering.stepped()
-            self._capture.stepped(done and not left_out)
+            self._capture.finish_step(done and not left_out)
             self._current.overhead += time.perf_counter() - began
 
     def _ended(self, save: Callable[[int], object] | None) -> None:

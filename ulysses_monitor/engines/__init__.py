@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, nothing, unwrapped
+from ulysses_monitor.engines.base import Engine, Replica, Shard, StepCallback, do_nothing, unwrap
 from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
-from ulysses_monitor.engines.deepspeed import deepspeed_engine, is_deepspeed_engine
+from ulysses_monitor.engines.deepspeed import is_deepspeed_engine, make_deepspeed_view
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
 from ulysses_monitor.engines.plain import PlainEngine
 
 __all__ = [
-    "AfterStep",
     "DDPEngine",
     "Engine",
     "FSDPEngine",
     "PlainEngine",
     "Replica",
     "Shard",
+    "StepCallback",
+    "do_nothing",
     "find_engine",
     "is_deepspeed_engine",
-    "nothing",
 ]
 
 
@@ -48,7 +48,7 @@ def find_engine(
         InputError: the engine is not supported.
     """
     if is_deepspeed_engine(model):
-        return deepspeed_engine(model)
+        return make_deepspeed_view(model)
     if optimizer is None:
         raise InputError("monitor: watch(model, optimizer) needs the optimizer that trains model")
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -60,5 +60,5 @@ def find_engine(
             "allowed is a torch.optim.Optimizer"
         )
     refuse_fsdp1(model)
-    view = FSDPEngine if is_fsdp(unwrapped(model)) else DDPEngine if is_ddp(model) else PlainEngine
+    view = FSDPEngine if is_fsdp(unwrap(model)) else DDPEngine if is_ddp(model) else PlainEngine
     return view(model, optimizer, scaler=scaler, clip_norm=clip_norm)

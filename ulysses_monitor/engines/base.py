@@ -14,25 +14,25 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo
 
 __all__ = [
-    "AfterStep",
     "Engine",
     "Replica",
     "Shard",
+    "StepCallback",
+    "assign_parameters",
     "check_spans_world",
-    "like",
-    "nothing",
-    "share",
+    "do_nothing",
+    "select_state",
     "trainable_parameters",
-    "unwrapped",
+    "unwrap",
     "write_gradient",
 ]
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Does nothing."""
 
 
-AfterStep = Callable[[bool], None]
+StepCallback = Callable[[bool], None]
 """Called after an optimizer step; told whether it was done, or skipped for an overflow."""
 
 
@@ -52,7 +52,7 @@ class Shard:
             (``exp_avg``, ``exp_avg_sq``); empty before the first step.
         settings: the optimizer's parameter group: ``lr``, ``betas``, ...
         steps: the optimizer's own count of steps for the part; None where it keeps none.
-        counted: whether this rank counts the part in sums over ranks; false for a replica that
+        is_counted: whether this rank counts the part in sums over ranks; false for a replica that
             another rank counts.
     """
 
@@ -63,7 +63,7 @@ class Shard:
     state: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: Tensor | float | None = None
-    counted: bool = True
+    is_counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Engine(Protocol):
         """Shape of every trainable parameter, whole, in the order of `parameters`."""
         ...
 
-    def held(self) -> list[int]:
+    def counted_indices(self) -> list[int]:
         """Indices of the parameters of which this rank counts a shard; never changes."""
         ...
 
@@ -120,11 +120,11 @@ class Engine(Protocol):
         """What this rank holds alike with the other ranks of its set."""
         ...
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
         """The whole parameter, trainable or frozen, without communication; None if sharded."""
         ...
 
-    def piece(self, param: nn.Parameter) -> Tensor:
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
         """This rank's part of any parameter; ranks that hold it all get the whole."""
         ...
 
@@ -143,7 +143,7 @@ class Engine(Protocol):
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
         """Replaces a shard's gradient, so that the engine's own clipping and step see it.
 
-        Ranks that hold a replica must all write the same. Call `gradients_written` afterwards.
+        Ranks that hold a replica must all write the same. Call `commit_gradients` afterwards.
 
         Args:
             shard: a shard of this step, counted or not.
@@ -154,12 +154,15 @@ class Engine(Protocol):
         """
         ...
 
-    def gradients_written(self) -> None:
+    def commit_gradients(self) -> None:
         """Completes a round of `set_gradient`; every rank calls it, also one that wrote none."""
         ...
 
     def hook_step(
-        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+        self,
+        before: Callable[[], None],
+        after: StepCallback,
+        ended: Callable[[], None] = do_nothing,
     ) -> Undo:
         """Calls `before` and `after` around each optimizer step, and `ended` after the engine's.
 
@@ -170,7 +173,7 @@ class Engine(Protocol):
         ...
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The user's module behind DistributedDataParallel, DataParallel and torch.compile."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -198,7 +201,7 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return named
 
 
-def like(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
+def select_state(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
     """Those of an optimizer's state that are plain floating tensors shaped as `param`.
 
     Quantized states (8-bit optimizers) are neither, and are not measured as if they were.
@@ -210,7 +213,7 @@ def like(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
     }
 
 
-def share(numels: list[int], parts: int, part: int) -> list[int]:
+def assign_parameters(numels: list[int], parts: int, part: int) -> list[int]:
     """Indices of what one of `parts` readers reads: largest first to the least loaded reader."""
     load, own = [0] * parts, []
     for i in sorted(range(len(numels)), key=lambda i: -numels[i]):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import Replica, check_spans_world, share, unwrapped
+from ulysses_monitor.engines.base import Replica, assign_parameters, check_spans_world, unwrap
 from ulysses_monitor.engines.plain import PlainEngine
 
 __all__ = ["DDPEngine", "is_ddp"]
@@ -47,12 +47,12 @@ class DDPEngine(PlainEngine):
                 "monitor: ZeroRedundancyOptimizer is not supported; allowed with "
                 "DistributedDataParallel is an optimizer whose state every rank holds"
             )
-        super().__init__(unwrapped(model), optimizer, **options)
+        super().__init__(unwrap(model), optimizer, **options)
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         numels = [p.numel() for _, p in self._named]
-        return share(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
+        return assign_parameters(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""

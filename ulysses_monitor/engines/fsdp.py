@@ -21,13 +21,13 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import (
     Replica,
     Shard,
+    assign_parameters,
     check_spans_world,
-    like,
-    share,
+    select_state,
     trainable_parameters,
-    unwrapped,
+    unwrap,
 )
-from ulysses_monitor.engines.plain import PlainEngine, steps_of
+from ulysses_monitor.engines.plain import PlainEngine, step_count
 
 __all__ = ["FSDPEngine", "is_fsdp", "refuse_fsdp1"]
 
@@ -65,7 +65,7 @@ class FSDPEngine(PlainEngine):
     name = "fsdp2"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        named = trainable_parameters(unwrapped(model))
+        named = trainable_parameters(unwrap(model))
         for name, param in named:
             _check_placement(name, param)
         mesh = named[0][1].device_mesh  # type: ignore[attr-defined]
@@ -82,9 +82,9 @@ class FSDPEngine(PlainEngine):
         super().__init__(model, optimizer, **options)
         self.device = torch.device(mesh.device_type)
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
-        own = share([p.numel() for _, p in self._named], self._replicas, self._replica)
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
+        own = assign_parameters([p.numel() for _, p in self._named], self._replicas, self._replica)
         return [i for i in own if _local(self._named[i][1]).numel()]
 
     def shards(self) -> Iterator[Shard]:
@@ -100,10 +100,10 @@ class FSDPEngine(PlainEngine):
                 self._offsets[i],
                 local,
                 None if param.grad is None else _local(param.grad),
-                like(tensors, local),
+                select_state(tensors, local),
                 self._settings.get(param, {}),
-                steps_of(state),
-                counted=i in self._held,
+                step_count(state),
+                is_counted=i in self._counted,
             )
 
     def replicas(self) -> Iterator[Replica]:
@@ -112,12 +112,12 @@ class FSDPEngine(PlainEngine):
             for shard in self.shards():
                 yield Replica(shard.index, shard.param, shard.grad)
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return None if isinstance(param, DTensor) else param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         return _local(param)
 
 

@@ -12,17 +12,17 @@ from torch.amp.grad_scaler import GradScaler, OptState
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.engines.base import (
-    AfterStep,
     Replica,
     Shard,
-    like,
-    nothing,
+    StepCallback,
+    do_nothing,
+    select_state,
     trainable_parameters,
-    unwrapped,
+    unwrap,
     write_gradient,
 )
 
-__all__ = ["PlainEngine", "steps_of", "whole_shards"]
+__all__ = ["PlainEngine", "full_shards", "step_count"]
 
 
 class PlainEngine:
@@ -53,7 +53,7 @@ class PlainEngine:
         scaler: GradScaler | None = None,
         clip_norm: Callable[[], float | None] | None = None,
     ) -> None:
-        self.model = unwrapped(model)
+        self.model = unwrap(model)
         self.optimizer = optimizer
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_norm = clip_norm or (lambda: None)
@@ -62,7 +62,7 @@ class PlainEngine:
         self._settings = {
             param: group for group in optimizer.param_groups for param in group["params"]
         }
-        self._held = frozenset(self.held())
+        self._counted = frozenset(self.counted_indices())
 
     def parameters(self) -> list[tuple[str, int]]:
         """See `Engine.parameters`."""
@@ -72,26 +72,26 @@ class PlainEngine:
         """See `Engine.shapes`."""
         return [p.shape for _, p in self._named]
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return []  # replicas that some other means keeps alike: rank 0 speaks for all
         return list(range(len(self._named)))
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        return whole_shards(self._named, self.optimizer, self._settings, self._held)
+        return full_shards(self._named, self.optimizer, self._settings, self._counted)
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
         return iter(())
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         return param.detach()
 
     def grad_scale(self) -> Tensor | float:
@@ -115,11 +115,14 @@ class PlainEngine:
         """See `Engine.set_gradient`."""
         write_gradient(shard, value, self._named[shard.index][0])
 
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`."""
+    def commit_gradients(self) -> None:
+        """See `Engine.commit_gradients`."""
 
     def hook_step(
-        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+        self,
+        before: Callable[[], None],
+        after: StepCallback,
+        ended: Callable[[], None] = do_nothing,
     ) -> Undo:
         """Hooks `optimizer.step()`, or the `GradScaler`'s, which may leave the former out.
 
@@ -166,7 +169,7 @@ class PlainEngine:
         return undo
 
 
-def whole_shards(
+def full_shards(
     named: Sequence[tuple[str, nn.Parameter]],
     optimizer: torch.optim.Optimizer,
     settings: Mapping[Tensor, Mapping[str, Any]],
@@ -187,14 +190,14 @@ def whole_shards(
             0,
             param.detach(),
             param.grad,
-            like(state, param),
+            select_state(state, param),
             settings.get(param, {}),
-            steps_of(state),
-            counted=i in held,
+            step_count(state),
+            is_counted=i in held,
         )
 
 
-def steps_of(state: Mapping[str, Any]) -> Tensor | float | None:
+def step_count(state: Mapping[str, Any]) -> Tensor | float | None:
     """The optimizer's own count of steps in `state`, if it keeps one."""
     steps = state.get("step")
     return steps if isinstance(steps, Tensor | float | int) else None

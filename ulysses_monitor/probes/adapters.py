@@ -124,7 +124,7 @@ class AdapterProbe:
         """Hooks for the sides that no rank holds whole but in the forward pass."""
         undos: list[Undo] = []
         for which in "AB":
-            if self._engine.whole(pair.side(which)) is not None:
+            if self._engine.full_parameter(pair.side(which)) is not None:
                 continue
             layer = getattr(pair.module, f"lora_{which}", {})
             if pair.adapter in layer:  # an embedding's A and B are read in no module's forward
@@ -157,16 +157,18 @@ class AdapterProbe:
         return result.flatten()
 
     def _gram_of(self, pair: _Pair, which: str) -> Tensor | None:
-        whole = self._engine.whole(pair.side(which))
+        whole = self._engine.full_parameter(pair.side(which))
         return pair.grams.get(which) if whole is None else _gram(whole, which)
 
     def _base_squares(self, pair: _Pair) -> Tensor | float:
         """Read once: the base is frozen. Where every rank holds it whole, one rank counts it."""
         weight = pair.base()
-        if weight is None or (self._engine.whole(weight) is not None and pair not in self._mine):
+        if weight is None or (
+            self._engine.full_parameter(weight) is not None and pair not in self._mine
+        ):
             return 0.0
         if pair.base_squares is None or weight.requires_grad:
-            pair.base_squares = statistics([self._engine.piece(weight)])[0, 0]
+            pair.base_squares = statistics([self._engine.local_parameter(weight)])[0, 0]
         return pair.base_squares
 
     def values(self, totals: Array) -> Array | None:

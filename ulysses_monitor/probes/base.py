@@ -29,7 +29,7 @@ class Reading:
 
     shards: Sequence[Shard]
     grad_scale: Tensor | float
-    careful: bool = False
+    is_recheck: bool = False
 
 
 class Probe(Protocol):

@@ -17,7 +17,7 @@ from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.records import Schema
 
-__all__ = ["Capture", "Captured"]
+__all__ = ["Capture", "CapturedStep"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +32,17 @@ _MAX_FAILURES = 3
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedStep:
     """What one reading gave, alike on all ranks.
 
     Attributes:
         parts: of this step.
-        of_previous: of the step before it, from probes that look after a step.
+        previous_parts: of the step before it, from probes that look after a step.
         extra: the caller's own values, summed over ranks.
     """
 
     parts: list[Part]
-    of_previous: list[Part]
+    previous_parts: list[Part]
     extra: dict[str, float]
 
 
@@ -90,7 +90,7 @@ class Capture:
         """Whether probes of cost class ``sampled`` are read at `step`."""
         return (step - 1) % self.sample_every == 0
 
-    def read(self, step: int, extra: Mapping[str, Tensor | float]) -> Captured:
+    def read(self, step: int, extra: Mapping[str, Tensor | float]) -> CapturedStep:
         """Reads one step; every rank must call it at the same step.
 
         Args:
@@ -103,13 +103,13 @@ class Capture:
             reduced, shards = self._reduced([*now, *late], list(extra.values()))
             self._recheck(now, reduced)
             self._prepare(step, shards)
-        return Captured(
+        return CapturedStep(
             parts=self._values(now, reduced),
-            of_previous=self._values(late, reduced),
+            previous_parts=self._values(late, reduced),
             extra=dict(zip(extra, reduced.extra.tolist(), strict=True)),
         )
 
-    def stepped(self, done: bool) -> None:
+    def finish_step(self, done: bool) -> None:
         """The optimizer step is over; looks at what it did where that is to be measured.
 
         Args:
@@ -140,11 +140,11 @@ class Capture:
     # -- the vector ------------------------------------------------------------------------
 
     def _reduced(
-        self, active: Sequence[Probe], extra: list[Tensor | float], careful: bool = False
+        self, active: Sequence[Probe], extra: list[Tensor | float], is_recheck: bool = False
     ) -> tuple[_Reduced, list[Shard]]:
         """What the ranks' vectors add up to; and all shards of this rank."""
         device = self.engine.device
-        shards, vectors = self._read(active, careful)
+        shards, vectors = self._read(active, is_recheck)
         flags = torch.tensor([float(v is None) for v in vectors], dtype=torch.float64)
         parts = [torch.as_tensor(v, dtype=torch.float64).reshape(1) for v in extra]
         parts.append(flags)
@@ -178,19 +178,19 @@ class Capture:
             p for p in active if p.rechecks and not np.isfinite(reduced.totals[p.name]).all()
         ]
         if doubtful:
-            again, _ = self._reduced(doubtful, [], careful=True)
+            again, _ = self._reduced(doubtful, [], is_recheck=True)
             reduced.totals.update(again.totals)
             reduced.failed.update(again.failed)
 
     def _read(
-        self, active: Sequence[Probe], careful: bool
+        self, active: Sequence[Probe], is_recheck: bool
     ) -> tuple[list[Shard], list[Tensor | None]]:
         """All shards, and each probe's vector, None where it raised."""
         shards = self._shards()
         scale = _attempt(f"engine {self.engine.name}", self.engine.grad_scale).result
         if shards is None or scale is None:
             return [], [None] * len(active)
-        reading = Reading([s for s in shards if s.counted], scale, careful)
+        reading = Reading([s for s in shards if s.is_counted], scale, is_recheck)
         vectors = [
             None
             if probe.name in self._failed_here
@@ -272,7 +272,7 @@ class _Slots:
             ranks, rank = dist.get_world_size(), dist.get_rank()
         self.width = len(engine.parameters())
         holds = torch.zeros(ranks, self.width, device=engine.device)
-        holds[rank, engine.held()] = 1.0
+        holds[rank, engine.counted_indices()] = 1.0
         if ranks > 1:
             dist.all_reduce(holds)
         by_parameter = holds.cpu().numpy().T.nonzero()

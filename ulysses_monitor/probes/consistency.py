@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.base import Reading
-from ulysses_monitor.probes.layout import Layout, named
-from ulysses_monitor.probes.sums import pieces_of
+from ulysses_monitor.probes.layout import Layout, metric_names
+from ulysses_monitor.probes.sums import split_pieces
 from ulysses_monitor.records import Cost
 
 __all__ = ["ReplicaProbe"]
@@ -54,7 +54,7 @@ class ReplicaProbe:
         kinds = ("param", "grad") if engine.replicates_gradients else ("param",)
         self._kinds = len(kinds)
         self.size = 2 * self._kinds * self._sets * len(layout.names) + self._ranks
-        self.names = tuple(n for kind in kinds for n in named(f"{kind}/mismatch", layout))
+        self.names = tuple(n for kind in kinds for n in metric_names(f"{kind}/mismatch", layout))
         self.names += ("param/odd_rank/total",)
 
     def read(self, reading: Reading) -> Tensor:  # noqa: ARG002
@@ -79,7 +79,7 @@ class ReplicaProbe:
         sums, squares = totals[: -self._ranks].reshape(2, self._kinds, self._sets, -1)
         copies = self._ranks // self._sets
         differ = (copies * squares != sums**2).any(axis=1).astype(np.float64)  # [kinds, P]
-        values = [self.layout.spread(row) for row in differ]
+        values = [self.layout.aggregate(row) for row in differ]
         return np.append(np.concatenate(values), self._odd_rank(totals[-self._ranks :]))
 
     def _odd_rank(self, prints: Array) -> float:
@@ -107,7 +107,7 @@ def _fingerprint(tensor: Tensor) -> Tensor:
     flat = tensor.detach().contiguous().view(-1)
     in_word = 8 // flat.element_size()
     words, rest = flat.split([len(flat) - len(flat) % in_word, len(flat) % in_word])
-    sums = [_words(piece, in_word).sum() for piece in pieces_of(words)]
+    sums = [_words(piece, in_word).sum() for piece in split_pieces(words)]
     sums.append(rest.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
     return torch.stack(sums).sum()
 

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.records.adapter_names import AdapterPair, adapter_pairs
+from ulysses_monitor.records.adapter_names import AdapterPair, find_adapter_pairs
 
-__all__ = ["Layout", "median", "named"]
+__all__ = ["Layout", "median", "metric_names"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
 
@@ -44,11 +44,11 @@ class Layout:
         layers = [f"layer/{i}" for i in self.layers]
         return ("total", *layers, *(f"param/{name}" for name in self.names))
 
-    def spread(self, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def aggregate(self, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Adds up sums per parameter [P] to total, layers and parameters [1 + L + P]."""
         return np.concatenate(([sums.sum()], self._layer_matrix @ sums, sums))
 
-    def spread_max(self, maxima: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def aggregate_max(self, maxima: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The largest of all, of each layer, and per parameter, from that per parameter [P]."""
         layers = [maxima[row > 0].max() for row in self._layer_matrix]
         return np.concatenate(([maxima.max()], layers, maxima))
@@ -61,10 +61,10 @@ class Layout:
     @cached_property
     def adapter_pairs(self) -> tuple[AdapterPair, ...]:
         """Every module that has both sides of an adapter."""
-        return adapter_pairs(self.names)
+        return find_adapter_pairs(self.names)
 
 
-def named(prefix: str, layout: Layout) -> tuple[str, ...]:
+def metric_names(prefix: str, layout: Layout) -> tuple[str, ...]:
     """The names of a metric that has every scope."""
     return tuple(f"{prefix}/{scope}" for scope in layout.scopes)
 

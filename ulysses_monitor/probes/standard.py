@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Shard
 from ulysses_monitor.probes.base import Reading
-from ulysses_monitor.probes.layout import Layout, median, named
+from ulysses_monitor.probes.layout import Layout, median, metric_names
 from ulysses_monitor.probes.sums import (
-    careful_statistics,
+    finite_statistics,
     index_tensor,
     statistics,
 )
 from ulysses_monitor.records import Cost
 
-__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "count_elements", "spread_rows"]
+__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "count_elements", "scatter_rows"]
 
 Array = npt.NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class GradientProbe:
         self._pair_a = np.array([pair.a for pair in pairs], np.intp)
         self._pair_b = np.array([pair.b for pair in pairs], np.intp)
         kinds = ("norm", "abs_mean", "zero_frac", "nonfinite", "max")
-        self.names = tuple(n for kind in kinds for n in named(f"grad/{kind}", layout))
+        self.names = tuple(n for kind in kinds for n in metric_names(f"grad/{kind}", layout))
         self.names += ("grad/abs_mean/tensor_mean",)
         if pairs:
             modules = (f"lora/grad_ratio_B_A/module/{pair.module}" for pair in pairs)
@@ -55,19 +55,19 @@ class GradientProbe:
         """Sums of squares, of absolute values, of non-zeros, of non-finites [P]; maxima [P]."""
         held = [(s.index, s.grad) for s in reading.shards if s.grad is not None]
         grads = [grad for _, grad in held]
-        found = (careful_statistics if reading.careful else statistics)(grads)
+        found = (finite_statistics if reading.is_recheck else statistics)(grads)
         squares, magnitudes, largest, nonzero = found[:4]
-        bad = found[4] if reading.careful else torch.zeros_like(squares)
+        bad = found[4] if reading.is_recheck else torch.zeros_like(squares)
         scale = reading.grad_scale
         rows = [squares / scale**2, magnitudes / scale, nonzero, bad, largest / scale]
-        return spread_rows(torch.stack(rows), [i for i, _ in held], self.layout)
+        return scatter_rows(torch.stack(rows), [i for i, _ in held], self.layout)
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
         rows = totals.reshape(5, -1)
         largest = rows[4]
-        spread = [self.layout.spread(row) for row in rows[:4]]
-        numels = self.layout.spread(np.array(self.layout.numels, np.float64))
+        spread = [self.layout.aggregate(row) for row in rows[:4]]
+        numels = self.layout.aggregate(np.array(self.layout.numels, np.float64))
         with np.errstate(invalid="ignore", divide="ignore"):
             means = spread[_ABS] / (numels - spread[_BAD])
             tensor_mean = (rows[_ABS] / (self.layout.numels - rows[_BAD])).mean()
@@ -76,7 +76,7 @@ class GradientProbe:
             means,
             1.0 - spread[_NONZERO] / numels,
             spread[_BAD],
-            self.layout.spread_max(largest),
+            self.layout.aggregate_max(largest),
             np.array([tensor_mean]),
         ]
         if len(self._pair_a):
@@ -111,8 +111,8 @@ class AdamStateProbe:
         self.layout = layout
         self.size = 5 * len(layout.names)
         self.names = (
-            *named("optim/exp_avg_norm", layout),
-            *named("optim/exp_avg_sq_mean", layout),
+            *metric_names("optim/exp_avg_norm", layout),
+            *metric_names("optim/exp_avg_sq_mean", layout),
         )
 
     def read(self, reading: Reading) -> Tensor:
@@ -131,12 +131,12 @@ class AdamStateProbe:
         return torch.cat([row.to(device, non_blocking=True) for row in rows])
 
     def _row(self, values: Tensor, shards: Sequence[Shard]) -> Tensor:
-        return spread_rows(values[None], [s.index for s in shards], self.layout)
+        return scatter_rows(values[None], [s.index for s in shards], self.layout)
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`."""
         squares, sums, first, second, bare = totals.reshape(5, -1)
-        spread = self.layout.spread
+        spread = self.layout.aggregate
         if not squares.any() and not sums.any():
             return None
         # What never got a gradient counts as zeros in a moment that others have.
@@ -157,19 +157,19 @@ class ParameterProbe:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.size = len(layout.names)
-        self.names = named("param/norm", layout)
+        self.names = metric_names("param/norm", layout)
 
     def read(self, reading: Reading) -> Tensor:
         """Sums of squares [P]."""
         squares = statistics([s.param for s in reading.shards])[0]
-        return spread_rows(squares[None], [s.index for s in reading.shards], self.layout)
+        return scatter_rows(squares[None], [s.index for s in reading.shards], self.layout)
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
-        return np.sqrt(self.layout.spread(totals))
+        return np.sqrt(self.layout.aggregate(totals))
 
 
-def spread_rows(rows: Tensor, indices: Sequence[int], layout: Layout) -> Tensor:
+def scatter_rows(rows: Tensor, indices: Sequence[int], layout: Layout) -> Tensor:
     """Values of held shards [R, H] in their parameters' places, zeros elsewhere, flat [R * P].
 
     A parameter is held at most once by a rank.

@@ -17,9 +17,9 @@ from ulysses_monitor.probes import kernels
 __all__ = [
     "GPU_PIECE",
     "PIECE",
-    "careful_statistics",
+    "finite_statistics",
     "index_tensor",
-    "pieces_of",
+    "split_pieces",
     "statistics",
     "statistics_by_torch",
 ]
@@ -57,7 +57,7 @@ def statistics_by_torch(tensors: Sequence[Tensor]) -> Tensor:
     owners, pieces = [], []
     for i, tensor in enumerate(tensors):
         # Of nothing there is no maximum.
-        for piece in pieces_of(tensor, GPU_PIECE) if tensor.numel() else ():
+        for piece in split_pieces(tensor, GPU_PIECE) if tensor.numel() else ():
             owners.append(i)
             pieces.append(piece)
     result = torch.zeros(4, len(tensors), dtype=torch.float64, device=device)
@@ -69,7 +69,7 @@ def statistics_by_torch(tensors: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def pieces_of(tensor: Tensor, size: int = PIECE) -> Iterator[Tensor]:
+def split_pieces(tensor: Tensor, size: int = PIECE) -> Iterator[Tensor]:
     """The tensor's elements, flat, at most `size` at a time."""
     flat = tensor.reshape(-1)
     return iter((flat,) if flat.numel() <= size else flat.split(size))
@@ -85,7 +85,7 @@ def _by_foreach(pieces: list[Tensor]) -> Tensor:
     return torch.stack([rows[0].square(), rows[1], rows[2], torch.stack(nonzero).double()])
 
 
-def careful_statistics(tensors: Sequence[Tensor]) -> Tensor:
+def finite_statistics(tensors: Sequence[Tensor]) -> Tensor:
     """As `statistics`, over the finite elements, in float64; and the count of the others.
 
     Returns:
@@ -98,7 +98,7 @@ def careful_statistics(tensors: Sequence[Tensor]) -> Tensor:
 
 def _careful(tensor: Tensor) -> Tensor:
     rows = []
-    for piece in pieces_of(tensor):
+    for piece in split_pieces(tensor):
         bad = ~piece.isfinite()
         finite = piece.double().abs_().masked_fill_(bad, 0.0)
         nonzero = (piece != 0).sum()

@@ -27,9 +27,9 @@ from torch import Tensor
 from ulysses_monitor.engines import Shard
 from ulysses_monitor.probes import kernels
 from ulysses_monitor.probes.base import Reading
-from ulysses_monitor.probes.layout import Layout, median, named
-from ulysses_monitor.probes.standard import count_elements, spread_rows
-from ulysses_monitor.probes.sums import GPU_PIECE, pieces_of, statistics
+from ulysses_monitor.probes.layout import Layout, median, metric_names
+from ulysses_monitor.probes.standard import count_elements, scatter_rows
+from ulysses_monitor.probes.sums import GPU_PIECE, split_pieces, statistics
 from ulysses_monitor.records import Cost
 
 __all__ = ["COPY_LIMIT", "UpdateProbe"]
@@ -75,7 +75,7 @@ class UpdateProbe:
             "A": np.array([pair.a for pair in pairs], np.intp),
             "B": np.array([pair.b for pair in pairs], np.intp),
         }
-        self.names = named("optim/update_ratio", layout)
+        self.names = metric_names("optim/update_ratio", layout)
         for side in self._sides if pairs else ():
             self.names += tuple(f"lora/update_ratio_{side}/module/{p.module}" for p in pairs)
             self.names += (f"lora/update_ratio_{side}/total",)
@@ -86,7 +86,7 @@ class UpdateProbe:
     def before_step(self, shards: Sequence[Shard]) -> None:
         """Notes the settings; copies what no formula is known for, if it is little."""
         self._measured, self._copies, self._adam = None, {}, {}
-        counted = [s for s in shards if s.counted]
+        counted = [s for s in shards if s.is_counted]
         for s in counted:
             adam = _adam(self._optimizer, s.settings) if _is_exact(s) else None
             if adam is not None:
@@ -100,7 +100,7 @@ class UpdateProbe:
         computed, copied, unmoved = [], [], []
         for s in shards:
             adam = self._adam.get(s.index)
-            if not s.counted:
+            if not s.is_counted:
                 continue
             if s.index in self._copies:
                 copied.append((self._copies[s.index], s))
@@ -113,7 +113,7 @@ class UpdateProbe:
             sums = [_computed(computed)] if computed else []
             sums += [_copied(*pair) for pair in copied]
             sums += [_unmoved(unmoved)] if unmoved else []
-            rows = spread_rows(torch.cat(sums, dim=1), [s.index for s in measured], self.layout)
+            rows = scatter_rows(torch.cat(sums, dim=1), [s.index for s in measured], self.layout)
             self._measured = torch.cat([rows, count_elements(measured, self.layout)])
         self._copies = {}
 
@@ -130,9 +130,9 @@ class UpdateProbe:
             return None
         # What a parameter of zeros is computed to have been is rounding.
         before = np.where(before < 1e-12 * changes, 0.0, before)
-        missing = self.layout.spread((numels < self.layout.numels).astype(np.float64)) > 0
+        missing = self.layout.aggregate((numels < self.layout.numels).astype(np.float64)) > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.sqrt(self.layout.spread(changes) / self.layout.spread(before))
+            ratios = np.sqrt(self.layout.aggregate(changes) / self.layout.aggregate(before))
             by_parameter = np.sqrt(changes / before)
         values = [np.where(missing, np.nan, ratios)]
         values += [
@@ -186,7 +186,7 @@ def _step(adam: _Adam, shard: Shard) -> kernels.AdamStep:
 def adam_change_by_torch(step: kernels.AdamStep, tensors: Sequence[Tensor]) -> Tensor:
     """One column of `kernels.adam_changes` [2], for a GPU; torch's norms there add as trees."""
     total = torch.zeros(2, dtype=torch.float64, device=tensors[0].device)
-    for after, m, v in zip(*(pieces_of(t, GPU_PIECE) for t in tensors), strict=True):
+    for after, m, v in zip(*(split_pieces(t, GPU_PIECE) for t in tensors), strict=True):
         update = m / (v.sqrt() * step.root_scale + step.eps) * step.rate
         before = (after + update) / (1 + step.decay)
         change = update - step.decay * before
@@ -205,7 +205,7 @@ def _copied(before: Tensor, shard: Shard) -> Tensor:
     """The same two sums from the parameter before and after [2, 1]."""
     after = shard.param
     total = torch.zeros(2, 1, dtype=torch.float64, device=after.device)
-    for old, new in zip(pieces_of(before), pieces_of(after), strict=True):
+    for old, new in zip(split_pieces(before), split_pieces(after), strict=True):
         old = old.double()
         total += torch.stack([(new.double() - old).square().sum(), old.square().sum()])[:, None]
     return total

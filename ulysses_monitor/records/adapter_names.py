@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["AdapterPair", "adapter_pairs"]
+__all__ = ["AdapterPair", "find_adapter_pairs"]
 
 _LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<side>A|B)\.(?P<adapter>[^.]+)\.weight$")
 _LORA_EMBEDDING = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<side>A|B)\.(?P<adapter>[^.]+)$")
@@ -25,7 +25,7 @@ class AdapterPair:
     b: int
 
 
-def adapter_pairs(names: Sequence[str]) -> tuple[AdapterPair, ...]:
+def find_adapter_pairs(names: Sequence[str]) -> tuple[AdapterPair, ...]:
     """Every module of which `names`, full parameter names, has both sides of an adapter."""
     sides: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for i, name in enumerate(names):

@@ -78,7 +78,7 @@ def watched_steps(engine: str, adapters: bool, width: int, bad: bool) -> list[di
     monitor = um.Monitor(tempfile.mkdtemp() + "/run", tensorboard=False, sample_every=2)
     with monitor.watch(wrapped, optimizer):
         capture = monitor._capture
-        read, stepped = capture.read, capture.stepped
+        read, stepped = capture.read, capture.finish_step
 
         def reading(*args: Any) -> Any:
             watcher, before = Watcher(), len(copies)
@@ -99,7 +99,7 @@ def watched_steps(engine: str, adapters: bool, width: int, bad: bool) -> list[di
             found[-1]["collectives"] += summary(watcher, 0)["collectives"]
             found[-1]["waits"] += summary(watcher, 0)["waits"]
 
-        capture.read, capture.stepped = reading, after
+        capture.read, capture.finish_step = reading, after
         for _ in range(4):
             loss = wrapped(torch.ones(2, width)) if not adapters else adapter_loss(wrapped)
             if engine.startswith("zero"):

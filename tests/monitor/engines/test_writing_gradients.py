@@ -31,7 +31,7 @@ def edit(engine: Any) -> None:
     for shard in engine.shards():
         if shard.grad is not None:
             engine.set_gradient(shard, shard.grad * factor(shard.index))
-    engine.gradients_written()
+    engine.commit_gradients()
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

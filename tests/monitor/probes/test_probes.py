@@ -34,7 +34,7 @@ def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) 
     ]
     totals = probe.read(Reading(shards, scale)).numpy()
     if not np.isfinite(totals).all():
-        totals = probe.read(Reading(shards, scale, careful=True)).numpy()
+        totals = probe.read(Reading(shards, scale, is_recheck=True)).numpy()
     return dict(zip(probe.names, probe.values(totals).tolist(), strict=True))
 
 
@@ -102,7 +102,7 @@ def test_layers_and_adapters_are_found_by_the_names_of_common_models() -> None:
     assert layout.layers == (0, 1, 2, 11)
     modules = [pair.module for pair in layout.adapter_pairs]
     assert modules == ["base.layers.0.q.one", "base.layers.0.q.two", "base.embed.one"]
-    spread = dict(zip(layout.scopes, layout.spread(np.ones(len(names))), strict=True))
+    spread = dict(zip(layout.scopes, layout.aggregate(np.ones(len(names))), strict=True))
     assert (spread["total"], spread["layer/0"], spread["layer/11"]) == (12.0, 6.0, 1.0)
 
 
@@ -271,8 +271,8 @@ def test_a_follow_up_that_raises_is_dropped_after_three_failures() -> None:
     broken = BrokenFollowUp(layout, engine.optimizer)
     capture = Capture(engine, [GradientProbe(layout)], 1, [broken])
     for step in range(1, 7):
-        assert not capture.read(step, {}).of_previous
-        capture.stepped(done=True)
+        assert not capture.read(step, {}).previous_parts
+        capture.finish_step(done=True)
     assert capture._failures["updates"] == 3
 
 

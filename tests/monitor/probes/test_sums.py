@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ulysses_monitor.probes import kernels, sums
 from ulysses_monitor.probes.kernels import AdamStep
-from ulysses_monitor.probes.sums import careful_statistics, statistics, statistics_by_torch
+from ulysses_monitor.probes.sums import finite_statistics, statistics, statistics_by_torch
 from ulysses_monitor.probes.updates import adam_change_by_torch
 
 Statistics = Callable[[Sequence[Tensor]], Tensor]
@@ -25,7 +25,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[statistics, statistics_by_torch, careful_statistics])
+@pytest.fixture(params=[statistics, statistics_by_torch, finite_statistics])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Statistics:
     """The kernels' statistics; torch's, in pieces that a test can fill; the careful ones."""
     monkeypatch.setattr(sums, "GPU_PIECE", 1 << 12)
@@ -103,7 +103,7 @@ def test_a_number_that_is_not_finite_shows(way: Statistics, bad: float) -> None:
 def test_what_is_not_finite_is_counted_and_left_out_of_the_rest() -> None:
     x = torch.ones(10_000)
     x[7], x[9_999], x[0], x[1] = math.nan, math.inf, -math.inf, 0.0
-    assert careful_statistics([x])[:, 0].tolist() == [9996.0, 9996.0, 1.0, 9999.0, 3.0]
+    assert finite_statistics([x])[:, 0].tolist() == [9996.0, 9996.0, 1.0, 9999.0, 3.0]
 
 
 def test_the_statistics_leave_the_tensors_as_they_were(ways: Statistics) -> None:

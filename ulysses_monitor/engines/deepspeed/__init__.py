@@ -15,7 +15,7 @@ from ulysses_monitor.engines.deepspeed.zero0 import MasterWeightsEngine, Zero0En
 from ulysses_monitor.engines.deepspeed.zero3 import Zero3Engine
 from ulysses_monitor.engines.deepspeed.zero12 import Zero12Engine
 
-__all__ = ["deepspeed_engine", "is_deepspeed_engine"]
+__all__ = ["is_deepspeed_engine", "make_deepspeed_view"]
 
 
 def is_deepspeed_engine(model: object) -> bool:
@@ -26,7 +26,7 @@ def is_deepspeed_engine(model: object) -> bool:
     )
 
 
-def deepspeed_engine(engine: Any) -> Engine:
+def make_deepspeed_view(engine: Any) -> Engine:
     """The view of a `deepspeed.DeepSpeedEngine`.
 
     Raises:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.engines.base import (
-    AfterStep,
     Replica,
     Shard,
-    nothing,
+    StepCallback,
+    do_nothing,
     trainable_parameters,
-    unwrapped,
+    unwrap,
     write_gradient,
 )
 
@@ -42,7 +42,7 @@ class DeepSpeedView:
         self._engine = engine
         self._zero = engine.optimizer
         self.optimizer: torch.optim.Optimizer = engine.basic_optimizer
-        self.model: nn.Module = unwrapped(engine.module)
+        self.model: nn.Module = unwrap(engine.module)
         self.device: torch.device = engine.device
         self.group: dist.ProcessGroup | None = (
             engine.seq_data_parallel_group if dist.is_initialized() else None
@@ -63,12 +63,12 @@ class DeepSpeedView:
         for i, (_, param) in enumerate(self._named):
             yield Replica(i, param.detach(), None)
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         return param.detach()
 
     def grad_scale(self) -> Tensor | float:
@@ -87,11 +87,14 @@ class DeepSpeedView:
         """See `Engine.set_gradient`."""
         write_gradient(shard, value, self._named[shard.index][0])
 
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`."""
+    def commit_gradients(self) -> None:
+        """See `Engine.commit_gradients`."""
 
     def hook_step(
-        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+        self,
+        before: Callable[[], None],
+        after: StepCallback,
+        ended: Callable[[], None] = do_nothing,
     ) -> Undo:
         """Wraps ``_take_model_step``, and the optimizer's step inside it.
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from ulysses_monitor.engines.base import Replica, Shard, like, share
+from ulysses_monitor.engines.base import Replica, Shard, assign_parameters, select_state
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of, whole_shards
+from ulysses_monitor.engines.plain import full_shards, step_count
 
 __all__ = ["MasterWeightsEngine", "Zero0Engine"]
 
@@ -29,18 +29,18 @@ class Zero0Engine(DeepSpeedView):
         self._settings = {
             param: group for group in self.optimizer.param_groups for param in group["params"]
         }
-        self._held = frozenset(self.held())
+        self._counted = frozenset(self.counted_indices())
 
-    def held(self) -> list[int]:
-        """See `Engine.held`: the ranks share the reading, as under DDP."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`: the ranks share the reading, as under DDP."""
         numels = [p.numel() for _, p in self._named]
         if self.group is None:
             return list(range(len(numels)))
-        return share(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
+        return assign_parameters(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        return whole_shards(self._named, self.optimizer, self._settings, self._held)
+        return full_shards(self._named, self.optimizer, self._settings, self._counted)
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
@@ -72,10 +72,10 @@ class MasterWeightsEngine(Zero0Engine):
                 0,
                 _cut(owner.detach(), start, param),
                 param.grad,
-                {k: _cut(v, start, param) for k, v in like(state, owner).items()},
+                {k: _cut(v, start, param) for k, v in select_state(state, owner).items()},
                 settings,
-                steps_of(state),
-                counted=i in self._held,
+                step_count(state),
+                is_counted=i in self._counted,
             )
 
     def grad_scale(self) -> Tensor | float:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import Shard, like
+from ulysses_monitor.engines.base import Shard, select_state
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of
+from ulysses_monitor.engines.plain import step_count
 
 __all__ = ["Zero12Engine"]
 
@@ -41,8 +41,8 @@ class Zero12Engine(DeepSpeedView):
         # BF16_Optimizer keeps the whole gradient on every rank, and a partition of the rest.
         self._full_gradients = hasattr(self._zero, "fp32_groups_gradients_flat")
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         return [i for i, (_, p) in enumerate(self._named) if _mapping(p) is not None]
 
     def shards(self) -> Iterator[Shard]:
@@ -60,9 +60,9 @@ class Zero12Engine(DeepSpeedView):
                 mapping.lp_fragment_address.start,
                 mapping.hp_fragment.detach(),
                 self._gradient(param, mapping),
-                {k: v.narrow(0, *_span(address)) for k, v in like(state, flat).items()},
+                {k: v.narrow(0, *_span(address)) for k, v in select_state(state, flat).items()},
                 settings,
-                steps_of(state),
+                step_count(state),
             )
 
     def _gradient(self, param: Any, mapping: Any) -> Tensor | None:
@@ -82,8 +82,8 @@ class Zero12Engine(DeepSpeedView):
             param_id = self._zero.get_param_id(self._named[shard.index][1])
             norms[param_id] = shard.grad.double().norm()
 
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`; whole gradients are made alike again on all ranks."""
+    def commit_gradients(self) -> None:
+        """See `Engine.commit_gradients`; whole gradients are made alike again on all ranks."""
         if not self._full_gradients:
             return
         for flat, own in zip(

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.engines.base import Replica, Shard, like
+from ulysses_monitor.engines.base import Replica, Shard, select_state
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of
+from ulysses_monitor.engines.plain import step_count
 
 __all__ = ["Zero3Engine"]
 
@@ -47,8 +47,8 @@ class Zero3Engine(DeepSpeedView):
         """See `Engine.shapes`."""
         return [torch.Size(_ds(p).ds_shape) for _, p in self._named]
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         return [i for i, (_, p) in enumerate(self._named) if self._span(p)[1]]
 
     def shards(self) -> Iterator[Shard]:
@@ -66,9 +66,9 @@ class Zero3Engine(DeepSpeedView):
                 offset,
                 flat.detach().narrow(0, start, numel),
                 self._gradient(param, group, start, numel),
-                {k: v.narrow(0, start, numel) for k, v in like(state, flat).items()},
+                {k: v.narrow(0, start, numel) for k, v in select_state(state, flat).items()},
                 self.optimizer.param_groups[zero.sub_group_to_group_id[group]],
-                steps_of(state),
+                step_count(state),
             )
 
     def _gradient(self, param: Any, group: int, start: int, numel: int) -> Tensor | None:
@@ -90,12 +90,12 @@ class Zero3Engine(DeepSpeedView):
         """See `Engine.replicas`."""
         return iter(())
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return None if hasattr(param, "ds_tensor") else param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         _, numel = self._span(param)
         return _ds(param).ds_tensor.detach().view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
 
