@@ -126,7 +126,7 @@ class Bus:
     def _ended(self) -> bool:
         return not any(worker.is_alive for worker in self._workers)
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         """Lets go of everything, writing nothing; for a forked child, which has no threads."""
         self._closed = True
         self._workers = []
@@ -145,14 +145,14 @@ def _names(sinks: Sequence[Sink]) -> list[str]:
 def _watch_forks(bus: Bus) -> None:
     """A forked child, such as a data loader's worker, must neither queue nor wait."""
     if not _forks:
-        os.register_at_fork(after_in_child=_forget_all)
+        os.register_at_fork(after_in_child=_abandon_all)
         _forks.append(True)
     _open.add(bus)
 
 
-def _forget_all() -> None:
+def _abandon_all() -> None:
     for bus in _open:
-        bus.forget()
+        bus.abandon()
 
 
 _forks: list[bool] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from ulysses_monitor.bus.health import MAX_FAILURES, Change, Health
 from ulysses_monitor.bus.queues import Item, LosslessQueue, Queue
-from ulysses_monitor.common.masking import masked_text
+from ulysses_monitor.common.masking import mask_text
 from ulysses_monitor.sinks.base import Sink, is_lossless
 
 __all__ = ["Report", "Worker"]
@@ -103,7 +103,7 @@ class Worker:
         """
         with self._lock:
             self._deadline = deadline
-            self._health.hurry()
+            self._health.retry_soon()
             self._lock.notify()
 
     @property
@@ -156,7 +156,7 @@ class Worker:
 
     def _is_hopeless(self) -> bool:
         """The run's end does not wait for a live sink that is off."""
-        return self._health.off and not isinstance(self._queue, LosslessQueue)
+        return self._health.is_off and not isinstance(self._queue, LosslessQueue)
 
     def _flush_is_due(self) -> bool:
         now = time.monotonic()
@@ -218,6 +218,6 @@ class Worker:
 
 def _described(error: BaseException) -> str:
     try:
-        return masked_text(f"{type(error).__name__}: {error}")
+        return mask_text(f"{type(error).__name__}: {error}")
     except Exception:  # noqa: BLE001 - one that cannot even be printed
         return type(error).__name__

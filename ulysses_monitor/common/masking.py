@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["masked_text", "without_secrets"]
+__all__ = ["mask_secrets", "mask_text"]
 
 _MASK = "***"
 _SECRET_WORD = re.compile(
@@ -36,11 +36,11 @@ _SHORTEST = 8
 """Characters below which a value of the environment is not looked for: it may be any word."""
 
 
-def without_secrets(value: Any, masked: bool = False) -> Any:
+def mask_secrets(value: Any, masked: bool = False) -> Any:
     """`value` with secrets masked, at any depth.
 
     Masked is text under a key that names a secret, the argument after an option that does, and
-    what `masked_text` finds elsewhere.
+    what `mask_text` finds elsewhere.
 
     Args:
         value: text, numbers, None, and lists and mappings of them.
@@ -48,18 +48,18 @@ def without_secrets(value: Any, masked: bool = False) -> Any:
     """
     if isinstance(value, Mapping):
         return {
-            masked_text(k) if isinstance(k, str) else k: without_secrets(v, masked or _is_secret(k))
+            mask_text(k) if isinstance(k, str) else k: mask_secrets(v, masked or _is_secret(k))
             for k, v in value.items()
         }
     if isinstance(value, list | tuple):
         options = [False, *map(_is_secret_option, value)]
-        return [without_secrets(v, masked or o) for v, o in zip(value, options, strict=False)]
+        return [mask_secrets(v, masked or o) for v, o in zip(value, options, strict=False)]
     if not isinstance(value, str):
         return value
-    return _MASK if masked and value else masked_text(value)
+    return _MASK if masked and value else mask_text(value)
 
 
-def masked_text(text: str) -> str:
+def mask_text(text: str) -> str:
     """`text` without secrets.
 
     That is, without credentials of URLs, tokens by their looks, what is assigned to the name of a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-__all__ = ["agree_or_raise", "any_rank", "from_rank_0", "rank", "world_size"]
+__all__ = ["agree_or_raise", "any_rank", "broadcast_bytes", "rank", "world_size"]
 
 
 def rank() -> int:
@@ -41,7 +41,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(flags.item())
 
 
-def from_rank_0(data: bytes, device: torch.device) -> bytes:
+def broadcast_bytes(data: bytes, device: torch.device) -> bytes:
     """Rank 0's `data`, on every rank; every rank must call it."""
     if world_size() == 1:
         return data

@@ -31,7 +31,7 @@ from transformers import Trainer, TrainerCallback
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import write_whole
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.common.ranks import from_rank_0, rank
+from ulysses_monitor.common.ranks import broadcast_bytes, rank
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.monitor import Monitor, describe_model
@@ -247,7 +247,7 @@ def _give_back(monitor: Monitor, place: str, checkpoint: Path, engine: Engine) -
             held = (checkpoint / place).read_bytes()
         except OSError as error:
             logger.debug("monitor: %s: %s", checkpoint / place, error)
-    held = from_rank_0(held, engine.device)
+    held = broadcast_bytes(held, engine.device)
     if held:
         monitor.load_state_dict({"policies": torch.frombuffer(bytearray(held), dtype=torch.uint8)})
 

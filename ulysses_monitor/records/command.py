@@ -93,7 +93,7 @@ class Command:
             raise InputError(f"{missing[0]} is missing; needed are id, who and time")
         return cls(**given)
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """The command in plain words."""
         parts = [f"{_of_policy(name)} to {mode}" for name, mode in self.modes.items()]
         for group, factor in self.lr_factors.items():

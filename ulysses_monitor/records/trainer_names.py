@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-__all__ = ["evaluation_name", "logged_name", "names_for", "tag_name"]
+__all__ = ["assign_names", "evaluation_name", "logged_name", "tag_name"]
 
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_/]")
 _OURS = {"grad_norm": "grad/norm/total", "learning_rate": "optim/lr/0"}
@@ -49,10 +49,10 @@ def tag_name(tag: str) -> str:
     return evaluation_name(name) if family == "eval" else tag
 
 
-def names_for(given: Iterable[str], rule: Callable[[str], str]) -> dict[str, str]:
+def assign_names(given: Iterable[str], rule: Callable[[str], str]) -> dict[str, str]:
     """A metric name for each of `given`, no two alike: where `rule` makes two so, one stays as is.
 
-    >>> names_for(["train/loss", "train/loss/total"], tag_name)
+    >>> assign_names(["train/loss", "train/loss/total"], tag_name)
     {'train/loss': 'train/loss', 'train/loss/total': 'train/loss/total'}
     """
     names = {name: rule(name) for name in given}

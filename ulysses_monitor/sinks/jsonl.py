@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import event_as_json, plain
+from ulysses_monitor.records.json_ready import event_to_dict, to_jsonable
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
@@ -41,9 +41,9 @@ class JsonlSink:
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
         if isinstance(item, Event):
-            line = event_as_json(item)
+            line = event_to_dict(item)
         else:
-            metrics = plain(dict(self._selection.items(item)))
+            metrics = to_jsonable(dict(self._selection.items(item)))
             line = {"step": item.step, "time": item.time, "metrics": metrics}
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         self._file.append(text + "\n")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.masking import masked_text, without_secrets
+from ulysses_monitor.common.masking import mask_secrets, mask_text
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import plain_url, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -73,7 +73,7 @@ class MlflowSink:
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
         """Learns the run's name and config."""
         self._run_name = self._given_name or str(info.get("name") or run_dir.name)
-        self._config = dict(_flat(without_secrets(dict(info.get("config") or {}))))
+        self._config = dict(_flat(mask_secrets(dict(info.get("config") or {}))))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
@@ -88,8 +88,8 @@ class MlflowSink:
                 self._send(client, run_id, item)
             elif item.kind == "alert":
                 key = _key(f"alert/{item.data.get('rule')}")
-                message = masked_text(f"step {item.step}: {item.data.get('message')}")
-                client.set_tag(run_id, key, encodable(message)[:_LONGEST_TAG])
+                message = mask_text(f"step {item.step}: {item.data.get('message')}")
+                client.set_tag(run_id, key, escape_surrogates(message)[:_LONGEST_TAG])
             elif item.kind == "stop":
                 self._status = _ENDS.get(str(item.data.get("status")), "FAILED")
 
@@ -110,7 +110,7 @@ class MlflowSink:
             self._client = MlflowClient(tracking_uri=self._uri)
         if self._run_id is None:
             experiment = _experiment(self._client, self._experiment)
-            run = self._client.create_run(experiment, run_name=encodable(self._run_name))
+            run = self._client.create_run(experiment, run_name=escape_surrogates(self._run_name))
             self._run_id, self._status = str(run.info.run_id), "FAILED"
         self._send_config(self._client, self._run_id)
         return self._client, self._run_id
@@ -216,4 +216,4 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}" if path else str(key))
     elif path:
-        yield _key(path), encodable(str(value))[:_LONGEST_PARAM]
+        yield _key(path), escape_surrogates(str(value))[:_LONGEST_PARAM]

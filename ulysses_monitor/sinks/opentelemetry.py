@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import number, plain_url, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -69,7 +69,7 @@ class OpenTelemetrySink:
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
         """Learns the run's name."""
-        self._run = encodable(str(info.get("name") or run_dir.name))
+        self._run = escape_surrogates(str(info.get("name") or run_dir.name))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
@@ -79,7 +79,7 @@ class OpenTelemetrySink:
             self._records.append(item)
         elif item.kind == "alert":
             rule, severity = str(item.data.get("rule")), str(item.data.get("severity"))
-            self._alerts[encodable(rule), encodable(severity)] += 1
+            self._alerts[escape_surrogates(rule), escape_surrogates(severity)] += 1
             self._alerted = item.time
 
     def flush(self) -> None:
@@ -171,4 +171,4 @@ def _metrics_url(endpoint: str | None) -> str | None:
 def _name_and_scope(name: str) -> tuple[str, str]:
     *family, scope = name.split("/", 2)
     legal = re.sub(r"[^a-zA-Z0-9_.\-]", "_", ".".join(["ulysses", *family]))
-    return legal[:_LONGEST_NAME], encodable(scope)
+    return legal[:_LONGEST_NAME], escape_surrogates(scope)

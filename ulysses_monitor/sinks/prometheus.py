@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import number, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -57,7 +57,7 @@ class PrometheusSink:
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
         """Learns the run's name."""
-        self._run = encodable(str(info.get("name") or run_dir.name))
+        self._run = escape_surrogates(str(info.get("name") or run_dir.name))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
@@ -121,7 +121,7 @@ class _Page:
     def count(self, rule: str, severity: str) -> None:
         """Counts an alert."""
         with self._lock:
-            self._alerts[encodable(rule), encodable(severity)] += 1
+            self._alerts[escape_surrogates(rule), escape_surrogates(severity)] += 1
 
     def collect(self) -> list[Metric]:
         """A snapshot, for a registry: all of it belongs to one moment."""
@@ -148,4 +148,4 @@ def _family_and_scope(name: str) -> tuple[str, str]:
     *family, scope = name.split("/", 2)
     legal = re.sub(r"[^a-zA-Z0-9_]", "_", "_".join(["ulysses", *family]))
     # A name that is another family's would make the whole page unreadable.
-    return (f"{legal}_" if legal in _OURS else legal), encodable(scope)
+    return (f"{legal}_" if legal in _OURS else legal), escape_surrogates(scope)

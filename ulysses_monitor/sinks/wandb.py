@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.masking import masked_text, without_secrets
+from ulysses_monitor.common.masking import mask_secrets, mask_text
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable, plain
+from ulysses_monitor.records.json_ready import escape_surrogates, to_jsonable
 from ulysses_monitor.sinks.arguments import number, one_of, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -77,7 +77,7 @@ class WandbSink:
         """Learns the run directory, its name and config."""
         self._run_dir = run_dir
         self._run_name = self._given_name or str(info.get("name") or run_dir.name)
-        self._config = plain(without_secrets(dict(info.get("config") or {})))
+        self._config = to_jsonable(mask_secrets(dict(info.get("config") or {})))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
@@ -89,7 +89,9 @@ class WandbSink:
         if self._run is None:
             self._run = self._start()
         if isinstance(item, StepRecord):
-            metrics = {encodable(name): value for name, value in self._selection.items(item)}
+            metrics = {
+                escape_surrogates(name): value for name, value in self._selection.items(item)
+            }
             # A row of its own each: an evaluation comes with the step of a record before it.
             self._run.log({**metrics, _STEP: item.step})
         elif item.kind == "alert":
@@ -99,9 +101,9 @@ class WandbSink:
 
     def _alert(self, run: Run, event: Event) -> None:
         level = _LEVELS.get(str(event.data.get("severity")), "WARN")
-        message = masked_text(f"step {event.step}: {event.data.get('message')}")
-        title = encodable(str(event.data.get("rule")))
-        run.alert(title=title, text=encodable(message), level=level)
+        message = mask_text(f"step {event.step}: {event.data.get('message')}")
+        title = escape_surrogates(str(event.data.get("rule")))
+        run.alert(title=title, text=escape_surrogates(message), level=level)
 
     def _start(self) -> Run:
         import wandb
@@ -114,7 +116,7 @@ class WandbSink:
                 run = wandb.init(
                     project=self._project,
                     entity=self._entity,
-                    name=encodable(self._run_name),
+                    name=escape_surrogates(self._run_name),
                     dir=str(self._run_dir),
                     config=self._config,
                     reinit="create_new",

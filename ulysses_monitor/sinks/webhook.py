@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ulysses_monitor.common.errors import InputError, UlyssesError
-from ulysses_monitor.common.masking import masked_text
+from ulysses_monitor.common.masking import mask_text
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import number, text
 
 __all__ = ["WebhookSink"]
@@ -92,7 +92,7 @@ class WebhookSink:
         parts = [f"[{self._run}] step {event.step}: {_describe(event)}"]
         if held:
             parts.append(f"({held} more like it since the last message)")
-        return _for_slack(masked_text(" ".join(parts)))
+        return _for_slack(mask_text(" ".join(parts)))
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -147,7 +147,7 @@ def _describe(event: Event) -> str:
 
 def _for_slack(message: str) -> str:
     """Escapes what Slack takes for markup (its documentation, "Escaping text"), and cuts."""
-    message = encodable(message)
+    message = escape_surrogates(message)
     if len(message) > _LONGEST:
         message = message[:_LONGEST] + "…"
     return message.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -240,11 +240,11 @@ class Steering:
             "id": command.id,
             "who": command.who,
             "why": command.why,
-            "command": command.described(),
+            "command": command.describe(),
         }
         try:
             self._do(command)
-            about["result"] = command.described()
+            about["result"] = command.describe()
         except InputError as error:
             about["refused"] = str(error)
         return _event(step, about)

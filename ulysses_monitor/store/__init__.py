@@ -2,7 +2,7 @@
 
 from ulysses_monitor.store.block import Block, merge
 from ulysses_monitor.store.compaction import compact
-from ulysses_monitor.store.directory import IfExists, RunDirectory, check_free, is_locked
+from ulysses_monitor.store.directory import IfExists, RunDirectory, check_available, is_locked
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.mirror import MirrorSink, check_mirror
 from ulysses_monitor.store.reading import MetricsReader
@@ -16,7 +16,7 @@ __all__ = [
     "MirrorSink",
     "RunDirectory",
     "StoreSink",
-    "check_free",
+    "check_available",
     "check_mirror",
     "compact",
     "is_locked",

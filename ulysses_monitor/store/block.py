@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Block", "DamagedError", "lay", "merge"]
+__all__ = ["Block", "DamagedError", "merge", "overlay_column"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Block:
         present = self.present[:, chosen]
         return Block(names, self.steps, self.times, self.values[:, chosen], present)
 
-    def trimmed(self) -> Block:
+    def drop_empty_rows(self) -> Block:
         """Without the rows that have none of the metrics."""
         rows = self.present.any(axis=1)
         if rows.all():
@@ -81,7 +81,7 @@ def merge(blocks: Sequence[Block]) -> Block:
         rows = np.searchsorted(steps, block.steps)
         times[rows] = block.times
         for own, name in enumerate(block.names):
-            lay(values[:, column[name]], present[:, column[name]], rows, block, own)
+            overlay_column(values[:, column[name]], present[:, column[name]], rows, block, own)
     return Block(names, steps, times, values, present)
 
 
@@ -96,7 +96,7 @@ def _union(steps: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     return together[first]
 
 
-def lay(
+def overlay_column(
     values: npt.NDArray[np.float32],
     present: npt.NDArray[np.bool_],
     rows: npt.NDArray[np.intp],

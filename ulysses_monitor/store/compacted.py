@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ulysses_monitor.store.block import Block, DamagedError, lay, merge
+from ulysses_monitor.store.block import Block, DamagedError, merge, overlay_column
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 
 __all__ = ["ReadFile", "read", "read_names", "write"]
@@ -167,7 +167,7 @@ def _fill(values: Any, present: Any, steps: Any, names: Sequence[str], read: Any
         block = read(places.__contains__)
         rows = np.searchsorted(steps, block.steps)
         for own, name in enumerate(block.names):
-            lay(values[places[name]], present[places[name]], rows, block, own)
+            overlay_column(values[places[name]], present[places[name]], rows, block, own)
 
 
 def _table(merged: Block, names: Sequence[str], values: Any, present: Any) -> Any:

@@ -42,7 +42,7 @@ def compact(directory: Path) -> dict[str, str]:
     whole = list(takewhile(lambda file: file.name not in damaged, list_files(location)))
     parts = [file for file in whole if file.name != COMPACTED]
     if parts:
-        names = dict.fromkeys(name for file in whole for name in reader.names_of(file))
+        names = dict.fromkeys(name for file in whole for name in reader.read_names(file))
         compacted.write(directory, list(names), whole, reader.read_file)
         sync_directory(directory)
     # A reader that comes between these lines sees a step twice and serves it once.

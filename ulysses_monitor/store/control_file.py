@@ -1,7 +1,8 @@
 """Steers a run while it trains, through a file in its directory that only its owner may touch.
 
-One side appends a command as a line (`send`), the other looks at each step (`ControlFile`). The
-file is no more trusted than its owner and permissions allow, and every line is checked.
+`send_command` appends a command as one line; the training process polls the file at each step
+(`ControlFile`). The file is trusted only as far as its owner and permissions allow, and every line
+is checked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.command import Command, check
 
-__all__ = ["CONTROL_FILE", "ControlFile", "send"]
+__all__ = ["CONTROL_FILE", "ControlFile", "send_command"]
 
 CONTROL_FILE = "control.jsonl"
 
@@ -28,7 +29,7 @@ _LARGEST_LINE, _LARGEST_FILE = 64 << 10, 1 << 20
 _MOST_PROBLEMS = 100
 
 
-def send(run_dir: Path, command: Command) -> None:
+def send_command(run_dir: Path, command: Command) -> None:
     """Appends a command to the control file of a run.
 
     Raises:

@@ -20,12 +20,12 @@ from typing import IO, Any, Literal
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import write_whole
-from ulysses_monitor.common.masking import without_secrets
+from ulysses_monitor.common.masking import mask_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
-from ulysses_monitor.records.json_ready import plain
+from ulysses_monitor.records.json_ready import to_jsonable
 from ulysses_monitor.store.control_file import CONTROL_FILE
 
-__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
+__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_available", "is_locked"]
 
 IfExists = Literal["refuse", "resume", "overwrite"]
 
@@ -59,7 +59,7 @@ def _lock(file: IO[str], kind: int) -> bool:
     return True
 
 
-def check_free(path: Path, if_exists: IfExists) -> None:
+def check_available(path: Path, if_exists: IfExists) -> None:
     """Checks that a run may be written at `path`, touching nothing.
 
     Raises:
@@ -85,11 +85,11 @@ class RunDirectory:
         if_exists: what to do where a run is there already.
 
     Raises:
-        InputError: see `check_free`.
+        InputError: see `check_available`.
     """
 
     def __init__(self, path: Path, if_exists: IfExists = "refuse") -> None:
-        check_free(path, if_exists)
+        check_available(path, if_exists)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._process = os.getpid()
@@ -119,7 +119,7 @@ class RunDirectory:
             "metric_schema_version": METRIC_SCHEMA_VERSION,
             "status": "running",
             "starts": starts,
-            **without_secrets(plain(dict(info))),
+            **mask_secrets(to_jsonable(dict(info))),
         }
         self._write()
 

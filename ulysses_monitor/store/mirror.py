@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.masking import masked_text
+from ulysses_monitor.common.masking import mask_text
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store.control_file import CONTROL_FILE
 from ulysses_monitor.store.directory import OWN_FILES
@@ -92,7 +92,7 @@ class MirrorSink:
         before, now = there.get("starts", []), ours.get("starts", [])
         if not self._replace and now[: len(before)] != before:
             raise InputError(
-                f"monitor: mirror {masked_text(str(self._target))} holds a run that {self._source} "
+                f"monitor: mirror {mask_text(str(self._target))} holds a run that {self._source} "
                 "does not go on with; copy it there first, or name another mirror"
             )
 

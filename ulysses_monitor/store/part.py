@@ -22,7 +22,7 @@ import pyarrow as pa
 from ulysses_monitor.store.block import Block, DamagedError
 from ulysses_monitor.store.names import MetricsFile
 
-__all__ = ["Layout", "read_names", "read_part", "sync_directory", "write_part"]
+__all__ = ["PartLayout", "read_names", "read_part", "sync_directory", "write_part"]
 
 _SUMS, _SUM = b"crc32", np.dtype("<u4")
 
@@ -154,7 +154,7 @@ def _block(
 
 
 @dataclass(frozen=True)
-class Layout:
+class PartLayout:
     """Where the bytes of each column lie, alike in all parts of the same schema and size.
 
     A part's own description names every column, so reading it takes longer than the column that
@@ -171,7 +171,7 @@ class Layout:
     sums: int
 
     @classmethod
-    def of(cls, content: Any) -> Layout:
+    def of(cls, content: Any) -> PartLayout:
         """The layout of a part that lies in memory or is mapped into it.
 
         Raises:

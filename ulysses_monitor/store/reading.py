@@ -14,7 +14,7 @@ from ulysses_monitor.store import compacted
 from ulysses_monitor.store.block import Block, DamagedError, merge
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
-from ulysses_monitor.store.part import Layout, read_names, read_part
+from ulysses_monitor.store.part import PartLayout, read_names, read_part
 from ulysses_monitor.store.tail import read_tail, tail_names
 
 __all__ = ["MetricsReader", "list_files"]
@@ -56,7 +56,7 @@ class MetricsReader:
     def __init__(self, location: Location) -> None:
         self._location = location
         self._names: dict[str, tuple[str, ...]] = {}
-        self._layouts: dict[tuple[str | None, int], Layout] = {}
+        self._layouts: dict[tuple[str | None, int], PartLayout] = {}
         self.damaged: dict[str, str] = {}
 
     def names(self) -> tuple[str, ...]:
@@ -98,13 +98,13 @@ class MetricsReader:
 
     def _all_names(self, files: list[MetricsFile]) -> Iterator[str]:
         for file in files:
-            yield from self._guarded(file, self.names_of, ())
+            yield from self._guarded(file, self.read_names, ())
 
     def _blocks(self, files: list[MetricsFile], wanted: Callable[[str], bool]) -> list[Block]:
         """What each file has of the metrics whose name is `wanted`, oldest first."""
         for file in files:  # the names of each schema once, before several threads ask for them
             if file.schema is not None and file.schema not in self._names:
-                self._guarded(file, self.names_of, ())
+                self._guarded(file, self.read_names, ())
 
         # The same metrics of many parts: they are looked for once.
         places = cache(lambda names: [i for i, n in enumerate(names) if wanted(n)])
@@ -113,7 +113,7 @@ class MetricsReader:
             block: Block | None = self._guarded(file, self._read_file, None, places)
             if block is None and file.schema is not None:
                 block = self._tail_of(file, places)
-            return None if block is None else block.trimmed()
+            return None if block is None else block.drop_empty_rows()
 
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
@@ -163,7 +163,7 @@ class MetricsReader:
         if file.schema is None:
             with self._open(file) as content:
                 return compacted.read(content, places)
-        names = self.names_of(file)
+        names = self.read_names(file)
         chosen = places(names)
         with self._open(file) as content:
             if isinstance(content, pa.MemoryMappedFile):
@@ -171,10 +171,10 @@ class MetricsReader:
                     return self._layout(file, content).read(content, names, chosen)
             return read_part(content, names, chosen)
 
-    def _layout(self, file: MetricsFile, content: Any) -> Layout:
+    def _layout(self, file: MetricsFile, content: Any) -> PartLayout:
         alike = file.schema, content.size()
         if alike not in self._layouts:
-            self._layouts[alike] = Layout.of(content)
+            self._layouts[alike] = PartLayout.of(content)
         return self._layouts[alike]
 
     def _read_tail(self, file: MetricsFile) -> Block:
@@ -183,7 +183,7 @@ class MetricsReader:
             self.damaged[file.name] = "some of its steps are damaged"
         return block
 
-    def names_of(self, file: MetricsFile) -> tuple[str, ...]:
+    def read_names(self, file: MetricsFile) -> tuple[str, ...]:
         """Metric names of one file.
 
         Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ulysses_monitor.records import Event, Schema, StepRecord
-from ulysses_monitor.records.json_ready import encodable, event_as_json
+from ulysses_monitor.records.json_ready import escape_surrogates, event_to_dict
 from ulysses_monitor.store.appending import AppendFile
 from ulysses_monitor.store.compaction import compact, is_small
 from ulysses_monitor.store.directory import RunDirectory
@@ -51,8 +51,8 @@ class StoreSink:
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
         if isinstance(item, Event):
-            line = json.dumps(event_as_json(item), ensure_ascii=False, default=str) + "\n"
-            self._events.write(encodable(line).encode())
+            line = json.dumps(event_to_dict(item), ensure_ascii=False, default=str) + "\n"
+            self._events.write(escape_surrogates(line).encode())
         else:
             self._tail(item.schema).write(item)
 

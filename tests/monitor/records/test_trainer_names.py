@@ -6,7 +6,12 @@ import pytest
 
 from ulysses_monitor import Metric
 from ulysses_monitor.records import trainer_names
-from ulysses_monitor.records.trainer_names import evaluation_name, logged_name, names_for, tag_name
+from ulysses_monitor.records.trainer_names import (
+    assign_names,
+    evaluation_name,
+    logged_name,
+    tag_name,
+)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -42,6 +47,6 @@ def test_our_own_tags_and_those_of_others_stay() -> None:
 def test_no_two_get_the_same_name_whatever_their_order() -> None:
     for tags in (["train/a b", "train/a_b"], ["train/loss", "train/loss/total"], ["a", "b"]):
         for order in (tags, tags[::-1]):
-            names = names_for(order, tag_name)
+            names = assign_names(order, tag_name)
             assert len(set(names.values())) == len(tags)
             assert list(names) == order

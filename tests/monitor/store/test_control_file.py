@@ -16,7 +16,7 @@ import pytest
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.command import Command, parse_words
 from ulysses_monitor.store import MirrorSink, RunDirectory
-from ulysses_monitor.store.control_file import CONTROL_FILE, ControlFile, send
+from ulysses_monitor.store.control_file import CONTROL_FILE, ControlFile, send_command
 
 FULL: dict[str, Any] = {
     "id": "0123abcd",
@@ -78,12 +78,12 @@ def test_two_commands_are_told_apart() -> None:
 
 
 def test_a_command_is_told_in_plain_words() -> None:
-    assert Command(**FULL).described() == (
+    assert Command(**FULL).describe() == (
         "policies to shadow; policy clip to off; learning rate x 0.5; "
         "learning rate of group 1 x 2; save"
     )
-    assert command(save=False, stop=True).described() == "stop"
-    assert command(save=False).described() == "nothing"
+    assert command(save=False, stop=True).describe() == "stop"
+    assert command(save=False).describe() == "nothing"
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ def test_commands_arrive_in_order_and_once(tmp_path: Path, control: ControlFile)
     assert control.poll() is None
     sent = [command(why=str(i)) for i in range(3)]
     for each in sent[:2]:
-        send(tmp_path, each)
+        send_command(tmp_path, each)
     assert [control.poll(), control.poll(), control.poll()] == [*sent[:2], None]
-    send(tmp_path, sent[2])
+    send_command(tmp_path, sent[2])
     assert [control.poll(), control.poll()] == [sent[2], None]
     assert control.problems() == []
 
@@ -214,7 +214,7 @@ def test_commands_arrive_in_order_and_once(tmp_path: Path, control: ControlFile)
 def test_the_file_is_its_owners_alone(tmp_path: Path, path: Path) -> None:
     before = os.umask(0)
     try:
-        send(tmp_path, command())
+        send_command(tmp_path, command())
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -243,7 +243,7 @@ def test_a_command_after_half_a_line_is_whole(
     tmp_path: Path, path: Path, control: ControlFile
 ) -> None:
     write(path, line()[:20])
-    send(tmp_path, command(id="a"))
+    send_command(tmp_path, command(id="a"))
     assert all_of(control) == ["a"]
     (problem,) = control.problems()
     assert "line 1" in problem
@@ -263,13 +263,13 @@ def test_a_file_that_was_cut_replaced_or_removed_is_read_from_its_start(
     assert all_of(control) == ["e"]
     path.unlink()
     assert all_of(control) == []
-    send(tmp_path, command(id="f"))
+    send_command(tmp_path, command(id="f"))
     assert all_of(control) == ["f"]
     assert control.problems() == []
 
 
 def test_an_earlier_starts_commands_are_gone(tmp_path: Path, path: Path) -> None:
-    send(tmp_path, command(id="a"))
+    send_command(tmp_path, command(id="a"))
     control = ControlFile(tmp_path)
     assert not path.exists()
     assert control.poll() is None
@@ -306,12 +306,12 @@ def fixed() -> Iterator[Path]:
 def test_what_an_earlier_start_left_for_good_is_not_obeyed(fixed: Path) -> None:
     control = ControlFile(fixed)
     assert all_of(control) == []
-    send(fixed, command(id="new"))
+    send_command(fixed, command(id="new"))
     assert all_of(control) == ["new"]
     write(fixed / CONTROL_FILE, "")
     assert all_of(control) == []
-    send(fixed, command(id="first-of-the-new"))
-    send(fixed, command(id="second-of-the-new"))
+    send_command(fixed, command(id="first-of-the-new"))
+    send_command(fixed, command(id="second-of-the-new"))
     assert all_of(control) == ["first-of-the-new", "second-of-the-new"]
     assert control.problems() == []
 
@@ -390,7 +390,7 @@ def test_a_file_that_is_not_safe_is_neither_obeyed_nor_written(
     make(path)
     before = sorted((p.name, p.lstat().st_size) for p in path.parent.iterdir())
     with pytest.raises(InputError, match="allowed is a file of up to 1 MiB of your own"):
-        send(path.parent, command())
+        send_command(path.parent, command())
     assert sorted((p.name, p.lstat().st_size) for p in path.parent.iterdir()) == before
     assert [control.poll() for _ in range(3)] == [None] * 3
     (problem,) = control.problems()
@@ -449,23 +449,23 @@ def test_a_run_directory_that_is_lost_is_told_once_and_may_come_back(tmp_path: P
     assert len(control.problems()) == 1
     run.unlink()
     (tmp_path / "away").rename(run)
-    send(run, command(id="a"))
+    send_command(run, command(id="a"))
     assert all_of(control) == ["a"]
 
 
 def test_a_command_that_nobody_would_read_is_not_sent(tmp_path: Path, path: Path) -> None:
     with pytest.raises(InputError, match="the command's size is"):
-        send(tmp_path, command(modes={f"policy {i}": "off" for i in range(9000)}))
+        send_command(tmp_path, command(modes={f"policy {i}": "off" for i in range(9000)}))
     assert not path.exists()
     write(path, "\n" * ((1 << 20) - 10))
     with pytest.raises(InputError, match=r"is full; .* remove it"):
-        send(tmp_path, command())
+        send_command(tmp_path, command())
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path, path: Path) -> None:
     dangling_link(path)
     with pytest.raises(InputError):
-        send(tmp_path, command())
+        send_command(tmp_path, command())
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -475,7 +475,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, path: Path) -> None:
 def test_a_run_that_replaces_another_removes_its_commands(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
-    send(directory.path, command())
+    send_command(directory.path, command())
     directory.finish("stopped")
     RunDirectory(tmp_path / "run", "overwrite").release()
     assert not (tmp_path / "run" / CONTROL_FILE).exists()
@@ -485,7 +485,7 @@ def test_commands_are_not_mirrored(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     (directory.path / "events.jsonl").write_text("{}\n")
-    send(directory.path, command())
+    send_command(directory.path, command())
     mirror = MirrorSink(directory.path, str(tmp_path / "copy"), every_seconds=0)
     mirror.flush()
     mirror.close()

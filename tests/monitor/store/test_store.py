@@ -23,7 +23,7 @@ from ulysses_monitor.store import (
     Location,
     RunDirectory,
     StoreSink,
-    check_free,
+    check_available,
     compact,
     is_locked,
 )
@@ -187,7 +187,7 @@ def test_a_killed_writer_leaves_a_run_that_opens_and_a_free_directory(tmp_path: 
         with pytest.raises(InputError, match="in use by a running training"):
             RunDirectory(run, "resume")
         with pytest.raises(InputError, match="in use by a running training"):
-            check_free(run, "overwrite")
+            check_available(run, "overwrite")
         time.sleep(1.5)
         killed = time.time()
         child.send_signal(signal.SIGKILL)
@@ -361,7 +361,7 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
 def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(InputError, match="is a file"):
-        check_free(tmp_path / "run", "overwrite")
+        check_available(tmp_path / "run", "overwrite")
 
 
 def test_a_forked_child_does_not_keep_the_directory(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.reading.sources.base import Points, lay_out
 from ulysses_monitor.reading.sources.directory import read_json
-from ulysses_monitor.records.trainer_names import logged_name, names_for
+from ulysses_monitor.records.trainer_names import assign_names, logged_name
 from ulysses_monitor.store import Block, Location
 
 __all__ = ["TrainerStateSource", "find_trainer_state"]
@@ -73,7 +73,7 @@ class TrainerStateSource:
         logs = [log for log in self._state().get("log_history") or [] if isinstance(log, dict)]
         logs = [log for log in logs if isinstance(log.get("step"), int)]
         logged = dict.fromkeys(key for log in logs for key in log if key != "step")
-        names = names_for(logged, logged_name)
+        names = assign_names(logged, logged_name)
         metrics: dict[str, Points] = {}
         for log in logs:
             for key, name in names.items():

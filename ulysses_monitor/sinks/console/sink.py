@@ -23,7 +23,7 @@ from ulysses_monitor.sinks.console.state import (
     control_text,
     engine_text,
 )
-from ulysses_monitor.sinks.console.table import clean, style_of
+from ulysses_monitor.sinks.console.table import clean_text, severity_style
 
 __all__ = ["ConsoleSink"]
 
@@ -107,7 +107,9 @@ class ConsoleSink:
         elif event.kind == "stop" and self._unprinted is not None:
             self._print_numbers(self._unprinted)
         elif event.kind == "alert":
-            self._print(f"alert {alert_text(event)}", style_of(str(event.data.get("severity"))))
+            self._print(
+                f"alert {alert_text(event)}", severity_style(str(event.data.get("severity")))
+            )
         elif event.kind == "action" and self._state.is_new_action(event):
             self._print(f"step {event.step}: {action_text(event)}")
         elif event.kind == "control":
@@ -133,7 +135,7 @@ class ConsoleSink:
         self._print(f"step {record.step}/{self._state.total or '?'}  {text}")
 
     def _print(self, words: str, style: str = "") -> None:
-        text = Text(clean(words, self._console.encoding), style=style)
+        text = Text(clean_text(words, self._console.encoding), style=style)
         self._console.print(text, soft_wrap=True)
 
 

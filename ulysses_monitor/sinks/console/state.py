@@ -10,7 +10,7 @@ from typing import Any
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.selection import Selection
 
-__all__ = ["EVERY_STEP", "SAMPLED", "WATCHED", "Finding", "RunState"]
+__all__ = ["EVERY_STEP", "SAMPLED", "WATCHED", "AlertLine", "RunState"]
 
 LOSS, NORM, SECONDS = "train/loss/total", "grad/norm/total", "train/step_seconds/total"
 HELD_OUT = "eval/loss/total"
@@ -44,7 +44,7 @@ _ALERTS = 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class AlertLine:
     """An alert: where, how bad, and its words."""
 
     step: int
@@ -82,7 +82,7 @@ class RunState:
         self.losses: deque[float] = deque(maxlen=_REMEMBERED)
         self.norms: deque[float] = deque(maxlen=_REMEMBERED)
         self.held_out: tuple[int, float] | None = None
-        self.alerts: deque[Finding] = deque(maxlen=_ALERTS)
+        self.alerts: deque[AlertLine] = deque(maxlen=_ALERTS)
         self.alert_count = 0
         self._acted: dict[tuple[str, str], int] = {}
         self._is_new_action = False
@@ -111,7 +111,7 @@ class RunState:
         elif item.kind == "alert":
             self.alert_count += 1
             severity = str(item.data.get("severity", ""))
-            self.alerts.append(Finding(item.step, severity, alert_text(item)))
+            self.alerts.append(AlertLine(item.step, severity, alert_text(item)))
         elif item.kind == "action":
             # Of a policy that acts step by step the first is worth a line.
             key = str(item.data.get("policy")), str(item.data.get("action"))

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ulysses_monitor.sinks.console.state import EVERY_STEP, LOSS, NORM, SAMPLED, Finding, RunState
+from ulysses_monitor.sinks.console.state import EVERY_STEP, LOSS, NORM, SAMPLED, AlertLine, RunState
 
-__all__ = ["StatusTable", "clean", "style_of"]
+__all__ = ["StatusTable", "clean_text", "severity_style"]
 
 _WIDEST = 120
 _LABEL = 18
@@ -26,13 +26,13 @@ _FLAT = 0.005
 _ALERT_LINES = 3
 
 
-def clean(words: str, encoding: str) -> str:
+def clean_text(words: str, encoding: str) -> str:
     """`words` on one line, in characters that `encoding` has."""
     line = "".join(c if c.isprintable() else " " for c in words)
     return line.encode(encoding, "replace").decode(encoding, "replace")
 
 
-def style_of(severity: str) -> str:
+def severity_style(severity: str) -> str:
     """The style of an alert."""
     return {"critical": "bold red", "info": ""}.get(severity, "yellow")
 
@@ -57,7 +57,7 @@ class StatusTable:
 
 def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iterable[Text]:
     title = f"{state.name or 'training'} on {state.engine or '?'}"
-    yield Text(clean(title, encoding), style="bold")
+    yield Text(clean_text(title, encoding), style="bold")
     yield _position(state, width)
     if state.total:
         yield _bar(state.step / state.total, width, encoding)
@@ -69,7 +69,7 @@ def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iter
         yield from _columns(sampled, width)
     if state.dropped:
         lost = ", ".join(f"{name} {count:,.0f}" for name, count in state.dropped.items())
-        yield Text(clean(f"dropped records: {lost}", encoding), style="yellow")
+        yield Text(clean_text(f"dropped records: {lost}", encoding), style="yellow")
     if state.alerts:
         yield Text(_alerts_title(state), style="bold")
         for finding in state.alerts:
@@ -184,10 +184,10 @@ def _alerts_title(state: RunState) -> str:
     return "alerts:" if state.alert_count > 1 else "alert:"
 
 
-def _alert(finding: Finding, console: Console, width: int, encoding: str) -> Iterable[Text]:
+def _alert(finding: AlertLine, console: Console, width: int, encoding: str) -> Iterable[Text]:
     where = f"step {finding.step}"
     said = where in finding.text.lower()
-    words = clean(finding.text if said else f"{where} {finding.text}", encoding)
-    text = Text(words, style=style_of(finding.severity))
+    words = clean_text(finding.text if said else f"{where} {finding.text}", encoding)
+    text = Text(words, style=severity_style(finding.severity))
     lines = text.wrap(console, width, overflow="fold")
     yield from lines[:_ALERT_LINES]

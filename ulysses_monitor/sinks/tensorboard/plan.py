@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ulysses_monitor.records import Schema
 from ulysses_monitor.sinks.selection import Selection
 
-__all__ = ["PERCENTILES", "Plan", "Shown"]
+__all__ = ["PERCENTILES", "Plan", "Planner"]
 
 PERCENTILES = (10, 50, 90)
 
@@ -62,7 +62,7 @@ class Plan:
         return norms
 
 
-class Shown:
+class Planner:
     """Makes plans: totals, layers and percentiles, and whatever else is asked for.
 
     Args:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.arguments import number
-from ulysses_monitor.sinks.tensorboard.plan import Shown
+from ulysses_monitor.sinks.tensorboard.plan import Planner
 
 if TYPE_CHECKING:
     from ulysses_monitor.sinks.tensorboard.event_file import EventFile
-    from ulysses_monitor.sinks.tensorboard.translation import Translation
+    from ulysses_monitor.sinks.tensorboard.translation import Translator
 
 __all__ = ["TensorBoardSink"]
 
@@ -55,12 +55,12 @@ class TensorBoardSink:
         if isinstance(histograms, bool):
             histograms = ("grad/norm/param/*",) if histograms else ()
         number("sink tensorboard: picture_every", picture_every, 0, 10**9, whole=True)
-        self._shown = Shown(parameters, histograms)
+        self._planner = Planner(parameters, histograms)
         self._picture_every = picture_every
         self._given = None if directory is None else Path(directory)
         self._directory = self._given
         self._file: EventFile | None = None
-        self._translation: Translation | None = None
+        self._translator: Translator | None = None
         self._waiting: tuple[StepRecord | Event, list[Any]] | None = None
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:  # noqa: ARG002 - as sinks have it
@@ -74,9 +74,9 @@ class TensorBoardSink:
             InputError: there is no directory and no run directory.
             OSError: the disk refuses; the item can be given again, and is then written whole.
         """
-        file, translation = self._opened()
+        file, translator = self._opened()
         if self._waiting is None or self._waiting[0] is not item:
-            self._waiting = item, translation.events(item)
+            self._waiting = item, translator.events(item)
         file.append(*self._waiting[1])
         self._waiting = None
 
@@ -85,23 +85,23 @@ class TensorBoardSink:
 
     def close(self) -> None:
         """Draws the last picture and closes the file; a `write` after it begins another file."""
-        file, translation = self._file, self._translation
-        self._file = self._translation = self._waiting = None
-        if file is None or translation is None:
+        file, translator = self._file, self._translator
+        self._file = self._translator = self._waiting = None
+        if file is None or translator is None:
             return
         try:
-            file.append(*translation.last_events(time.time()))
+            file.append(*translator.last_events(time.time()))
         finally:
             file.close()
 
-    def _opened(self) -> tuple[EventFile, Translation]:
+    def _opened(self) -> tuple[EventFile, Translator]:
         # TensorBoard takes a while to load, and only those who write for it need it.
         from ulysses_monitor.sinks.tensorboard.event_file import EventFile
-        from ulysses_monitor.sinks.tensorboard.translation import Translation
+        from ulysses_monitor.sinks.tensorboard.translation import Translator
 
-        if self._file is None or self._translation is None:
+        if self._file is None or self._translator is None:
             if self._directory is None:
                 raise InputError("sink tensorboard: no run directory; give it a directory")
-            self._translation = Translation(self._shown, self._picture_every)
+            self._translator = Translator(self._planner, self._picture_every)
             self._file = EventFile(self._directory)
-        return self._file, self._translation
+        return self._file, self._translator

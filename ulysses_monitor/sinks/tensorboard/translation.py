@@ -17,9 +17,9 @@ from ulysses_monitor.records import Event, Schema, StepRecord
 from ulysses_monitor.sinks.tensorboard import summaries
 from ulysses_monitor.sinks.tensorboard.event_file import restart
 from ulysses_monitor.sinks.tensorboard.pictures import LayerPictures
-from ulysses_monitor.sinks.tensorboard.plan import Plan, Shown
+from ulysses_monitor.sinks.tensorboard.plan import Plan, Planner
 
-__all__ = ["Translation"]
+__all__ = ["Translator"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +32,16 @@ _NO_TAG = re.compile(r"[^A-Za-z0-9_.-]")
 Values = npt.NDArray[np.float32]
 
 
-class Translation:
+class Translator:
     """Turns items into events; remembers what was said already, for one event file.
 
     Args:
-        shown: what of a record is shown.
+        planner: decides what of a record is shown.
         picture_every: steps between two pictures of the layers; 0 for none.
     """
 
-    def __init__(self, shown: Shown, picture_every: int) -> None:
-        self._shown = shown
+    def __init__(self, planner: Planner, picture_every: int) -> None:
+        self._planner = planner
         self._pictures = LayerPictures(picture_every)
         self._known: weakref.WeakKeyDictionary[Schema, _Known] = weakref.WeakKeyDictionary()
         self._step: int | None = None
@@ -80,7 +80,7 @@ class Translation:
     def _of_record(self, record: StepRecord) -> Iterator[EventProto]:
         known = self._known.get(record.schema)
         if known is None:
-            known = self._known[record.schema] = _Known(self._shown.plan(record.schema))
+            known = self._known[record.schema] = _Known(self._planner.plan(record.schema))
         values = known.plan.values(record.values)
         if len(values):
             yield known.scalars.fill(values, record.step, record.time)
