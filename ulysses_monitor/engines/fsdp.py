@@ -1,8 +1,10 @@
 """FSDP2 (``fully_shard``): each rank holds rows of every parameter, as a DTensor.
 
-``p.grad.norm()`` of such a tensor is the norm of this rank's rows alone. Here the rows are read
-through ``to_local``, and what is added up over ranks is sums. With HSDP (a mesh of replicas of
-shards) the replicas share the reading.
+``p.grad.norm()`` of a DTensor gives the norm of this rank's rows alone. The view reads the rows
+through ``to_local``, so that the probes can add up their sums over ranks. Under HSDP (a mesh of
+replicas of shards) the replicas share the reading.
+
+Legend: N rows of a parameter, W ranks; a rank holds [N/W, ...] of [N, ...].
 """
 
 from __future__ import annotations
@@ -18,16 +20,15 @@ from torch.distributed.tensor import Shard as Sharded
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import (
-    Replica,
-    Shard,
+from ulysses_monitor.engines.base import Replica, Shard
+from ulysses_monitor.engines.plain import PlainEngine, step_count
+from ulysses_monitor.engines.support import (
     assign_parameters,
     check_spans_world,
     select_state,
     trainable_parameters,
     unwrap,
 )
-from ulysses_monitor.engines.plain import PlainEngine, step_count
 
 __all__ = ["FSDPEngine", "is_fsdp", "refuse_fsdp1"]
 
@@ -38,28 +39,28 @@ def is_fsdp(model: nn.Module) -> bool:
 
 
 def refuse_fsdp1(model: nn.Module) -> None:
-    """Refuses the first FSDP, whose flat parameters hide the model's own.
+    """Refuses FSDP1, whose flat parameters hide those of the model.
 
     Raises:
         InputError: a module is a `FullyShardedDataParallel`.
     """
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         raise InputError(
-            "monitor: FullyShardedDataParallel (FSDP1) is not supported; "
+            "monitor: the model uses FullyShardedDataParallel (FSDP1), which is not supported; "
             "use fully_shard (FSDP2; in accelerate fsdp_version: 2)"
         )
 
 
 class FSDPEngine(PlainEngine):
-    """View of a model under ``fully_shard``, with and without CPU offload, FSDP or HSDP.
+    """View of a model under ``fully_shard``: FSDP or HSDP, with or without CPU offload.
 
     Args:
         model: the model.
         optimizer: the optimizer, built after sharding.
-        **options: as `PlainEngine`'s.
+        **options: see `PlainEngine`.
 
     Raises:
-        InputError: a parameter is placed in another way than by rows over all ranks.
+        InputError: a parameter is not sharded by rows over all ranks.
     """
 
     name = "fsdp2"
@@ -107,7 +108,7 @@ class FSDPEngine(PlainEngine):
             )
 
     def replicas(self) -> Iterator[Replica]:
-        """See `Engine.replicas`; there are some with HSDP."""
+        """See `Engine.replicas`; only HSDP has replicas."""
         if self._replicas > 1:
             for shard in self.shards():
                 yield Replica(shard.index, shard.param, shard.grad)
@@ -125,19 +126,19 @@ def _check_placement(name: str, param: nn.Parameter) -> None:
     placements = list(param.placements) if isinstance(param, DTensor) else None
     if placements not in ([Sharded(0)], [Replicate(), Sharded(0)]):
         raise InputError(
-            f"monitor: parameter {name} is placed as {placements or 'a plain tensor'}; supported "
-            "with fully_shard are rows over all ranks: [Shard(0)], or [Replicate(), Shard(0)]"
+            f"monitor: parameter {name} is placed as {placements or 'a plain tensor'}; expected "
+            "rows over all ranks, by fully_shard: [Shard(0)] or [Replicate(), Shard(0)]"
         )
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's rows, as the storage itself: what is written there is in the DTensor."""
+    """Returns this rank's rows [N/W, ...], sharing their storage with the DTensor [N, ...]."""
     local = tensor.detach()
     return local.to_local() if isinstance(local, DTensor) else local
 
 
 def _offset(param: Any) -> int:
-    """Where this rank's rows start in the flattened parameter."""
+    """Returns where this rank's rows start in the flattened parameter, in elements."""
     _, starts = compute_local_shape_and_global_offset(
         param.shape, param.device_mesh, param.placements
     )

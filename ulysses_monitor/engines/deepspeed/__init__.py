@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO-0 to ZeRO-3; the only folder that knows DeepSpeed's private parts.
+"""DeepSpeed ZeRO-0 to ZeRO-3: the only folder that uses DeepSpeed's private attributes.
 
-The moment is the entry of the engine's ``_take_model_step``, which runs at accumulation boundaries
-only: gradients are reduced, unclipped and still multiplied by the loss scale. A `TrainerCallback`
-is called only after it, when every gradient is gone.
+The gradients are read when the engine enters ``_take_model_step``, which runs only at accumulation
+boundaries. At that moment they are reduced, not yet clipped, and still multiplied by the loss
+scale. A `TrainerCallback` runs later, when DeepSpeed has already freed them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def is_deepspeed_engine(model: object) -> bool:
 
 
 def make_deepspeed_view(engine: Any) -> Engine:
-    """The view of a `deepspeed.DeepSpeedEngine`.
+    """Returns the view of a `deepspeed.DeepSpeedEngine`.
 
     Raises:
-        InputError: a DeepSpeed version, or a part of DeepSpeed, that is not supported.
+        InputError: the DeepSpeed version or a feature in use is not supported.
     """
     refuse_unsupported(engine)
     stage = engine.zero_optimization_stage()

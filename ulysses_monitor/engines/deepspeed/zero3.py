@@ -1,7 +1,7 @@
-"""ZeRO-3, with and without CPU offload of the optimizer and of the parameters.
+"""ZeRO-3, with or without CPU offload of the optimizer and of the parameters.
 
-Each rank holds ``ds_tensor``, an equal part of the flattened parameter, the last ones padded; the
-optimizer's fp32 parts lie in flat sub-groups at ``grad_position``. Reading them needs no
+Each rank holds ``ds_tensor``, an equal part of the flattened parameter; the last parts are padded.
+The optimizer's fp32 parts lie in flat sub-groups at ``grad_position``. Reading them needs no
 communication.
 """
 
@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.engines.base import Replica, Shard, select_state
+from ulysses_monitor.engines.base import Replica, Shard
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
 from ulysses_monitor.engines.plain import step_count
+from ulysses_monitor.engines.support import select_state
 
 __all__ = ["Zero3Engine"]
 
@@ -81,7 +82,7 @@ class Zero3Engine(DeepSpeedView):
         return grads[self._place[param.ds_id][1]].view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
 
     def _span(self, param: nn.Parameter) -> tuple[int, int]:
-        """Where this rank's part starts, and how much of it is not padding."""
+        """Returns where this rank's part starts, and its elements without padding."""
         part = int(_ds(param).ds_tensor.ds_numel)
         offset = part * self._rank
         return offset, max(0, min(part, int(_ds(param).ds_numel) - offset))
@@ -100,7 +101,7 @@ class Zero3Engine(DeepSpeedView):
         return _ds(param).ds_tensor.detach().view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """See `Engine.set_gradient`; with offload, clipping uses a norm that is noted earlier."""
+        """See `Engine.set_gradient`; also updates the norm that offload keeps for clipping."""
         super().set_gradient(shard, value)
         if self._zero.offload_optimizer and shard.grad is not None:
             param_id = self._zero.get_param_id(self._named[shard.index][1])
@@ -108,5 +109,5 @@ class Zero3Engine(DeepSpeedView):
 
 
 def _ds(param: nn.Parameter) -> Any:
-    """A parameter with the attributes that DeepSpeed gave it."""
+    """Returns `param` untyped, because DeepSpeed adds attributes to it."""
     return param
