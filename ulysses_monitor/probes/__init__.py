@@ -1,4 +1,4 @@
-"""Probes: what is measured on an engine's shards."""
+"""Probes compute metrics from an engine's shards."""
 
 from ulysses_monitor.probes.adapters import AdapterProbe
 from ulysses_monitor.probes.assembly import assemble
