@@ -1,4 +1,4 @@
-"""Records and events in the form that JSON, protobuf and every reader of either can take."""
+"""Converts records and events to what JSON, protobuf and their readers accept."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ __all__ = ["escape_surrogates", "event_to_dict", "to_jsonable"]
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
-    """The event as one flat object, with secrets masked."""
+    """Returns the event as one flat JSON object, with secrets masked."""
     data = mask_secrets(to_jsonable(dict(event.data)))
     return {**data, "kind": event.kind, "step": event.step, "time": event.time}
 
 
 def to_jsonable(value: Any, depth: int = 20) -> Any:
-    """`value` of nothing but what JSON has, at any depth; what it has not becomes text.
+    """Returns `value` with only what JSON has; everything else becomes text.
 
-    So do NaN and Inf, which many readers of JSON refuse, and what is nested too deep.
+    NaN and Inf become text too, because many JSON readers refuse them, and so does what is nested
+    deeper than `depth`.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -43,5 +44,5 @@ def to_jsonable(value: Any, depth: int = 20) -> Any:
 
 
 def escape_surrogates(text: str) -> str:
-    """`text` with what UTF-8 cannot encode (lone surrogates) written as escapes."""
+    """Returns `text` with lone surrogates, which UTF-8 cannot encode, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -25,14 +25,14 @@ PLAIN_KEYS = [
 
 
 @pytest.mark.parametrize("key", SECRET_KEYS)
-def test_text_under_the_name_of_a_secret_is_masked(key: str) -> None:
+def test_text_under_a_secret_name_is_masked(key: str) -> None:
     assert mask_secrets({key: "abc"}) == {key: "***"}
     assert mask_secrets({"a": [{key: {"b": ["abc", 3]}}]}) == {"a": [{key: {"b": ["***", 3]}}]}
     assert mask_secrets({key: ""}) == {key: ""}
 
 
 @pytest.mark.parametrize("key", PLAIN_KEYS)
-def test_text_under_other_names_stays(key: str) -> None:
+def test_text_under_other_names_is_kept(key: str) -> None:
     assert mask_secrets({key: "abc"}) == {key: "abc"}
     assert mask_secrets({key: {"content": "<pad>"}}) == {key: {"content": "<pad>"}}
 
@@ -70,11 +70,11 @@ def test_secrets_within_a_text_are_masked(text: str) -> None:
         "pad_token='<|endoftext|>'",
     ],
 )
-def test_other_texts_stay(text: str) -> None:
+def test_other_text_is_kept(text: str) -> None:
     assert mask_text(text) == text
 
 
-def test_the_argument_of_a_secret_option_is_masked() -> None:
+def test_the_value_of_a_secret_option_is_masked() -> None:
     given = ["train.py", "--hub_token", "abc", "--lr", "1e-4", "--api-key=ABC123"]
     assert mask_secrets(given) == [*given[:2], "***", *given[3:5], "--api-key=***"]
 
