@@ -1,7 +1,7 @@
-"""The run directory: who may write it, and run.json.
+"""The run directory: its lock, its run.json, and what happens to an earlier run.
 
-A lock that the operating system holds (``flock``) marks the one writer, so a crash leaves no lock
-behind. Nothing that a run recorded is overwritten unless the user asked for it by name.
+The operating system holds the lock of the one writer (``flock``), so a crash leaves no lock
+behind. Nothing that a run recorded is overwritten unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 _LOCK = ".lock"
 _TRIES, _PAUSE = 5, 0.03
 OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html", CONTROL_FILE)
-"""What belongs to a run in its directory: files and folders."""
+"""The files and folders in the directory that belong to the run."""
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process writes the run at `path`."""
+    """Returns whether a running process writes the run at `path`."""
     try:
         with (path / _LOCK).open() as lock:
-            return not _lock(lock, fcntl.LOCK_SH)  # two that ask do not meet
+            return not _try_lock(lock, fcntl.LOCK_SH)  # shared: two processes may ask at once
     except FileNotFoundError:
         return False
 
 
-def _lock(file: IO[str], kind: int) -> bool:
-    """Locks a file if nobody else has; a file system without locks has nobody else."""
+def _try_lock(file: IO[str], kind: int) -> bool:
+    """Locks a file if nobody else has; on a file system without locks, nobody ever has."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,34 +55,39 @@ def _lock(file: IO[str], kind: int) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
-        logger.warning("monitor: %s: no locks here: nothing keeps a second writer away", file.name)
+        logger.warning(
+            "monitor: %s: this file system has no locks; do not start a second training here",
+            file.name,
+        )
     return True
 
 
 def check_available(path: Path, if_exists: IfExists) -> None:
-    """Checks that a run may be written at `path`, touching nothing.
+    """Checks that a run can be written at `path`, without changing anything.
 
     Raises:
         InputError: the directory is in use, or holds a run and `if_exists` is ``refuse``.
     """
     if path.exists() and not path.is_dir():
-        raise InputError(f"run directory {path}: is a file; name a directory")
+        raise InputError(f"run directory: {path} is a file; expected a directory")
     if is_locked(path):
-        raise InputError(f"run directory {path}: in use by a running training; choose another one")
+        raise InputError(
+            f"run directory: {path} is in use by a running training; choose another one"
+        )
     if if_exists == "refuse" and (path / "run.json").exists():
         raise InputError(
-            f"run directory {path}: already holds a run; choose another one, continue it "
+            f"run directory: {path} already holds a run; choose another one, resume it "
             '(resume_from_checkpoint, or if_exists="resume"), or replace it '
             '(overwrite_output_dir=true, or if_exists="overwrite")'
         )
 
 
 class RunDirectory:
-    """One run's directory, held for writing until `close`.
+    """The directory of one run, locked for writing until `finish` or `release`.
 
     Args:
-        path: the directory; made if missing.
-        if_exists: what to do where a run is there already.
+        path: the directory; created if it does not exist.
+        if_exists: what to do if it already holds a run.
 
     Raises:
         InputError: see `check_available`.
@@ -93,7 +98,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._process = os.getpid()
-        self._lock = _take_lock(path)
+        self._lock = _acquire_lock(path)
         self.metrics = path / "metrics"
         self._info: dict[str, Any] = {}
         try:
@@ -108,11 +113,11 @@ class RunDirectory:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What run.json says."""
+        """The content of run.json."""
         return self._info
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Writes run.json. Values under keys that name a secret are masked."""
+        """Writes run.json, with secrets masked."""
         starts = [*self._info.get("starts", []), time.time()]
         self._info = {
             "name": self.path.name,
@@ -124,11 +129,11 @@ class RunDirectory:
         self._write()
 
     def finish(self, status: str, *, release: bool = True) -> None:
-        """Marks the run ``finished``, ``failed`` or ``stopped``, and lets go of the directory.
+        """Marks the run ``finished``, ``failed`` or ``stopped``, and releases the directory.
 
         Args:
-            status: how it ended.
-            release: whether nobody writes there any more.
+            status: how the run ended.
+            release: False if something may still write there, so that the lock must stay.
         """
         if os.getpid() != self._process:
             return
@@ -138,10 +143,10 @@ class RunDirectory:
             self.release()
 
     def release(self) -> None:
-        """Lets go of the directory and leaves run.json as it is."""
-        # Closing alone keeps the lock for as long as a forked data loader worker lives.
+        """Releases the directory and leaves run.json unchanged."""
+        # Closing is not enough: a forked data loader worker would keep the lock alive.
         if os.getpid() == self._process and not self._lock.closed:
-            with suppress(OSError):  # where there are no locks
+            with suppress(OSError):  # a file system without locks
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._lock.close()
 
@@ -150,7 +155,7 @@ class RunDirectory:
         write_whole(self.path / "run.json", text.encode())
 
     def _remove_old(self) -> None:
-        """Removes what an earlier run wrote there, and nothing else."""
+        """Removes only what an earlier run wrote."""
         for name in OWN_FILES:
             old = self.path / name
             if old.is_dir() and not old.is_symlink():
@@ -163,21 +168,21 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(info, dict) or not isinstance(info.get("starts", []), list):
-            raise ValueError("it describes no run")
+            raise ValueError("it does not describe a run")
     except ValueError as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); repair it, or replace the run with "
-            "overwrite_output_dir=true"
+            f"run directory: {path} cannot be read ({error}); repair it, or replace the run "
+            '(overwrite_output_dir=true, or if_exists="overwrite")'
         ) from None
     return info
 
 
-def _take_lock(path: Path) -> IO[str]:
+def _acquire_lock(path: Path) -> IO[str]:
     lock = (path / _LOCK).open("a")
     for _ in range(_TRIES):
-        if _lock(lock, fcntl.LOCK_EX):
+        if _try_lock(lock, fcntl.LOCK_EX):
             os.set_inheritable(lock.fileno(), False)
             return lock
-        time.sleep(_PAUSE)  # somebody may just look whether it is locked
+        time.sleep(_PAUSE)  # another process may be asking whether it is locked
     lock.close()
-    raise InputError(f"run directory {path}: in use by a running training")
+    raise InputError(f"run directory: {path} is in use by a running training; choose another one")
