@@ -1,4 +1,4 @@
-"""One JSON object a line: records and events, for jq, pandas and shell scripts."""
+"""A JSON Lines file with records and events, for jq, pandas and shell scripts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ __all__ = ["JsonlSink"]
 
 
 class JsonlSink:
-    """A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``.
+    """Writes one JSON object per line.
 
-    NaN and Inf become the strings ``nan``, ``inf`` and ``-inf``; secrets in events are masked.
+    A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``. NaN and
+    Inf become the strings ``nan``, ``inf`` and ``-inf``. Secrets in events are masked.
 
     Args:
-        path: the file; ``metrics.jsonl`` in the run directory if not given.
+        path: the file; by default, ``metrics.jsonl`` in the run directory.
         metrics: patterns of the metrics to write.
 
     Raises:
@@ -35,7 +36,7 @@ class JsonlSink:
         self._selection = Selection(metrics, where="sink jsonl: metrics")
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run directory."""
+        """Sets the run directory."""
         self._file.open(run_dir, info)
 
     def write(self, item: StepRecord | Event) -> None:
