@@ -24,7 +24,7 @@ from ulysses_monitor.diagnosis.replay import (
 )
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.reading import RunReader, open_run
-from ulysses_monitor.records.json_ready import event_as_json
+from ulysses_monitor.records.json_ready import event_to_dict
 from ulysses_monitor.rules import default_rules
 
 __all__ = ["replay"]
@@ -108,13 +108,13 @@ def _policies(run: RunReader, given: Sequence[str], any_steps: bool) -> _Said:
     if not any_steps:  # then no policy fits, and none is to blame
         return _Said("policy", [policy.name for policy in asked], [], {})
     fit = fit_to_run(run, asked)
-    events = [event_as_json(event) for event in replay_policies(run, fit.policies)]
+    events = [event_to_dict(event) for event in replay_policies(run, fit.policies)]
     return _Said("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 
 
 def _rules(run: RunReader) -> _Said:
     rules = default_rules()
-    events = [event_as_json(event) for event in replay_rules(run, rules)]
+    events = [event_to_dict(event) for event in replay_rules(run, rules)]
     return _Said("rule", [rule.name for rule in rules], events, {})
 
 

@@ -1,11 +1,12 @@
-"""What most engines answer alike: the model's own parameters and the gradients they carry."""
+"""What most engines have in common: the model's own parameters and the gradients they carry."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ulysses_monitor.engines.base import Shard, trainable_parameters, unwrapped
+from ulysses_monitor.engines.base import Shard
+from ulysses_monitor.engines.support import trainable_parameters, unwrap, write_gradient
 
 __all__ = ["ParameterView"]
 
@@ -22,7 +23,7 @@ class ParameterView:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model = unwrapped(model)
+        self.model = unwrap(model)
         self.optimizer = optimizer
         self._named = trainable_parameters(self.model)
 
@@ -34,12 +35,12 @@ class ParameterView:
         """See `Engine.shapes`."""
         return [p.shape for _, p in self._named]
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         return param.detach()
 
     def learning_rates(self) -> list[float]:
@@ -48,10 +49,7 @@ class ParameterView:
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
         """See `Engine.set_gradient`; the gradient that was read is the one the engine uses."""
-        if shard.grad is None:
-            name, _ = self._named[shard.index]
-            raise ValueError(f"parameter {name} got no gradient in this step, so none can be set")
-        shard.grad.copy_(value)
+        write_gradient(shard, value, self._named[shard.index][0])
 
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`."""
+    def commit_gradients(self) -> None:
+        """See `Engine.commit_gradients`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ulysses_monitor.common.ranks import from_rank_0, rank
+from ulysses_monitor.common.ranks import broadcast_bytes, rank
 from ulysses_monitor.session.opening import Place
 from ulysses_monitor.store import IfExists, holds_run, is_locked
 
@@ -44,7 +44,7 @@ def choose_place(
     if rank() == 0:
         later = itertools.islice(numbered_dirs(first), 1, None)
         chosen = next(path for path in later if _is_free(path))
-    name = from_rank_0(str(chosen).encode(), device).decode()
+    name = broadcast_bytes(str(chosen).encode(), device).decode()
     return Place(Path(name), "refuse")
 
 

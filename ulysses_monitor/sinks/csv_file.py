@@ -1,4 +1,4 @@
-"""A CSV file in long form, so that a schema that grows fits in: ``step,time,metric,value``."""
+"""A CSV file in long form, ``step,time,metric,value``, so that the schema may grow."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 __all__ = ["CsvSink"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""How a cell begins that a spreadsheet evaluates (OWASP, "CSV Injection")."""
+"""First characters of cells that spreadsheets evaluate (OWASP, "CSV Injection")."""
 
 
 class CsvSink(RunFile):
-    """Writes a row per metric and record; events are not written.
+    """Writes one row per record and metric, and no events.
 
-    A name that a spreadsheet would run as a formula gets a ``'`` in front.
+    A name that a spreadsheet would evaluate as a formula gets a leading ``'``.
 
     Args:
-        path: the file; ``metrics.csv`` in the run directory if not given.
+        path: the file; by default, ``metrics.csv`` in the run directory.
         metrics: patterns of the metrics to write.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One JSON object a line: records and events, for jq, pandas and shell scripts."""
+"""A JSON Lines file with records and events, for jq, pandas and shell scripts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import event_as_json, plain
+from ulysses_monitor.records.json_ready import event_to_dict, to_jsonable
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
@@ -15,12 +15,13 @@ __all__ = ["JsonlSink"]
 
 
 class JsonlSink(RunFile):
-    """A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``.
+    """Writes one JSON object per line.
 
-    NaN and Inf become the strings ``nan``, ``inf`` and ``-inf``; secrets in events are masked.
+    A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``. NaN and
+    Inf become the strings ``nan``, ``inf`` and ``-inf``. Secrets in events are masked.
 
     Args:
-        path: the file; ``metrics.jsonl`` in the run directory if not given.
+        path: the file; by default, ``metrics.jsonl`` in the run directory.
         metrics: patterns of the metrics to write.
 
     Raises:
@@ -36,9 +37,9 @@ class JsonlSink(RunFile):
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
         if isinstance(item, Event):
-            line = event_as_json(item)
+            line = event_to_dict(item)
         else:
-            metrics = plain(dict(self._selection.items(item)))
+            metrics = to_jsonable(dict(self._selection.items(item)))
             line = {"step": item.step, "time": item.time, "metrics": metrics}
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         self.append(text + "\n")

@@ -5,7 +5,7 @@ from ulysses_monitor.store.compaction import compact
 from ulysses_monitor.store.directory import (
     IfExists,
     RunDirectory,
-    check_free,
+    check_available,
     holds_run,
     is_locked,
 )
@@ -22,7 +22,7 @@ __all__ = [
     "MirrorSink",
     "RunDirectory",
     "StoreSink",
-    "check_free",
+    "check_available",
     "check_mirror",
     "compact",
     "holds_run",

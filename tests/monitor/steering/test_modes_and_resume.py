@@ -17,7 +17,7 @@ import ulysses_monitor as um
 from tests.support.spawn import spawn
 from ulysses_monitor.policies.clipping import AutoClip
 from ulysses_monitor.records.command import Command, parse_words
-from ulysses_monitor.store.control_file import send
+from ulysses_monitor.store.control_file import send_command
 
 LR = 0.05
 
@@ -66,7 +66,7 @@ def loop(
     with monitor.watch(model, optimizer, **watch):
         for step in range(1, steps + 1):
             if step in said:
-                send(path, said[step])
+                send_command(path, said[step])
             one_step(model, optimizer, step)
     return monitor, model
 
@@ -158,9 +158,9 @@ def ranks_under_command(folder: str) -> list[Tensor]:
     with monitor.watch(model, optimizer):
         for step in range(1, 7):
             if rank == 0 and step == 3:
-                send(Path(folder, "run"), command("policy=off", "lr_factor=0.25"))
+                send_command(Path(folder, "run"), command("policy=off", "lr_factor=0.25"))
             if rank == 0 and step == 5:
-                send(Path(folder, "run"), command("stop"))
+                send_command(Path(folder, "run"), command("stop"))
             one_step(model, optimizer, 10 * step + rank)
     return [torch.tensor(float(monitor.step)), *(p.detach() for p in model.parameters())]
 
@@ -324,7 +324,7 @@ def test_a_person_s_factor_and_modes_come_back_too(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     monitor = monitor_of(tmp_path / "run", [halves])
     with monitor.watch(model, optimizer):
-        send(tmp_path / "run", command("lr_factor=0.5", "policy=shadow"))
+        send_command(tmp_path / "run", command("lr_factor=0.5", "policy=shadow"))
         one_step(model, optimizer, 1)
         state = monitor.state_dict()
     monitor = monitor_of(tmp_path / "run", [halves])

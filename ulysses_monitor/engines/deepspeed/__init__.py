@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO-0 to ZeRO-3; the only folder that knows DeepSpeed's private parts.
+"""DeepSpeed ZeRO-0 to ZeRO-3: the only folder that uses DeepSpeed's private attributes.
 
-The moment is the entry of the engine's ``_take_model_step``, which runs at accumulation boundaries
-only: gradients are reduced, unclipped and still multiplied by the loss scale. A `TrainerCallback`
-is called only after it, when every gradient is gone.
+The gradients are read when the engine enters ``_take_model_step``, which runs only at accumulation
+boundaries. At that moment they are reduced, not yet clipped, and still multiplied by the loss
+scale. A `TrainerCallback` runs later, when DeepSpeed has already freed them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def find_deepspeed_engine(model: Any) -> Engine | None:
     """Finds the view of a `deepspeed.DeepSpeedEngine`; None if `model` is anything else.
 
     Raises:
-        InputError: a DeepSpeed version, or a part of DeepSpeed, that is not supported.
+        InputError: the DeepSpeed version or a feature in use is not supported.
     """
     if not _is_deepspeed_engine(model):
         return None

@@ -17,7 +17,7 @@ from typing import Any
 from ulysses_monitor.integrations.auto.settings import AttachSettings
 from ulysses_monitor.session.opening import Place
 from ulysses_monitor.session.places import numbered_dirs
-from ulysses_monitor.store import IfExists, check_free, holds_run, is_locked
+from ulysses_monitor.store import IfExists, check_available, holds_run, is_locked
 
 __all__ = ["check_first_place", "choose_place", "origin"]
 
@@ -52,7 +52,7 @@ def check_first_place(path: Path, if_exists: IfExists) -> None:
         InputError: it is in use, holds a run, or cannot be written.
     """
     ways = "or give --if-exists resume to continue it, or --if-exists overwrite to replace it"
-    check_free(path, if_exists, where="--run-dir", ways=ways)
+    check_available(path, if_exists, where="--run-dir", ways=ways)
 
 
 def _is_free(place: Path, settings: AttachSettings) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ulysses_monitor.reading.sources.base import MetricLog, build_block
 from ulysses_monitor.reading.sources.records import find_frames, has_sound_checksum, is_damaged
-from ulysses_monitor.records.trainer_names import names_for, tag_name
+from ulysses_monitor.records.trainer_names import assign_names, tag_name
 from ulysses_monitor.store import Block, Location
 
 __all__ = ["TensorBoardSource", "find_event_folders", "list_event_files"]
@@ -66,12 +66,12 @@ class TensorBoardSource:
     def names(self) -> tuple[str, ...]:
         """See `Source.names`."""
         self._update()
-        return tuple(names_for(self._tags, tag_name).values())
+        return tuple(assign_names(self._tags, tag_name).values())
 
     def read(self, wanted: Callable[[str], bool]) -> Block:
         """See `Source.read`."""
         self._update()
-        names = names_for(self._tags, tag_name)
+        names = assign_names(self._tags, tag_name)
         return build_block({n: self._tags[tag] for tag, n in names.items() if wanted(n)})
 
     def events(self) -> list[dict[str, Any]]:

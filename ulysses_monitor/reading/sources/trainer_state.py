@@ -9,7 +9,7 @@ from typing import Any
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.reading.sources.base import MetricLog, build_block, read_json
-from ulysses_monitor.records.trainer_names import logged_name, names_for
+from ulysses_monitor.records.trainer_names import assign_names, logged_name
 from ulysses_monitor.store import Block, Location
 
 __all__ = ["TrainerStateSource", "find_trainer_state"]
@@ -72,7 +72,7 @@ class TrainerStateSource:
         rows = [row for row in self._state().get("log_history") or [] if isinstance(row, dict)]
         rows = [row for row in rows if isinstance(row.get("step"), int)]
         logged = dict.fromkeys(key for row in rows for key in row if key != "step")
-        names = names_for(logged, logged_name)
+        names = assign_names(logged, logged_name)
         metrics: dict[str, MetricLog] = {}
         for row in rows:
             for key, name in names.items():
