@@ -160,7 +160,7 @@ class _Patches:
         for callback in self.trainer.callback_handler.callbacks:
             session = callback.session if isinstance(callback, TrainerWatcher) else None
             if session is not None and session not in self._sessions:
-                self._sessions[session] = session.add_source(SP_METRICS, self._exchange_cost)
+                self._sessions[session] = session.sources.add(SP_METRICS, self._exchange_cost)
 
     def remove_exchange_cost(self) -> None:
         """Takes the metrics back."""

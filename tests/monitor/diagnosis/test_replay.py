@@ -71,7 +71,7 @@ class Training:
         """Trains these steps; gives what a checkpoint of the last holds."""
         with monitor.watch(self.model, self.optimizer, step=first - 1, max_steps=max_steps):
             assert monitor.session is not None
-            monitor.session.add_source(["mine/thing/total"], lambda: [1 / 3])
+            monitor.session.sources.add(["mine/thing/total"], lambda: [1 / 3])
             monitor.log({"bench/score/total": 0.1})
             for step in range(first, last + 1):
                 self._step(monitor, step, seed)
