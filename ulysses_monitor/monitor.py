@@ -36,7 +36,7 @@ from ulysses_monitor.policies import make_policies
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.records import Event, Metric, Mode, Schema, StepRecord, schema_of
-from ulysses_monitor.rules import Rule, RuleSet, checked_rules
+from ulysses_monitor.rules import Rule, RuleSet, make_rules
 from ulysses_monitor.session.flops import TrainingFlops, numel
 from ulysses_monitor.session.lifecycle import AtTheEnd, Status
 from ulysses_monitor.session.recording import Recording
@@ -100,7 +100,7 @@ class Monitor:
         _check_settings(run_dir, sample_every, if_exists, mirror)
         self.run_dir = Path(run_dir)
         self._sinks = make_sinks(sinks)
-        self._given_rules = checked_rules(rules)
+        self._given_rules = make_rules(rules)
         self._rules = RuleSet(self._given_rules)
         self._policies = make_policies(policies)
         self._mode: Mode = "shadow" if shadow else "active"

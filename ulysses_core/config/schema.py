@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ulysses_core.data import DataConfig, Stage
-from ulysses_monitor.policies import check_policy_specs
-from ulysses_monitor.sinks import check_specs
+from ulysses_monitor.policies import check_policies
+from ulysses_monitor.sinks import check_sinks
 
 __all__ = [
     "FinetuningConfig",
@@ -114,13 +114,13 @@ class MonitorConfig(_Section):
     @field_validator("policies")
     @classmethod
     def _check_policies(cls, policies: Any) -> Any:
-        check_policy_specs(policies)
+        check_policies(policies)
         return policies
 
     @field_validator("sinks")
     @classmethod
     def _check_sinks(cls, sinks: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-        check_specs(sinks)
+        check_sinks(sinks)
         return sinks
 
 

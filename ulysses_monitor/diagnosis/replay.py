@@ -37,9 +37,9 @@ import numpy.typing as npt
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import (
     POLICIES,
+    BuiltinPolicy,
     Decision,
     Managed,
-    OwnPolicy,
     PolicySet,
     make_policies,
 )
@@ -48,7 +48,7 @@ from ulysses_monitor.policies.policy_set import is_sound
 from ulysses_monitor.reading.reader import RunReader
 from ulysses_monitor.reading.selection import matching, rows_of
 from ulysses_monitor.records import Event, Schema, StepRecord
-from ulysses_monitor.rules import Rule, RuleSet, checked_rules
+from ulysses_monitor.rules import Rule, RuleSet, make_rules
 from ulysses_monitor.store import Block
 
 __all__ = ["Fitting", "fit_policies", "replay_policies", "replay_rules", "trained_steps"]
@@ -128,7 +128,7 @@ def replay_rules(run: RunReader, rules: Literal["default"] | Iterable[Rule]) -> 
     Raises:
         InputError: an object is no rule.
     """
-    checked = checked_rules(rules)
+    checked = make_rules(rules)
     names = _Names.of(run)
     block = _trained(run.block()) if checked else Block.empty()
     which = _Starts.of(run).of_steps(block.steps)
@@ -202,7 +202,7 @@ def _begun_anew(policy: Managed) -> Managed:
     """Without what a training has taught it, or still does, where it is one of the project's."""
     if type(policy.policy) not in _KINDS:
         return policy
-    assert isinstance(policy.policy, OwnPolicy)  # noqa: S101 - as all of them
+    assert isinstance(policy.policy, BuiltinPolicy)  # noqa: S101 - as all of them
     return dataclasses.replace(policy, policy=dataclasses.replace(policy.policy))
 
 
@@ -267,7 +267,7 @@ def _wanted(run: RunReader, policies: Sequence[Managed]) -> list[str]:
     """Patterns of what is to be read; none, which is all, where a policy does not say it."""
     if not all(type(policy.policy) in _KINDS for policy in policies):
         return []
-    patterns = {pattern for policy in policies for pattern in policy.reads}
+    patterns = {pattern for policy in policies for pattern in policy.needed_metrics}
     # What a policy says it has read names modules beside the total that it goes by.
     modules = {p.removesuffix("total") + "module/*" for p in patterns if p.startswith("lora/")}
     unsound = run.block("grad/nonfinite/total").values > 0

@@ -1,19 +1,19 @@
 """Policies: record history in, actions out."""
 
-from ulysses_monitor.policies.base import Decide, OwnPolicy, Policy
+from ulysses_monitor.policies.base import BuiltinPolicy, Decide, Policy
 from ulysses_monitor.policies.managed import Managed
 from ulysses_monitor.policies.policy_set import Decision, PolicySet
-from ulysses_monitor.policies.specs import POLICIES, PRESETS, check_policy_specs, make_policies
+from ulysses_monitor.policies.specs import POLICIES, PRESETS, check_policies, make_policies
 
 __all__ = [
     "POLICIES",
     "PRESETS",
+    "BuiltinPolicy",
     "Decide",
     "Decision",
     "Managed",
-    "OwnPolicy",
     "Policy",
     "PolicySet",
-    "check_policy_specs",
+    "check_policies",
     "make_policies",
 ]

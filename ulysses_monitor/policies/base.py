@@ -14,14 +14,14 @@ from ulysses_monitor.records import Action, StepRecord
 __all__ = [
     "HISTORY",
     "MAX_STEPS",
+    "BuiltinPolicy",
     "Decide",
-    "OwnPolicy",
     "Policy",
     "check_flag",
     "check_metric",
     "check_value",
     "checked_texts",
-    "steps_of",
+    "share_to_steps",
 ]
 
 HISTORY = 256
@@ -60,14 +60,14 @@ class Policy(Protocol):
 
 
 @dataclass(kw_only=True)
-class OwnPolicy:
+class BuiltinPolicy:
     """The base of the project's own policies: settings, and a memory that is saved.
 
     Attributes:
         memory: what the policy remembers, JSON-ready.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset()
+    action_kinds: ClassVar[frozenset[str]] = frozenset()
     """Kinds of the actions that it may ask for."""
     lookback: ClassVar[int] = 1
     """Records of the history that it looks at."""
@@ -77,12 +77,12 @@ class OwnPolicy:
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
-    def reads(self) -> tuple[str, ...]:
+    def needed_metrics(self) -> tuple[str, ...]:
         """Patterns of metrics, of each of which the run must collect one at least."""
         return ()
 
     @property
-    def silent_steps(self) -> int:
+    def steps_before_acting(self) -> int:
         """Steps before the first at which it can ask for anything."""
         return 0
 
@@ -170,6 +170,6 @@ def checked_texts(policy: str, name: str, value: Any, such_as: str) -> tuple[str
     return tuple(value)
 
 
-def steps_of(share: float, steps: float) -> float:
+def share_to_steps(share: float, steps: float) -> float:
     """A share of all steps in steps; 0.29 of 100 are 29, which floats make 28.999999999999996."""
     return round(share * steps, 6) if math.isfinite(steps) else steps

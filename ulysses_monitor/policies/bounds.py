@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ulysses_monitor.policies.base import OwnPolicy, check_value
+from ulysses_monitor.policies.base import BuiltinPolicy, check_value
 
-__all__ = ["Bounded"]
+__all__ = ["BoundedPolicy"]
 
 _FOREVER = 1 << 53
 
 
 @dataclass(kw_only=True)
-class Bounded(OwnPolicy):
+class BoundedPolicy(BuiltinPolicy):
     """A policy that acts in spells: from where its condition holds to where it has gone.
 
     What begins a spell and what keeps it going are told apart, so that a value which wavers about
@@ -35,11 +35,11 @@ class Bounded(OwnPolicy):
         check_value(what, "cooldown", self.cooldown, 0, _FOREVER, whole=True)
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
         return self.patience - 1
 
-    def acts_now(self, begins: bool, goes_on: bool, key: str = "spell") -> bool:
+    def should_act(self, begins: bool, goes_on: bool, key: str = "spell") -> bool:
         """Whether to act at this step; ask once a step.
 
         Args:

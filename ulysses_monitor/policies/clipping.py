@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ulysses_monitor.policies.base import OwnPolicy, check_metric, check_value, checked_texts
-from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import Array, fingerprint, per_parameter
+from ulysses_monitor.policies.base import BuiltinPolicy, check_metric, check_value, checked_texts
+from ulysses_monitor.policies.bounds import BoundedPolicy
+from ulysses_monitor.policies.columns import Array, fingerprint, parameter_values
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["AGC", "AdaGC", "AutoClip", "ThresholdClipping", "ZClip"]
@@ -34,14 +34,14 @@ def _clip_norm(most: float, norm: float, why: str) -> Action:
 
 
 @dataclass(kw_only=True)
-class ThresholdClipping(Bounded):
+class ThresholdClipping(BoundedPolicy):
     """Clips the norm while a metric is above a threshold.
 
     Source: the original design of this project: norm 1 where the mean over tensors of mean |g| is
     above 5.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
 
     above: float = 5.0
     """Where it begins to act."""
@@ -52,7 +52,7 @@ class ThresholdClipping(Bounded):
     recovered: float = 0.8
     """It stops acting where the metric is below `above` times this."""
     longest: int = 1 << 53
-    """See `Bounded`; clipping does not tire."""
+    """See `BoundedPolicy`; clipping does not tire."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +63,8 @@ class ThresholdClipping(Bounded):
         check_value(what, "recovered", self.recovered, 0, 1)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (self.metric,)
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
@@ -72,7 +72,7 @@ class ThresholdClipping(Bounded):
         value = history[-1].get(self.metric)
         if math.isnan(value):
             return  # not measured at this step
-        if self.acts_now(value > self.above, value > self.above * self.recovered):
+        if self.should_act(value > self.above, value > self.above * self.recovered):
             yield Action(
                 kind="clip_norm",
                 values={"max_norm": self.max_norm},
@@ -82,14 +82,14 @@ class ThresholdClipping(Bounded):
 
 
 @dataclass(kw_only=True)
-class AutoClip(OwnPolicy):
+class AutoClip(BuiltinPolicy):
     """Clips to a percentile of the norms seen so far.
 
     Source: arXiv:2007.14469 (Seetharaman et al., 2020): the 10th percentile of the whole history.
     It clips nine steps of ten. Here the history is the last `window` norms; zeros do not count.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
 
     percentile: float = 10.0
     """Of the norms seen, this one included."""
@@ -105,13 +105,13 @@ class AutoClip(OwnPolicy):
         check_value(what, "warmup", self.warmup, 0, self.window - 1, whole=True)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (_NORM,)
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
         return self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
@@ -138,7 +138,7 @@ class AutoClip(OwnPolicy):
 
 
 @dataclass(kw_only=True)
-class ZClip(OwnPolicy):
+class ZClip(BuiltinPolicy):
     """Clips norms that are outliers of their moving average, the more the further out they are.
 
     Source: arXiv:2504.02507 (Kumar et al., 2025): a norm of z > 2.5 standard deviations above its
@@ -148,7 +148,7 @@ class ZClip(OwnPolicy):
     count.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"clip_norm"})
 
     alpha: float = 0.97
     """Of the moving averages."""
@@ -164,13 +164,13 @@ class ZClip(OwnPolicy):
         check_value(what, "warmup", self.warmup, 2, 10_000, whole=True)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (_NORM,)
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
         return self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
@@ -199,7 +199,7 @@ class ZClip(OwnPolicy):
 
 
 @dataclass(kw_only=True)
-class AdaGC(OwnPolicy):
+class AdaGC(BuiltinPolicy):
     """Clips each tensor by a moving average of its own norm.
 
     Source: arXiv:2502.11034 (Wang et al., 2025): after `warmup` steps, in which all gradients
@@ -208,7 +208,7 @@ class AdaGC(OwnPolicy):
     A at its first step, is not noted here: it would hold the tensor at zero for good.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"clip_norm", "clip_each"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"clip_norm", "clip_each"})
 
     relative: float = 1.05
     """Times the moving average; below 1 that shrinks at every step, down to nothing."""
@@ -227,14 +227,14 @@ class AdaGC(OwnPolicy):
         check_value(what, "warmup", self.warmup, 1, 1_000_000, whole=True)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return ("grad/norm/param/*", _NORM)
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record, memory = history[-1], self.memory
-        names, norms = per_parameter(record, "grad/norm")
+        names, norms = parameter_values(record, "grad/norm")
         if not _says_something(float(norms.sum())):
             return
         tensors = fingerprint(names)
@@ -273,14 +273,14 @@ class AdaGC(OwnPolicy):
 
 
 @dataclass(kw_only=True)
-class AGC(OwnPolicy):
+class AGC(BuiltinPolicy):
     """Clips each row of a gradient by its weights' norm, at every step.
 
     Source: arXiv:2102.06171 (Brock et al., 2021): ratio 0.01, weight norms of 0.001 at least, and
     not for the last linear layer.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"clip_rows"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"clip_rows"})
 
     ratio: float = 0.01
     """Largest norm of a row's gradient over its weights' norm."""

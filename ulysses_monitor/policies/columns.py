@@ -11,12 +11,12 @@ import numpy.typing as npt
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.records.adapter_names import AdapterPair, adapter_pairs
 
-__all__ = ["Array", "fingerprint", "lora_pairs", "per_parameter"]
+__all__ = ["Array", "fingerprint", "lora_pairs", "parameter_values"]
 
 Array = npt.NDArray[np.float64]
 
 
-def per_parameter(record: StepRecord, prefix: str) -> tuple[tuple[str, ...], Array]:
+def parameter_values(record: StepRecord, prefix: str) -> tuple[tuple[str, ...], Array]:
     """Parameter names [P], the same object as long as the schema is, and their values [P].
 
     Args:
@@ -31,11 +31,11 @@ def per_parameter(record: StepRecord, prefix: str) -> tuple[tuple[str, ...], Arr
 def _columns(schema: Schema, prefix: str) -> tuple[tuple[str, ...], npt.NDArray[np.intp]]:
     found = [(name, i) for i, name in enumerate(schema.names) if name.startswith(prefix)]
     names = tuple(name.removeprefix(prefix) for name, _ in found)
-    return _same(names), np.array([i for _, i in found], np.intp)
+    return _interned(names), np.array([i for _, i in found], np.intp)
 
 
 @lru_cache(maxsize=64)
-def _same(names: tuple[str, ...]) -> tuple[str, ...]:
+def _interned(names: tuple[str, ...]) -> tuple[str, ...]:
     """One object for equal tuples, of schemas with other metrics beside."""
     return names
 

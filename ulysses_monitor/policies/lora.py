@@ -10,15 +10,15 @@ import numpy as np
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import check_value
-from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import lora_pairs, per_parameter
+from ulysses_monitor.policies.bounds import BoundedPolicy
+from ulysses_monitor.policies.columns import lora_pairs, parameter_values
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["LoraBalance"]
 
 
 @dataclass(kw_only=True)
-class LoraBalance(Bounded):
+class LoraBalance(BoundedPolicy):
     """Raises the smaller gradient of a LoRA pair to a share of the larger.
 
     Source: the original design of this project: pairs whose ratio of norms ||gB|| / ||gA|| is
@@ -28,7 +28,7 @@ class LoraBalance(Bounded):
     steps: `warmup` leaves it that time.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"balance_lora"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"balance_lora"})
 
     low: float = 0.1
     """Ratios below are out of balance."""
@@ -59,21 +59,21 @@ class LoraBalance(Bounded):
             )
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return ("lora/grad_ratio_B_A/total", "grad/norm/param/*")
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
-        return super().silent_steps + self.warmup
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
+        return super().steps_before_acting + self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record = history[-1]
         if record.step <= self.warmup:
             return
-        names, norms = per_parameter(record, "grad/norm")
+        names, norms = parameter_values(record, "grad/norm")
         pairs = lora_pairs(names)
         a, b = norms[[pair.a for pair in pairs]], norms[[pair.b for pair in pairs]]
         known = (np.minimum(a, b) > self.floor) & np.isfinite(a) & np.isfinite(b)
@@ -82,7 +82,7 @@ class LoraBalance(Bounded):
         raised = set(self.memory.pop("raised", ()))  # at the step before
         wavers = (ratios < self.low * self.recovered) | (ratios > self.high / self.recovered)
         stays = wavers & np.array([pair.module in raised for pair in pairs], bool)
-        if not self.acts_now(bool(out.any()), bool((out | stays).any())):
+        if not self.should_act(bool(out.any()), bool((out | stays).any())):
             return
         chosen = [pairs[i] for i in np.flatnonzero(out | stays)]
         self.memory["raised"] = [pair.module for pair in chosen]

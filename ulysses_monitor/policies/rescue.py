@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ulysses_monitor.policies.base import check_value
-from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import Array, per_parameter
+from ulysses_monitor.policies.bounds import BoundedPolicy
+from ulysses_monitor.policies.columns import Array, parameter_values
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["LiftVanishing"]
@@ -20,7 +20,7 @@ _LOSS = "train/loss/total"
 
 
 @dataclass(kw_only=True)
-class LiftVanishing(Bounded):
+class LiftVanishing(BoundedPolicy):
     """Raises gradients that are too small to move their weights, as long as the loss has not moved.
 
     What is too small is told without a unit, so that it means the same for every model:
@@ -37,7 +37,7 @@ class LiftVanishing(Bounded):
     never again after that: a training that has converged has small gradients, too.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"scale_each"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"scale_each"})
 
     small_update: float = 1e-4
     """Share of the weights' norm below which an update of SGD is too small."""
@@ -52,7 +52,7 @@ class LiftVanishing(Bounded):
     largest: float = 1e6
     """Factor on a gradient."""
     longest: int = 1000
-    """See `Bounded`."""
+    """See `BoundedPolicy`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +63,8 @@ class LiftVanishing(Bounded):
         check_value(what, "largest", self.largest, 1, 1e12)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (
             _LOSS,
             "optim/lr/*",
@@ -75,9 +75,9 @@ class LiftVanishing(Bounded):
         )
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
-        return super().silent_steps + self.warmup
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
+        return super().steps_before_acting + self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
@@ -86,10 +86,10 @@ class LiftVanishing(Bounded):
         known = math.isfinite(record.get(_LOSS))
         if not known or memory["seen"] <= self.warmup or memory["moved"]:
             return
-        names, _ = per_parameter(record, "grad/norm")
+        names, _ = parameter_values(record, "grad/norm")
         factors = self._factors(record, names)
         small = np.flatnonzero(factors > 1.0)
-        if self.acts_now(bool(len(small)), bool(len(small))):
+        if self.should_act(bool(len(small)), bool(len(small))):
             yield Action(
                 kind="scale_each",
                 values={names[i]: float(factors[i]) for i in small},
@@ -106,7 +106,7 @@ class LiftVanishing(Bounded):
             memory |= {"seen": 0, "sum": 0.0, "smooth": 0.0, "moved": False, "adam": False}
         if "optim/exp_avg_sq_mean/total" in record:
             memory["adam"] = True
-        _, weights = per_parameter(record, "param/norm")
+        _, weights = parameter_values(record, "param/norm")
         if len(weights) and np.isfinite(weights).all():
             memory["weights"] = weights.tolist()
         if not math.isfinite(loss):
@@ -123,12 +123,12 @@ class LiftVanishing(Bounded):
     def _factors(self, record: StepRecord, names: tuple[str, ...]) -> Array:
         """By what each gradient is to be multiplied; 1 where it is not too small."""
         if self.memory["adam"]:
-            _, sizes = per_parameter(record, "grad/abs_mean")
+            _, sizes = parameter_values(record, "grad/abs_mean")
             if len(sizes) != len(names):
                 return np.ones(len(names))
             small, aim = 10 * self.eps, 100 * self.eps
         else:
-            _, norms = per_parameter(record, "grad/norm")
+            _, norms = parameter_values(record, "grad/norm")
             weights = np.asarray(self.memory.get("weights", []))
             if len(weights) != len(names):
                 return np.ones(len(names))

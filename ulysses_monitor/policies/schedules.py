@@ -10,10 +10,10 @@ from typing import ClassVar
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.base import (
     MAX_STEPS,
-    OwnPolicy,
+    BuiltinPolicy,
     check_value,
     checked_texts,
-    steps_of,
+    share_to_steps,
 )
 from ulysses_monitor.records import Action, StepRecord
 
@@ -21,7 +21,7 @@ __all__ = ["FreezeSchedule", "WarmupCosine"]
 
 
 @dataclass(kw_only=True)
-class WarmupCosine(OwnPolicy):
+class WarmupCosine(BuiltinPolicy):
     """Linear warm-up, then half a cosine; gradients are clipped only after the warm-up.
 
     The last step of the warm-up and the first of the cosine have the whole rate; the cosine would
@@ -32,7 +32,7 @@ class WarmupCosine(OwnPolicy):
     schedule in the Trainer, and no clipping there.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"lr_factor", "clip_norm"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"lr_factor", "clip_norm"})
 
     warmup: float = 0.03
     """Share of all steps, rounded up; from 1 on, a number of steps."""
@@ -49,8 +49,8 @@ class WarmupCosine(OwnPolicy):
             check_value(what, "max_norm", self.max_norm, 0, 1e9)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (MAX_STEPS,)
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
@@ -59,7 +59,7 @@ class WarmupCosine(OwnPolicy):
         steps, done = record.get(MAX_STEPS), record.step
         if not math.isfinite(steps):
             return
-        warmup = self.warmup if self.warmup >= 1 else math.ceil(steps_of(self.warmup, steps))
+        warmup = self.warmup if self.warmup >= 1 else math.ceil(share_to_steps(self.warmup, steps))
         if done <= warmup:
             factor, phase = done / warmup, "warm-up"
         else:
@@ -81,10 +81,10 @@ class WarmupCosine(OwnPolicy):
 
 
 @dataclass(kw_only=True)
-class FreezeSchedule(OwnPolicy):
+class FreezeSchedule(BuiltinPolicy):
     """Leaves parameters as they are from one step to another, with their optimizer state."""
 
-    acts: ClassVar[frozenset[str]] = frozenset({"freeze"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"freeze"})
 
     targets: tuple[str, ...] = ()
     """Patterns of parameter names."""
@@ -106,21 +106,21 @@ class FreezeSchedule(OwnPolicy):
             )
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (MAX_STEPS,) if 0 < self.begin < 1 or self.end <= 1 else ()
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
         return int(self.begin)
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record = history[-1]
         steps, done = record.get(MAX_STEPS), record.step
-        begin = steps_of(self.begin, steps) if 0 < self.begin < 1 else self.begin
-        end = steps_of(self.end, steps) if self.end <= 1 else self.end
+        begin = share_to_steps(self.begin, steps) if 0 < self.begin < 1 else self.begin
+        end = share_to_steps(self.end, steps) if self.end <= 1 else self.end
         if begin < done <= end:
             yield Action(
                 kind="freeze",

@@ -18,8 +18,8 @@ from ulysses_monitor.policies.base import (
     check_value,
     checked_texts,
 )
-from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import Array, fingerprint, per_parameter
+from ulysses_monitor.policies.bounds import BoundedPolicy
+from ulysses_monitor.policies.columns import Array, fingerprint, parameter_values
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 
 
 @dataclass(kw_only=True)
-class WhenSmall(Bounded):
+class SmallGradientPolicy(BoundedPolicy):
     """A policy that acts while the gradient is small.
 
     The default threshold is that of the `ulysses-pro` preset: the mean over tensors of mean |g|
@@ -62,21 +62,21 @@ class WhenSmall(Bounded):
         check_value(what, "recovered", self.recovered, 1, 100, least=True)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (self.metric,)
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
-        return super().silent_steps + (self.reference if self.relative else 0)
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
+        return super().steps_before_acting + (self.reference if self.relative else 0)
 
     def _is_small(self, record: StepRecord) -> bool:
         value = record.get(self.metric)
         threshold = self._threshold(value) if math.isfinite(value) else None
         if threshold is None:
             return False
-        return self.acts_now(value < threshold, value < threshold * self.recovered)
+        return self.should_act(value < threshold, value < threshold * self.recovered)
 
     def _threshold(self, value: float) -> float | None:
         if not self.relative:
@@ -98,14 +98,14 @@ class WhenSmall(Bounded):
 
 
 @dataclass(kw_only=True)
-class GradientNoise(WhenSmall):
+class GradientNoise(SmallGradientPolicy):
     """Gaussian noise of a fixed standard deviation while gradients are small.
 
     Source: the original design of this project, 1e-4 where the mean |g| is below 1e-3; noise of a
     fixed size is the simplest of arXiv:1511.06807 (Neelakantan et al., 2015).
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"add_noise"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"add_noise"})
 
     std: float = 1e-4
     """Standard deviation; with `relative`, as a share of the mean |g| of the step."""
@@ -119,8 +119,8 @@ class GradientNoise(WhenSmall):
         self.targets = checked_texts(what, "targets", self.targets, "*.weight")
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (self.metric, *(("grad/abs_mean/total",) if self.relative else ()))
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
@@ -138,13 +138,13 @@ class GradientNoise(WhenSmall):
 
 
 @dataclass(kw_only=True)
-class AnnealedNoise(Bounded):
+class AnnealedNoise(BoundedPolicy):
     """Gaussian noise at every step, of variance ``eta / (1 + t) ** gamma``.
 
     Source: arXiv:1511.06807 (Neelakantan et al., 2015): gamma 0.55, eta of 0.01, 0.3 or 1.0.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"add_noise"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"add_noise"})
 
     eta: float = 0.01
     """Variance at the first step, t = 0."""
@@ -153,7 +153,7 @@ class AnnealedNoise(Bounded):
     targets: tuple[str, ...] = ("*",)
     """Patterns of parameter names."""
     longest: int = 1 << 53
-    """See `Bounded`; it acts all the time."""
+    """See `BoundedPolicy`; it acts all the time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +165,7 @@ class AnnealedNoise(Bounded):
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         step = history[-1].step
-        if self.acts_now(True, True):
+        if self.should_act(True, True):
             std = (self.eta / step**self.gamma) ** 0.5
             yield Action(
                 kind="add_noise",
@@ -176,7 +176,7 @@ class AnnealedNoise(Bounded):
 
 
 @dataclass(kw_only=True)
-class SmallGradientScaling(WhenSmall):
+class SmallGradientScaling(SmallGradientPolicy):
     """Multiplies the gradients of those tensors whose own mean |g| is small.
 
     Source: the original design of this project: x 1.5 where the mean over tensors is below 1e-3,
@@ -184,7 +184,7 @@ class SmallGradientScaling(WhenSmall):
     Under Adam and AdamW a factor that stays cancels out; one that comes and goes does not.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"scale_each"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"scale_each"})
 
     factor: float = 1.5
     """By which they are multiplied."""
@@ -198,14 +198,14 @@ class SmallGradientScaling(WhenSmall):
         check_value(what, "own_below", self.own_below, 0, 1 if self.relative else 1e6)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (self.metric, "grad/abs_mean/param/*")
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record = history[-1]
-        names, means = per_parameter(record, "grad/abs_mean")
+        names, means = parameter_values(record, "grad/abs_mean")
         start = self._own_start(record, names, means)
         if not self._is_small(record) or start is None:
             return
@@ -240,13 +240,13 @@ class SmallGradientScaling(WhenSmall):
 
 
 @dataclass(kw_only=True)
-class LearningRateBoost(WhenSmall):
+class LearningRateBoost(SmallGradientPolicy):
     """Raises the learning rate while gradients are small.
 
     Source: the original design of this project, x 1.2, restored when the gradient recovers.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"lr_factor"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"lr_factor"})
 
     factor: float = 1.2
     """On the scheduled rate of every group."""
@@ -268,14 +268,14 @@ class LearningRateBoost(WhenSmall):
 
 
 @dataclass(kw_only=True)
-class Centralization(WhenSmall):
+class Centralization(SmallGradientPolicy):
     """Takes each row's mean from the gradients of matrices.
 
     Source: arXiv:2004.01461 (Yong et al., 2020), where it is done at every step: `always`. The
     original design of this project does it while gradients are small.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"centralize"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"centralize"})
 
     always: bool = False
     """At every step, whatever the gradient's size."""
@@ -289,7 +289,7 @@ class Centralization(WhenSmall):
         self.targets = checked_texts(what, "targets", self.targets, "*.weight")
         idle = [
             field.name
-            for field in dataclasses.fields(WhenSmall)
+            for field in dataclasses.fields(SmallGradientPolicy)
             if field.init and field.name != "name" and getattr(self, field.name) != field.default
         ]
         if self.always and idle:
@@ -298,14 +298,14 @@ class Centralization(WhenSmall):
             )
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return () if self.always else (self.metric,)
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
-        return 0 if self.always else super().silent_steps
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
+        return 0 if self.always else super().steps_before_acting
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 
 from ulysses_monitor.common.errors import InputError, nearest
-from ulysses_monitor.policies.base import Decide, OwnPolicy, Policy, check_value
+from ulysses_monitor.policies.base import BuiltinPolicy, Decide, Policy, check_value
 from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
 from ulysses_monitor.policies.lora import LoraBalance
 from ulysses_monitor.policies.managed import LATE_START, Managed
@@ -31,9 +31,9 @@ from ulysses_monitor.policies.small import (
 from ulysses_monitor.policies.spikes import SkipOutliers, SpikeEscalation
 from ulysses_monitor.records import Mode
 
-__all__ = ["POLICIES", "PRESETS", "check_policy_specs", "make_policies"]
+__all__ = ["POLICIES", "PRESETS", "check_policies", "make_policies"]
 
-POLICIES: Mapping[str, type[OwnPolicy]] = {
+POLICIES: Mapping[str, type[BuiltinPolicy]] = {
     "adagc": AdaGC,
     "agc": AGC,
     "annealed_noise": AnnealedNoise,
@@ -77,7 +77,7 @@ def make_policies(specs: Any) -> list[Managed]:
     return _apart([each for spec in _as_list(specs) for each in _made(spec, "", load=True)])
 
 
-def check_policy_specs(specs: Any) -> None:
+def check_policies(specs: Any) -> None:
     """Checks what `make_policies` would make, without importing what is the user's.
 
     Raises:
@@ -193,7 +193,7 @@ def _own(name: str, settings: dict[str, Any], preset: str) -> Managed:
     return Managed(policy=policy, preset=preset, **_common(name, common))
 
 
-def _build(name: str, settings: Mapping[str, Any]) -> OwnPolicy:
+def _build(name: str, settings: Mapping[str, Any]) -> BuiltinPolicy:
     kind = POLICIES[name]
     allowed = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "name"]
     for key in settings:
@@ -235,7 +235,7 @@ def _common(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         allowed = ", ".join(get_args(Mode))
         raise InputError(f"policy {own}: mode is {mode!r}; allowed is one of {allowed}")
     late = "off" if settings.get("late") is False else settings.get("late")
-    if late is not None and late != "off" and not isinstance(late, OwnPolicy):
+    if late is not None and late != "off" and not isinstance(late, BuiltinPolicy):
         allowed = "settings that differ, or off" if name in POLICIES else "off"
         raise InputError(f"policy {own}: late is {late!r}; allowed is {allowed}")
     start = _value(settings.get("late_start", LATE_START), "float")
@@ -283,7 +283,7 @@ class _Function:
 def _parts(policy: Any) -> tuple[str, Policy]:
     if isinstance(policy, type):
         raise InputError(f"monitor: policy {policy.__name__} is a class; allowed is an object")
-    if isinstance(policy, OwnPolicy):
+    if isinstance(policy, BuiltinPolicy):
         kinds = {kind: name for name, kind in POLICIES.items()}
         name = policy.name or kinds.get(type(policy), type(policy).__name__)
         # Without what it remembers of another training.

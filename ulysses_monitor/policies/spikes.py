@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.base import OwnPolicy, check_metric, check_value, checked_texts
-from ulysses_monitor.policies.bounds import Bounded
+from ulysses_monitor.policies.base import BuiltinPolicy, check_metric, check_value, checked_texts
+from ulysses_monitor.policies.bounds import BoundedPolicy
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["SkipOutliers", "SpikeEscalation"]
@@ -20,7 +20,7 @@ _LOSS, _NORM = "train/loss/total", "grad/norm/total"
 
 
 @dataclass(kw_only=True)
-class SkipOutliers(Bounded):
+class SkipOutliers(BoundedPolicy):
     """Leaves out a step whose loss or gradient norm is far above those before it.
 
     Source: OLMo-core's SkipStep optimizers: above mean + 6 standard deviations of the last 128
@@ -30,7 +30,7 @@ class SkipOutliers(Bounded):
     not enter.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"skip"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"skip"})
 
     sigmas: float = 6.0
     """Standard deviations above the mean."""
@@ -41,7 +41,7 @@ class SkipOutliers(Bounded):
     metrics: tuple[str, ...] = (_LOSS, _NORM)
     """Of which any counts."""
     longest: int = 10
-    """See `Bounded`."""
+    """See `BoundedPolicy`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,14 +52,14 @@ class SkipOutliers(Bounded):
             check_metric(what, "metrics", metric)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return self.metrics
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
-        return super().silent_steps + self.warmup
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
+        return super().steps_before_acting + self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
@@ -71,7 +71,7 @@ class SkipOutliers(Bounded):
             if limit is not None and value > limit:
                 outliers.append((metric, value, limit))
             _note(past, value, self.window)
-        if self.acts_now(bool(outliers), bool(outliers)):
+        if self.should_act(bool(outliers), bool(outliers)):
             metric, value, limit = outliers[0]
             yield Action(
                 kind="skip",
@@ -81,7 +81,7 @@ class SkipOutliers(Bounded):
 
 
 @dataclass(kw_only=True)
-class SpikeEscalation(OwnPolicy):
+class SpikeEscalation(BuiltinPolicy):
     """Answers spikes with as much as they need: skip, then a lower rate, then going back.
 
     - A step whose norm is above mean + `sigmas` standard deviations of the last sound steps, and
@@ -104,7 +104,9 @@ class SpikeEscalation(OwnPolicy):
     defaults suit fine-tuning, which is shorter.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"skip", "lr_factor", "roll_back", "snapshot"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset(
+        {"skip", "lr_factor", "roll_back", "snapshot"}
+    )
 
     sigmas: float = 6.0
     """Standard deviations of the norm above its mean that make a spike."""
@@ -166,13 +168,13 @@ class SpikeEscalation(OwnPolicy):
             )
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (_LOSS, _NORM)
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`; of spikes, snapshots come before."""
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`; of spikes, snapshots come before."""
         return self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:

@@ -8,8 +8,8 @@ from ulysses_monitor.rules.standard import (
     ReplicaDrift,
     Spike,
     VanishingGradient,
-    checked_rules,
     default_rules,
+    make_rules,
 )
 
 __all__ = [
@@ -22,6 +22,6 @@ __all__ = [
     "RuleSet",
     "Spike",
     "VanishingGradient",
-    "checked_rules",
     "default_rules",
+    "make_rules",
 ]

@@ -20,8 +20,8 @@ __all__ = [
     "ReplicaDrift",
     "Spike",
     "VanishingGradient",
-    "checked_rules",
     "default_rules",
+    "make_rules",
 ]
 
 
@@ -255,7 +255,7 @@ def default_rules() -> list[Rule]:
     ]
 
 
-def checked_rules(rules: Literal["default"] | Iterable[Rule]) -> list[Rule]:
+def make_rules(rules: Literal["default"] | Iterable[Rule]) -> list[Rule]:
     """`rules` as a list.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.sinks.base import Sink
 
-__all__ = ["check_specs", "make_sinks"]
+__all__ = ["check_sinks", "make_sinks"]
 
 _KNOWN = {
     "console": "ulysses_monitor.sinks.console:ConsoleSink",
@@ -42,7 +42,7 @@ def make_sinks(specs: Sequence[Any]) -> list[Sink]:
     return [_make(spec) for spec in _as_list(specs)]
 
 
-def check_specs(specs: Sequence[Any]) -> None:
+def check_sinks(specs: Sequence[Any]) -> None:
     """Checks what `make_sinks` would make, without importing a user's class.
 
     Raises:

@@ -26,14 +26,14 @@ def check_conflicts(policies: Sequence[Managed], scheduler: str = "") -> None:
     Raises:
         InputError: two of them set the learning rate, or one and the Trainer plan it.
     """
-    owners = [policy.name for policy in policies if "lr_factor" in policy.acts]
+    owners = [policy.name for policy in policies if "lr_factor" in policy.action_kinds]
     if len(owners) > 1:
         raise InputError(
             f"policies {owners[0]} and {owners[1]}: both set the learning rate; leave one out, or "
             f"set mode: off for it"
         )
     for policy in policies:
-        plans = {"lr_factor", "clip_norm"} <= policy.acts
+        plans = {"lr_factor", "clip_norm"} <= policy.action_kinds
         if plans and scheduler not in ("", "constant"):
             raise InputError(
                 f"policy {policy.name}: plans the learning rate, and so does the Trainer's "
@@ -73,14 +73,14 @@ def fitting(
 def _why_not(
     policy: Managed, metrics: Collection[str], max_steps: int | None, can: Collection[str]
 ) -> str:
-    for pattern in policy.reads:
+    for pattern in policy.needed_metrics:
         if pattern == MAX_STEPS and max_steps is None:
             return "goes by the number of steps, which is not known; give watch(..., max_steps=)"
         if pattern != MAX_STEPS and not fnmatch.filter(metrics, pattern):
             return f"its metric {pattern} is not collected{_hint(pattern, metrics)}"
-    if missing := (policy.acts & {"save", "stop"}) - {*can}:
+    if missing := (policy.action_kinds & {"save", "stop"}) - {*can}:
         return f"the training cannot {min(missing)}; give watch(..., save=)"
-    silent = getattr(policy.policy, "silent_steps", 0)
+    silent = getattr(policy.policy, "steps_before_acting", 0)
     if max_steps is not None and silent >= max_steps:
         return (
             f"can never act: it looks on for {silent} steps, and the training has {max_steps}; "

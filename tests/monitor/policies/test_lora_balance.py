@@ -99,7 +99,7 @@ def test_a_floor_can_be_lower() -> None:
 def test_a_healthy_adapters_first_steps_are_waited_for() -> None:
     """Infinity, 117, 27 after 5 steps, 8 after 20, 2.4 after 100."""
     policy = LoraBalance(warmup=100)
-    assert policy.silent_steps == 100
+    assert policy.steps_before_acting == 100
     falling = [pairs(1, q=(0.0, 1.0))] + [pairs(i, q=(1.0, 600 / i)) for i in range(2, 301)]
     assert raised(policy, falling) == [[]] * 300
     late = [pairs(i, q=(1.0, 20.0)) for i in range(99, 103)]
@@ -108,7 +108,7 @@ def test_a_healthy_adapters_first_steps_are_waited_for() -> None:
 
 def test_patience_and_the_longest_spell_are_those_of_all_policies() -> None:
     policy = LoraBalance(patience=2, longest=3, cooldown=2)
-    assert policy.silent_steps == 1
+    assert policy.steps_before_acting == 1
     assert by_ratio(policy, *[20.0] * 9) == [
         *(False, True, True, True),
         *(False, False, False, True, True),

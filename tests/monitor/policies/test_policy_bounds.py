@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.policies.policy_records import MEAN, series, steps_of
+from tests.monitor.policies.policy_records import MEAN, series, share_to_steps
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.bounds import Bounded
+from ulysses_monitor.policies.bounds import BoundedPolicy
 from ulysses_monitor.policies.small import LearningRateBoost
 
 
-def acts(policy: Bounded, condition: str, key: str = "spell") -> str:
+def acts(policy: BoundedPolicy, condition: str, key: str = "spell") -> str:
     """Where it acts, as ``#``.
 
     Of the condition, ``#`` begins a spell, ``-`` only keeps it going, and ``.`` ends it.
     """
-    return "".join(".#"[policy.acts_now(c == "#", c in "#-", key)] for c in condition)
+    return "".join(".#"[policy.should_act(c == "#", c in "#-", key)] for c in condition)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def acts(policy: Bounded, condition: str, key: str = "spell") -> str:
 def test_a_spell_begins_after_patience_and_lasts_while_the_weaker_condition_holds(
     settings: dict[str, int], condition: str, expected: str
 ) -> None:
-    assert acts(Bounded(**settings), condition) == expected
+    assert acts(BoundedPolicy(**settings), condition) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,32 +53,34 @@ def test_a_spell_begins_after_patience_and_lasts_while_the_weaker_condition_hold
 def test_a_spell_of_the_longest_is_followed_by_a_rest_and_a_shorter_one_is_not(
     settings: dict[str, int], condition: str, expected: str
 ) -> None:
-    assert acts(Bounded(**settings), condition) == expected
+    assert acts(BoundedPolicy(**settings), condition) == expected
 
 
 def test_the_steps_of_all_spells_together_are_at_most_the_most() -> None:
-    assert acts(Bounded(most=4), "##.####.#") == "##.##...."
-    assert acts(Bounded(most=5, longest=2, cooldown=1), "#########") == "##.##.#.."
+    assert acts(BoundedPolicy(most=4), "##.####.#") == "##.##...."
+    assert acts(BoundedPolicy(most=5, longest=2, cooldown=1), "#########") == "##.##.#.."
 
 
 def test_spells_of_several_keys_are_counted_apart() -> None:
-    policy = Bounded(most=2)
+    policy = BoundedPolicy(most=2)
     assert acts(policy, "###", "one") == "##."
     assert acts(policy, "###", "other") == "##."
 
 
 def test_a_spell_is_taken_up_where_a_state_left_it() -> None:
     condition = "##-##############-###.######"
-    whole = acts(Bounded(patience=2, longest=4, cooldown=3, most=11), condition)
+    whole = acts(BoundedPolicy(patience=2, longest=4, cooldown=3, most=11), condition)
     for k in range(len(condition)):
-        before, after = (Bounded(patience=2, longest=4, cooldown=3, most=11) for _ in range(2))
+        before, after = (
+            BoundedPolicy(patience=2, longest=4, cooldown=3, most=11) for _ in range(2)
+        )
         start = acts(before, condition[:k])
         after.load_state_dict(before.state_dict())
         assert start + acts(after, condition[k:]) == whole
 
 
 def test_by_default_a_policy_acts_200_steps_rests_20_and_acts_again() -> None:
-    found = steps_of(LearningRateBoost(), series(MEAN, [1e-4] * 250))
+    found = share_to_steps(LearningRateBoost(), series(MEAN, [1e-4] * 250))
     assert found == [*range(1, 201), *range(221, 251)]
 
 
@@ -97,7 +99,9 @@ def test_by_default_a_policy_acts_200_steps_rests_20_and_acts_again() -> None:
 )
 def test_a_bound_that_bounds_nothing_is_refused(setting: str, value: Any, allowed: str) -> None:
     with pytest.raises(InputError) as error:
-        Bounded(**{setting: value})
+        BoundedPolicy(**{setting: value})
     message = str(error.value)
-    assert message.startswith(f"policy Bounded: {setting} is {value!r}; allowed is {allowed} to ")
+    assert message.startswith(
+        f"policy BoundedPolicy: {setting} is {value!r}; allowed is {allowed} to "
+    )
     assert "\n" not in message

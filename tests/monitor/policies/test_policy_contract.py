@@ -17,7 +17,7 @@ import pytest
 from tests.monitor.policies.policy_records import TENSORS, flat, lively, record
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import POLICIES, PRESETS, Managed, PolicySet, make_policies
-from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy
+from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, BuiltinPolicy
 from ulysses_monitor.records import Action, StepRecord
 
 NEEDED: dict[str, dict[str, Any]] = {"freeze": {"targets": ["*norm*"], "begin": 0.2, "end": 0.9}}
@@ -161,7 +161,7 @@ def test_a_policy_asks_for_its_own_kinds_of_action_and_names_what_is_there(which
     for stream, records in STREAMS.items():
         for each, actions in zip(records, decided(which, stream), strict=True):
             for action in actions:
-                assert action.kind in policy.acts
+                assert action.kind in policy.action_kinds
                 assert action.reason
                 assert "\n" not in action.reason
                 assert isinstance(action.targets, tuple)
@@ -179,7 +179,10 @@ def test_what_a_policy_reads_tells_all_that_it_needs(which: str) -> None:
     policy = made(which)
     for stream, records in STREAMS.items():
         fewer = [
-            record(r.step, {n: r[n] for p in (*policy.reads, MAX_STEPS) for n in r.schema.match(p)})
+            record(
+                r.step,
+                {n: r[n] for p in (*policy.needed_metrics, MAX_STEPS) for n in r.schema.match(p)},
+            )
             for r in records
         ]
         policy.reset()
@@ -208,7 +211,7 @@ def test_where_nothing_is_known_a_policy_that_goes_by_metrics_does_nothing(
     names = () if hole is None else STREAMS["lively"][0].schema.names
     empty = [record(step, dict.fromkeys(names, math.nan)) for step in range(1, 60)]
     found = {a.kind for actions in asked(policy, empty) for a in actions} - {"snapshot"}
-    goes_by_metrics = isinstance(policy.policy, OwnPolicy) and policy.policy.reads
+    goes_by_metrics = isinstance(policy.policy, BuiltinPolicy) and policy.policy.needed_metrics
     assert bool(found) == (not goes_by_metrics)
 
 
@@ -226,7 +229,7 @@ def test_steps_of_which_nothing_is_known_do_not_keep_a_policy_from_acting_later(
 @pytest.mark.parametrize("which", SPECS)
 def test_no_policy_looks_on_for_longer_than_it_says(which: str) -> None:
     policy = made(which)
-    silent = getattr(policy.policy, "silent_steps", 0)
+    silent = getattr(policy.policy, "steps_before_acting", 0)
     for stream in STREAMS:
         early = [a for actions in decided(which, stream)[:silent] for a in actions]
         assert {action.kind for action in early} <= {"snapshot"}

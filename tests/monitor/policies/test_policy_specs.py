@@ -16,9 +16,9 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import (
     POLICIES,
     PRESETS,
+    BuiltinPolicy,
     Managed,
-    OwnPolicy,
-    check_policy_specs,
+    check_policies,
     make_policies,
 )
 from ulysses_monitor.policies.base import MAX_STEPS
@@ -51,7 +51,7 @@ class Forgetful(Own):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-class Derived(OwnPolicy):
+class Derived(BuiltinPolicy):
     pass
 
 
@@ -64,7 +64,7 @@ def own_function(history: Sequence[StepRecord]) -> list[Action]:
 
 
 OBJECT = Own(7.0)
-HERE = "test_policy_specs"
+HERE = __name__
 
 
 def names(specs: Any) -> list[str]:
@@ -260,7 +260,7 @@ def test_the_late_phase_begins_after_its_share_of_all_steps(late: Any, start: fl
 def test_where_nobody_knows_the_number_of_steps_it_is_never_late() -> None:
     for late in ("off", {"factor": 1.1}):
         (policy,) = make_policies([{"lr_boost": {"late": late}}])
-        assert policy.reads[-1] == MAX_STEPS
+        assert policy.needed_metrics[-1] == MAX_STEPS
         records = series("grad/abs_mean/tensor_mean", [1e-4] * 3)
         assert [values_of(a) for a in asked(policy, records)] == [
             [("lr_factor", {"factor": 1.2})]
@@ -331,7 +331,7 @@ def test_in_the_late_phase_the_memory_is_the_same() -> None:
 def test_a_wrong_policy_is_refused_with_a_message_that_helps(specs: Any, message: str) -> None:
     assert message in message_of(specs)
     if not isinstance(specs, list) or not isinstance(specs[0], Forgetful):
-        assert message_of(specs, check_policy_specs) == message_of(specs)
+        assert message_of(specs, check_policies) == message_of(specs)
 
 
 COMMON: list[tuple[dict[str, Any], str]] = [
@@ -366,7 +366,7 @@ def test_a_wrong_name_mode_or_late_phase_is_refused(
     found = message_of([{policy: settings}])
     assert found.startswith("policy ")
     assert message in found
-    assert message in message_of([{policy: settings}], check_policy_specs)
+    assert message in message_of([{policy: settings}], check_policies)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_what_an_import_path_leads_to_must_be_a_policy(spec: Any, message: str) 
 
 def test_checking_imports_nothing_of_the_users() -> None:
     before = set(sys.modules)
-    check_policy_specs(["colorsys_of_mine.policies:own", {"antigravity:fly": {"size": 1}}])
+    check_policies(["colorsys_of_mine.policies:own", {"antigravity:fly": {"size": 1}}])
     assert "antigravity" not in set(sys.modules) - before
-    check_policy_specs("adaptive")
-    check_policy_specs(["zclip", {"agc": {"ratio": "1e-2"}}])
+    check_policies("adaptive")
+    check_policies(["zclip", {"agc": {"ratio": "1e-2"}}])

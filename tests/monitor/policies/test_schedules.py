@@ -9,7 +9,7 @@ import pytest
 
 from tests.monitor.policies.policy_records import asked, record, values_of
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.base import MAX_STEPS, steps_of
+from ulysses_monitor.policies.base import MAX_STEPS, share_to_steps
 from ulysses_monitor.policies.schedules import FreezeSchedule, WarmupCosine
 from ulysses_monitor.records import Action
 
@@ -59,7 +59,7 @@ def test_by_default_three_in_a_hundred_steps_warm_up_rounded_up_as_in_transforme
 @pytest.mark.parametrize("percent", range(1, 100))
 def test_a_share_of_a_hundred_steps_is_that_many(percent: int) -> None:
     """0.07 * 100 is 7.000000000000001, and would be rounded up to 8."""
-    assert steps_of(percent / 100, 100) == percent
+    assert share_to_steps(percent / 100, 100) == percent
     assert factors(WarmupCosine(warmup=percent / 100), 100).index(1.0) == percent - 1
 
 
@@ -143,13 +143,13 @@ def test_freezing_names_its_targets_and_its_end() -> None:
 
 def test_schedules_say_whether_they_must_know_the_number_of_steps() -> None:
     targets = ("a",)
-    assert WarmupCosine().reads == (MAX_STEPS,)
-    assert FreezeSchedule(targets=targets, begin=0.5, end=7).reads == (MAX_STEPS,)
-    assert FreezeSchedule(targets=targets).reads == (MAX_STEPS,)
-    assert FreezeSchedule(targets=targets, end=7).reads == ()
-    assert FreezeSchedule(targets=targets, begin=3, end=7).reads == ()
-    assert FreezeSchedule(targets=targets, begin=3, end=7).silent_steps == 3
-    assert FreezeSchedule(targets=targets, begin=0.3).silent_steps == 0
+    assert WarmupCosine().needed_metrics == (MAX_STEPS,)
+    assert FreezeSchedule(targets=targets, begin=0.5, end=7).needed_metrics == (MAX_STEPS,)
+    assert FreezeSchedule(targets=targets).needed_metrics == (MAX_STEPS,)
+    assert FreezeSchedule(targets=targets, end=7).needed_metrics == ()
+    assert FreezeSchedule(targets=targets, begin=3, end=7).needed_metrics == ()
+    assert FreezeSchedule(targets=targets, begin=3, end=7).steps_before_acting == 3
+    assert FreezeSchedule(targets=targets, begin=0.3).steps_before_acting == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.sinks import MemorySink, check_specs, make_sinks
+from ulysses_monitor.sinks import MemorySink, check_sinks, make_sinks
 from ulysses_monitor.sinks.csv_file import CsvSink
 from ulysses_monitor.sinks.jsonl import JsonlSink
 
@@ -39,8 +39,8 @@ def test_objects_names_arguments_and_import_paths_all_make_sinks(tmp_path: Path)
             given,
             "jsonl",
             {"csv": {"path": str(tmp_path / "a.csv")}},
-            "test_specs:OwnSink",
-            {"test_specs:OwnSink": {"size": 5}},
+            f"{__name__}:OwnSink",
+            {f"{__name__}:OwnSink": {"size": 5}},
         ]
     )
     assert first is given
@@ -95,7 +95,7 @@ def test_a_users_object_with_the_three_methods_is_a_sink() -> None:
     ],
 )
 def test_a_wrong_spec_is_refused_in_one_line(spec: Any, message: str) -> None:
-    for check in make_sinks, check_specs:
+    for check in make_sinks, check_sinks:
         with pytest.raises(InputError, match=message) as refused:
             check([spec])
         assert "\n" not in str(refused.value)
@@ -111,15 +111,15 @@ def test_something_other_than_a_list_is_refused(specs: Any) -> None:
     ("path", "message"),
     [
         ("no_such_module:Sink", "cannot be imported: No module named 'no_such_module'"),
-        ("test_specs:Missing", "test_specs has no Missing"),
-        ("test_specs:NoSink", "sink NoSink has no write, flush and close methods"),
-        ("test_specs:HOSTILE_NUMBER", "is no class"),
+        (f"{__name__}:Missing", "test_specs has no Missing"),
+        (f"{__name__}:NoSink", "sink NoSink has no write, flush and close methods"),
+        (f"{__name__}:HOSTILE_NUMBER", "is no class"),
     ],
 )
 def test_a_users_class_that_is_not_there_is_refused_when_it_is_made_not_before(
     path: str, message: str
 ) -> None:
-    check_specs([path])
+    check_sinks([path])
     with pytest.raises(InputError, match=message):
         make_sinks([path])
 
@@ -128,7 +128,7 @@ HOSTILE_NUMBER = 3
 
 
 def test_a_users_class_is_not_imported_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_specs(["this_is_not_imported:Sink"])
+    check_sinks(["this_is_not_imported:Sink"])
     assert "this_is_not_imported" not in sys.modules
 
 
