@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.arguments import PathLike, Patterns
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
@@ -33,9 +35,10 @@ class CsvSink:
 
     name = "csv"
 
-    def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
+    @checked_arguments("sink csv")
+    def __init__(self, path: PathLike | None = None, metrics: Patterns = EVERYTHING) -> None:
         self._file = RunFile(self.name, path, "metrics.csv", header="step,time,metric,value\n")
-        self._selection = Selection(metrics, where="sink csv: metrics")
+        self._selection = Selection(metrics)
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
         """Learns the run directory."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import event_as_json, plain
+from ulysses_monitor.sinks.arguments import PathLike, Patterns
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
@@ -30,9 +32,10 @@ class JsonlSink:
 
     name = "jsonl"
 
-    def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
+    @checked_arguments("sink jsonl")
+    def __init__(self, path: PathLike | None = None, metrics: Patterns = EVERYTHING) -> None:
         self._file = RunFile(self.name, path, "metrics.jsonl")
-        self._selection = Selection(metrics, where="sink jsonl: metrics")
+        self._selection = Selection(metrics)
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
         """Learns the run directory."""

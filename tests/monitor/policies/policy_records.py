@@ -52,7 +52,7 @@ def asked(policy: Decides, records: Iterable[StepRecord]) -> list[list[Action]]:
     return [list(policy.decide([each])) for each in records]
 
 
-def share_to_steps(policy: Decides, records: Sequence[StepRecord], kind: str = "") -> list[int]:
+def acting_steps(policy: Decides, records: Sequence[StepRecord], kind: str = "") -> list[int]:
     """Steps at which it asks for anything, or for actions of one kind."""
     found = zip(records, asked(policy, records), strict=True)
     return [r.step for r, actions in found if any(kind in ("", a.kind) for a in actions)]

@@ -16,11 +16,11 @@ from tests.monitor.policies.policy_records import (
     MEAN,
     NORM,
     OWN_NORM,
+    acting_steps,
     asked,
     near,
     record,
     series,
-    share_to_steps,
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
@@ -74,8 +74,8 @@ def test_threshold_clipping_acts_above_its_threshold_until_four_fifths_of_it() -
 
 
 def test_threshold_clipping_does_not_tire() -> None:
-    assert len(share_to_steps(ThresholdClipping(), series(MEAN, [6.0] * 1000))) == 1000
-    assert len(share_to_steps(ThresholdClipping(most=7), series(MEAN, [6.0] * 1000))) == 7
+    assert len(acting_steps(ThresholdClipping(), series(MEAN, [6.0] * 1000))) == 1000
+    assert len(acting_steps(ThresholdClipping(most=7), series(MEAN, [6.0] * 1000))) == 7
 
 
 # -- AutoClip ---------------------------------------------------------------------------------
@@ -225,19 +225,19 @@ def test_adagc_does_not_hold_a_tensor_at_the_zero_that_its_gradient_began_with()
 
 def test_adagcs_warm_up_clips_above_the_common_norm_and_not_at_it() -> None:
     rows = [tensors(1, [0.6, 0.8]), tensors(2, [0.6, 0.81])]
-    assert share_to_steps(AdaGC(), rows, "clip_norm") == [2]
+    assert acting_steps(AdaGC(), rows, "clip_norm") == [2]
 
 
 @pytest.mark.parametrize("others", [("t0", "new"), ("t0", "t1", "t2")])
 def test_adagc_begins_anew_where_other_parameters_are_trained(others: tuple[str, ...]) -> None:
     policy = AdaGC(warmup=2, absolute=0.1)
-    assert share_to_steps(policy, [tensors(i, [0.5, 0.5]) for i in range(1, 4)], "clip_norm") == [
+    assert acting_steps(policy, [tensors(i, [0.5, 0.5]) for i in range(1, 4)], "clip_norm") == [
         1,
         2,
     ]
     later = {NORM: 1.0} | {f"{OWN_NORM}{name}": 0.5 for name in others}
     records = [record(i, later) for i in range(4, 8)]
-    assert share_to_steps(policy, records, "clip_norm") == [4, 5]
+    assert acting_steps(policy, records, "clip_norm") == [4, 5]
 
 
 # -- what says nothing ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.policies.policy_records import MEAN, series, share_to_steps
+from tests.monitor.policies.policy_records import MEAN, acting_steps, series
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.bounds import BoundedPolicy
 from ulysses_monitor.policies.small import LearningRateBoost
@@ -80,7 +80,7 @@ def test_a_spell_is_taken_up_where_a_state_left_it() -> None:
 
 
 def test_by_default_a_policy_acts_200_steps_rests_20_and_acts_again() -> None:
-    found = share_to_steps(LearningRateBoost(), series(MEAN, [1e-4] * 250))
+    found = acting_steps(LearningRateBoost(), series(MEAN, [1e-4] * 250))
     assert found == [*range(1, 201), *range(221, 251)]
 
 

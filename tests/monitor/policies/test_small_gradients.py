@@ -13,11 +13,11 @@ from tests.monitor.policies.policy_records import (
     MEAN,
     OWN_MEAN,
     Decides,
+    acting_steps,
     asked,
     near,
     record,
     series,
-    share_to_steps,
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
@@ -68,20 +68,20 @@ def test_an_action_says_what_it_does_why_and_what_was_read(name: str) -> None:
 
 def test_it_stops_above_the_threshold_by_a_quarter_and_begins_below_it_again() -> None:
     values = [1e-3, 9.99e-4, 1.2e-3, 1.2499e-3, 1.25e-3, 1.2e-3, 1e-3, 9.99e-4, 0.0, math.inf]
-    assert share_to_steps(LearningRateBoost(), series(MEAN, values)) == [2, 3, 4, 8, 9]
-    assert share_to_steps(LearningRateBoost(recovered=1.0), series(MEAN, values)) == [2, 8, 9]
+    assert acting_steps(LearningRateBoost(), series(MEAN, values)) == [2, 3, 4, 8, 9]
+    assert acting_steps(LearningRateBoost(recovered=1.0), series(MEAN, values)) == [2, 8, 9]
 
 
 def test_a_step_without_the_metric_neither_acts_nor_ends_a_spell_nor_starts_patience_anew() -> None:
     values = [9e-4, math.nan, 9e-4, math.nan, 1.2e-3, 2e-3, math.nan, 1.2e-3]
-    assert share_to_steps(LearningRateBoost(patience=2), series(MEAN, values)) == [3, 5]
+    assert acting_steps(LearningRateBoost(patience=2), series(MEAN, values)) == [3, 5]
     other = [record(1, {MEAN: 9e-4}), record(2, {ALL_MEAN: 9e-4}), record(3, {MEAN: 1.2e-3})]
-    assert share_to_steps(LearningRateBoost(), other) == [1, 3]
+    assert acting_steps(LearningRateBoost(), other) == [1, 3]
 
 
 def test_the_metric_can_be_another() -> None:
     policy = LearningRateBoost(metric="train/loss/total", below=2.0)
-    assert share_to_steps(policy, series("train/loss/total", [2.5, 1.9])) == [2]
+    assert acting_steps(policy, series("train/loss/total", [2.5, 1.9])) == [2]
     assert policy.needed_metrics == ("train/loss/total",)
 
 
@@ -94,14 +94,14 @@ def test_a_relative_threshold_is_a_share_of_the_median_of_the_first_steps() -> N
     assert policy.steps_before_acting == 4
     edge = 0.5 * statistics.median(start)
     values = [*start, edge, edge * (1 - 1e-12), edge * 1.2499, edge * 1.25]
-    assert share_to_steps(policy, series(MEAN, values)) == [6, 7]
+    assert acting_steps(policy, series(MEAN, values)) == [6, 7]
     assert "is below 0.5 of its start" in policy._why("x")
 
 
 def test_steps_that_have_no_value_are_none_of_the_first() -> None:
     policy = LearningRateBoost(relative=True, below=0.5, reference=3)
     values = [math.nan, 4.0, math.inf, math.nan, 4.0, 4.0, 2.0, 1.9]
-    assert share_to_steps(policy, series(MEAN, values)) == [8]
+    assert acting_steps(policy, series(MEAN, values)) == [8]
 
 
 def test_relative_noise_is_a_share_of_the_mean_gradient_of_the_step() -> None:
@@ -132,8 +132,8 @@ def test_annealed_noise_has_the_papers_variance_at_every_step_from_t_0_on() -> N
 
 def test_annealed_noise_never_tires_but_can_be_bounded() -> None:
     records = [record(step, {}) for step in range(1, 501)]
-    assert share_to_steps(AnnealedNoise(), records) == list(range(1, 501))
-    assert share_to_steps(AnnealedNoise(most=30, patience=11), records) == list(range(11, 41))
+    assert acting_steps(AnnealedNoise(), records) == list(range(1, 501))
+    assert acting_steps(AnnealedNoise(most=30, patience=11), records) == list(range(11, 41))
 
 
 # -- tensors that are small themselves --------------------------------------------------------
@@ -188,7 +188,7 @@ def test_steps_that_do_not_count_for_the_start_do_not_count_for_that_of_the_tens
         tensors(4, 0.4, a=1.01),
         tensors(5, 0.4, a=0.99),
     ]
-    assert share_to_steps(policy, records) == [5]
+    assert acting_steps(policy, records) == [5]
 
 
 @pytest.mark.parametrize("own", [{"a": 0.1, "b": 0.1, "c": 0.1}, {"a": 0.1, "c": 0.1}])
@@ -197,7 +197,7 @@ def test_parameters_that_were_not_trained_at_the_start_are_held_against_no_other
 ) -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=1)
     records = [tensors(1, 1.0, a=2.0, b=2.0), tensors(2, 0.4, **own), tensors(3, 0.4, a=0.1, b=3.0)]
-    assert share_to_steps(policy, records) == [3]
+    assert acting_steps(policy, records) == [3]
 
 
 # -- centralization ---------------------------------------------------------------------------

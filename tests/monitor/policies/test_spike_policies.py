@@ -12,10 +12,10 @@ import pytest
 from tests.monitor.policies.policy_records import (
     LOSS,
     NORM,
+    acting_steps,
     asked,
     record,
     series,
-    share_to_steps,
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
@@ -60,7 +60,7 @@ def test_steps_above_mean_and_six_deviations_of_those_before_are_left_out(
     expected = outliers(losses, window, warmup, sigmas) | outliers(norms, window, warmup, sigmas)
     assert policy.steps_before_acting == warmup
     assert len(expected) >= 5
-    assert share_to_steps(policy, records) == sorted(expected)
+    assert acting_steps(policy, records) == sorted(expected)
 
 
 def test_the_limit_is_exact_and_the_action_says_it() -> None:
@@ -68,7 +68,7 @@ def test_the_limit_is_exact_and_the_action_says_it() -> None:
     limit = float(past.mean() + 6 * past.std(ddof=1))
     below = series(LOSS, [*past, limit])
     above = series(LOSS, [*past, limit * (1 + 1e-12)])
-    assert share_to_steps(SkipOutliers(metrics=(LOSS,)), below) == []
+    assert acting_steps(SkipOutliers(metrics=(LOSS,)), below) == []
     *_, (action,) = asked(SkipOutliers(metrics=(LOSS,)), above)
     assert action == Action(
         kind="skip",
@@ -89,14 +89,14 @@ def test_of_several_metrics_those_that_are_far_out_are_read() -> None:
 def test_a_new_level_becomes_the_usual_one_and_ten_steps_in_a_row_are_the_most() -> None:
     records = training(400, dict.fromkeys(range(201, 401), 9.0))
     # Of p = k / 128 at the new level, p + 6 * sqrt(p * (1 - p)) is above 1 from k = 4 on.
-    assert share_to_steps(SkipOutliers(), records) == [201, 202, 203, 204]
+    assert acting_steps(SkipOutliers(), records) == [201, 202, 203, 204]
     rising = training(400, {step: 10.0 ** (step - 200) for step in range(201, 221)})
-    assert share_to_steps(SkipOutliers(), rising) == list(range(201, 211))
+    assert acting_steps(SkipOutliers(), rising) == list(range(201, 211))
 
 
 def test_an_outlier_can_be_asked_to_come_twice() -> None:
     records = training(120, {100: 9.0, 110: 9.0, 111: 90.0})
-    assert share_to_steps(SkipOutliers(patience=2), records) == [111]
+    assert acting_steps(SkipOutliers(patience=2), records) == [111]
 
 
 @pytest.mark.parametrize("hole", [math.nan, math.inf, None])
@@ -108,7 +108,7 @@ def test_values_that_are_not_known_do_not_enter_the_window(hole: float | None) -
     ]
     policy = SkipOutliers(metrics=(LOSS,))
     expected = [97, 101] if hole != math.inf else [96, 97, 99, 101, 102, 105, 108]
-    assert share_to_steps(policy, records) == expected
+    assert acting_steps(policy, records) == expected
     assert all(map(math.isfinite, policy.memory["seen"][LOSS]))
 
 
@@ -246,7 +246,7 @@ def test_snapshots_are_asked_for_at_their_distance_and_never_at_a_spike() -> Non
     }
     assert found(ladder(), training(60)) == {}
     every_step = dict.fromkeys(range(1, 81), 1.0)
-    assert share_to_steps(SpikeEscalation(), training(80, every_step)) == [25, 50, 75]
+    assert acting_steps(SpikeEscalation(), training(80, every_step)) == [25, 50, 75]
 
 
 LOSSES = [10.0, *[2.0] * 5]
@@ -296,25 +296,25 @@ def test_a_rise_that_chance_may_have_made_does_not_go_back(
     noise = np.diff(losses).std() * math.sqrt(0.5 / 3)
     rise = 0.25 * 2.25 + 0.75 * 8.0 - 2.25
     policy = setback(setback=0.4, certainty=certainty * rise / noise)
-    assert share_to_steps(policy, falls(8.0, 8), "roll_back") == steps
+    assert acting_steps(policy, falls(8.0, 8), "roll_back") == steps
 
 
 @pytest.mark.parametrize(("share", "back"), [(0.3709, True), (0.371, False)])
 def test_the_setback_is_a_share_of_the_gain(share: float, *, back: bool) -> None:
     assert (share < 2.875 / 7.75) == back
-    steps = share_to_steps(setback(setback=share), falls(8.0, 7), "roll_back")
+    steps = acting_steps(setback(setback=share), falls(8.0, 7), "roll_back")
     assert steps == [7] * back
 
 
 def test_it_goes_back_once_per_cooldown_and_at_most_the_most() -> None:
-    assert share_to_steps(setback(), falls(8.0, 60), "roll_back") == [7, 12]
-    assert share_to_steps(setback(cooldown=0), falls(8.0, 60), "roll_back") == [7, 8]
-    assert share_to_steps(setback(most=3, cooldown=9), falls(8.0, 60), "roll_back") == [7, 17, 27]
-    assert share_to_steps(setback(most=0), falls(8.0, 60), "roll_back") == []
+    assert acting_steps(setback(), falls(8.0, 60), "roll_back") == [7, 12]
+    assert acting_steps(setback(cooldown=0), falls(8.0, 60), "roll_back") == [7, 8]
+    assert acting_steps(setback(most=3, cooldown=9), falls(8.0, 60), "roll_back") == [7, 17, 27]
+    assert acting_steps(setback(most=0), falls(8.0, 60), "roll_back") == []
 
 
 def test_without_a_snapshot_there_is_nothing_to_go_back_to() -> None:
-    assert share_to_steps(setback(snapshot_every=0), falls(8.0, 30), "roll_back") == []
+    assert acting_steps(setback(snapshot_every=0), falls(8.0, 30), "roll_back") == []
     # The first is due after the loss has come up, and taken: there is none before.
     late = asked(setback(snapshot_every=9), falls(8.0, 12))
     assert [i for i, actions in enumerate(late, 1) if actions] == [9, 10, 11, 12]
@@ -328,7 +328,7 @@ def test_a_loss_counts_as_having_gained_a_share_of_its_first_value_at_least(
 ) -> None:
     for share, steps in ((2.875 / gain - 1e-9, [7]), (2.875 / gain + 1e-9, [])):
         policy = setback(gained=gained, setback=share)
-        assert share_to_steps(policy, falls(8.0, 7), "roll_back") == steps
+        assert acting_steps(policy, falls(8.0, 7), "roll_back") == steps
 
 
 def test_no_snapshot_is_taken_of_weights_that_are_being_spoilt_or_that_nobody_goes_back_to() -> (
@@ -336,13 +336,13 @@ def test_no_snapshot_is_taken_of_weights_that_are_being_spoilt_or_that_nobody_go
 ):
     """Half of what makes it go back is too much: at step 8 it is 17 %, and 23 % in the end."""
     spoilt = setback(setback=0.3, snapshot_every=4, steps_back=4)
-    assert share_to_steps(spoilt, falls(4.0, 40), "snapshot") == [4]
+    assert acting_steps(spoilt, falls(4.0, 40), "snapshot") == [4]
     sound = setback(setback=0.6, snapshot_every=4, steps_back=4)
-    assert share_to_steps(sound, falls(4.0, 17), "snapshot") == [4, 8, 12, 16]
+    assert acting_steps(sound, falls(4.0, 17), "snapshot") == [4, 8, 12, 16]
     done = setback(most=1)
-    steps = share_to_steps(done, falls(8.0, 60), "snapshot")
+    steps = acting_steps(done, falls(8.0, 60), "snapshot")
     assert steps == [5]
-    assert share_to_steps(setback(most=0), falls(2.0, 60), "snapshot") == []
+    assert acting_steps(setback(most=0), falls(2.0, 60), "snapshot") == []
 
 
 def test_a_spike_that_is_left_out_is_no_setback() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Schema, StepRecord
+from ulysses_monitor.sinks.csv_file import CsvSink
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
 NAMES = ("train/loss/total", "grad/norm/layer/0", "grad/norm/param/a/b", "lora/x/module/m", "odd")
@@ -44,6 +45,6 @@ def test_a_schema_is_looked_at_once_and_not_kept_alive() -> None:
 
 
 @pytest.mark.parametrize("patterns", ["train/*", [1], 3, {"a": 1}])
-def test_patterns_that_are_no_list_of_text_are_refused(patterns: object) -> None:
-    with pytest.raises(InputError, match=r"sink x: metrics: got .*; allowed is a list"):
-        Selection(patterns, where="sink x: metrics")  # type: ignore[arg-type]
+def test_patterns_that_are_not_a_list_of_text_are_refused(patterns: object) -> None:
+    with pytest.raises(InputError, match=r"sink csv: metrics is .*; expected a list of patterns"):
+        CsvSink(metrics=patterns)  # type: ignore[arg-type]

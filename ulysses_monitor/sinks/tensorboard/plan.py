@@ -72,8 +72,8 @@ class Shown:
 
     def __init__(self, parameters: Sequence[str], histograms: Sequence[str]) -> None:
         self._few = Selection(None)
-        self._asked = Selection(parameters, where="sink tensorboard: parameters")
-        self._spread = Selection(histograms, where="sink tensorboard: histograms")
+        self._asked = Selection(parameters)
+        self._spread = Selection(histograms)
 
     def plan(self, schema: Schema) -> Plan:
         """What is shown of records of `schema`."""

@@ -1,0 +1,200 @@
+"""Settings checked by pydantic against the annotations beside them; an error is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
+
+import annotated_types
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+)
+
+from ulysses_monitor.common.errors import InputError
+
+__all__ = [
+    "Expected",
+    "MetricName",
+    "Text",
+    "Texts",
+    "check_fields",
+    "check_settings",
+    "checked_arguments",
+    "read_numbers",
+]
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Says in an error what a setting takes, where its type and bounds do not say it.
+
+    Attributes:
+        what: completes the words "expected ...".
+    """
+
+    what: str
+
+
+def _list_as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+"""A text that is not empty."""
+
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_as_tuple), Field(min_length=1)]
+"""Texts, at least one; a list becomes a tuple."""
+
+MetricName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^*?]+$"),
+    Expected("the name of one metric, such as grad/norm/total"),
+]
+"""The name of one metric; a pattern is not one."""
+
+
+def check_settings(where: str, owner: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """Checks values against the annotations of a class's constructor, or of a function.
+
+    Nothing is coerced: a bool is not a number, "5" is not a number, 5.0 is not an integer.
+
+    Args:
+        where: whose settings they are, such as ``policy zclip``.
+        owner: a dataclass, another class or a function.
+        values: some or all of its settings, by name.
+
+    Returns:
+        The values by name, as the types that are declared.
+
+    Raises:
+        InputError: a value is not what its setting takes.
+    """
+    model = _model(owner)
+    try:
+        checked = model.model_validate(dict(values))
+    except ValidationError as error:
+        name = str(error.errors(include_url=False)[0]["loc"][0])
+        field = model.model_fields[name]
+        expected = _expected(field.annotation, field.metadata)
+        raise InputError(f"{where}: {name} is {values[name]!r}; {expected}") from None
+    return {name: getattr(checked, name) for name in values}
+
+
+def check_fields(where: str, instance: Any) -> None:
+    """Checks a dataclass's fields, for its ``__post_init__``; see `check_settings`.
+
+    Raises:
+        InputError: a value is not what its field takes.
+    """
+    given = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+    for name, value in check_settings(where, type(instance), given).items():
+        object.__setattr__(instance, name, value)  # a frozen one, too
+
+
+def checked_arguments(where: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorates a constructor: it gets its arguments checked; see `check_settings`."""
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(init)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+            given = inspect.signature(init).bind(*args, **kwargs).arguments
+            own, *values = given.items()
+            init(own[1], **check_settings(where, init, dict(values)))
+
+        return checked
+
+    return decorate
+
+
+def read_numbers(owner: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads numbers that YAML takes for texts, such as 1e-3, where `owner` declares a float."""
+    fields = _model(owner).model_fields
+    return {name: _number(value, fields.get(name)) for name, value in values.items()}
+
+
+def _number(value: Any, field: Any) -> Any:
+    if isinstance(value, str) and field is not None and float in _alternatives(field.annotation):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+# -- what is declared -------------------------------------------------------------------------
+
+
+@functools.cache
+def _model(owner: Callable[..., Any]) -> type[BaseModel]:
+    config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
+    # Without defaults: only what is given is checked.
+    fields: dict[str, Any] = {name: (hint, None) for name, hint in _declared(owner).items()}
+    return create_model("Settings", __config__=config, **fields)
+
+
+def _declared(owner: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of the settings, by name."""
+    if dataclasses.is_dataclass(owner):
+        hints = get_type_hints(owner, include_extras=True)
+        return {field.name: hints[field.name] for field in dataclasses.fields(owner) if field.init}
+    function = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]  # read only
+    hints = get_type_hints(function, include_extras=True)
+    names = inspect.signature(function).parameters
+    return {name: hint for name, hint in hints.items() if name in names}
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The types that a hint names, without what is said about them."""
+    if get_origin(hint) is Annotated:
+        return _alternatives(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return [kind for part in get_args(hint) for kind in _alternatives(part)]
+    return [hint]
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def _expected(hint: Any, said: list[Any]) -> str:
+    """What a setting takes: ``expected ...``, or ``allowed: ...`` for closed names."""
+    for each in said:
+        if isinstance(each, Expected):
+            return f"expected {each.what}"
+    if get_origin(hint) is Annotated:
+        first, *more = get_args(hint)
+        return _expected(first, [*more, *said])
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        return _expected(parts[0], said)
+    if get_origin(hint) is Literal:
+        return f"allowed: {', '.join(map(str, get_args(hint)))}"
+    if hint in (int, float):
+        return f"expected {'an integer' if hint is int else 'a number'}{_bounds(said)}"
+    return f"expected {_NAMES.get(get_origin(hint) or hint, 'something else')}"
+
+
+_NAMES = {bool: "true or false", str: "text", tuple: "a list of texts"}
+
+
+def _bounds(said: list[Any]) -> str:
+    single = [one for each in said for one in getattr(each, "metadata", [each])]
+    above = [one.gt for one in single if isinstance(one, annotated_types.Gt)]
+    least = [one.ge for one in single if isinstance(one, annotated_types.Ge)]
+    most = [one.le for one in single if isinstance(one, annotated_types.Le)]
+    if least and most:
+        return f" from {least[0]:,} to {most[0]:,}"
+    parts = [f"above {bound:,}" for bound in above] + [f"of {bound:,} or more" for bound in least]
+    parts += [f"at most {bound:,}" for bound in most]
+    return f" {' and '.join(parts)}" if parts else ""
