@@ -32,6 +32,7 @@ __all__ = [
     "check_fields",
     "check_settings",
     "checked_arguments",
+    "list_as_tuple",
     "read_numbers",
 ]
 
@@ -49,14 +50,15 @@ class Expected:
     what: str
 
 
-def _list_as_tuple(value: Any) -> Any:
+def list_as_tuple(value: Any) -> Any:
+    """Makes a tuple of a list, which is what YAML has for one; leaves other values alone."""
     return tuple(value) if isinstance(value, list) else value
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 """A text that is not empty."""
 
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_as_tuple), Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(list_as_tuple), Field(min_length=1)]
 """Texts, at least one; a list becomes a tuple."""
 
 MetricName = Annotated[

@@ -24,7 +24,8 @@ from tests.monitor.policies.policy_records import (
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
+from ulysses_monitor.policies.clipping import AutoClip, ThresholdClipping, ZClip
+from ulysses_monitor.policies.tensor_clipping import AGC, AdaGC
 from ulysses_monitor.records import Action
 
 Array = npt.NDArray[np.float64]
@@ -269,7 +270,7 @@ def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
         kind="clip_rows",
         values={"ratio": 0.01},
         targets=("model.*",),
-        reason="rows by their weights' norm",
+        reason="rows are limited by their weights' norm",
     )
     assert asked(AGC(targets=("model.*",)), series(NORM, [1, 2])) == [[expected]] * 2
 
@@ -277,22 +278,30 @@ def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (ThresholdClipping, {"above": 0}, "above is 0; allowed is a number above 0"),
-        (ThresholdClipping, {"recovered": 1.1}, "recovered is 1.1; .* above 0 to 1"),
+        (ThresholdClipping, {"above": 0}, "above is 0; expected a number above 0"),
+        (
+            ThresholdClipping,
+            {"recovered": 1.1},
+            "recovered is 1.1; expected a number above 0 and at most 1",
+        ),
         (ThresholdClipping, {"max_norm": None}, "max_norm is None"),
-        (ThresholdClipping, {"metric": ["a/b/c"]}, "metric is .*; allowed is the name of one"),
+        (ThresholdClipping, {"metric": ["a/b/c"]}, "metric is .*; expected the name of one"),
         (AutoClip, {"percentile": 100}, "percentile is 100"),
-        (AutoClip, {"window": 1}, "window is 1; allowed is a whole number from 2"),
-        (AutoClip, {"window": 10, "warmup": 10}, "warmup is 10; .* from 0 to 9"),
+        (AutoClip, {"window": 1}, "window is 1; expected an integer from 2 to 100,000"),
+        (
+            AutoClip,
+            {"window": 10, "warmup": 10},
+            "warmup is 10; expected less than window, which is 10",
+        ),
         (AutoClip, {"window": 1e3}, "window is 1000.0"),
         (ZClip, {"alpha": 1.0}, "alpha is 1.0"),
         (ZClip, {"z": [2.5]}, r"z is \[2.5\]"),
-        (ZClip, {"warmup": 1}, "warmup is 1; allowed is a whole number from 2"),
-        (AdaGC, {"relative": 0}, "relative is 0; allowed is a number above 0 to 1000"),
+        (ZClip, {"warmup": 1}, "warmup is 1; expected an integer from 2 to 10,000"),
+        (AdaGC, {"relative": 0}, "relative is 0; expected a number above 0 and at most 1,000"),
         (AdaGC, {"beta": 1}, "beta is 1"),
         (AdaGC, {"warmup": 0}, "warmup is 0"),
         (AGC, {"ratio": math.nan}, "ratio is nan"),
-        (AGC, {"targets": "*.weight"}, "targets is .*; allowed is a list of texts"),
+        (AGC, {"targets": "*.weight"}, "targets is .*; expected a list of texts"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_in_one_line(

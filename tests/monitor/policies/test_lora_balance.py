@@ -127,16 +127,19 @@ def test_the_share_is_the_users() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"low": 0}, "low is 0; allowed is a number above 0 to 1"),
+        ({"low": 0}, "low is 0; expected a number above 0 and at most 1"),
         ({"low": 1.5}, "low is 1.5"),
-        ({"high": 0.5}, "high is 0.5; allowed is a number from 1"),
+        ({"high": 0.5}, "high is 0.5; expected a number from 1"),
         ({"share": 1.1}, "share is 1.1"),
         ({"floor": -1e-9}, "floor is -1e-09"),
-        ({"warmup": -1}, "warmup is -1; allowed is a whole number from 0"),
+        ({"warmup": -1}, "warmup is -1; expected an integer from 0 to 1,000,000"),
         ({"warmup": "100"}, "warmup is '100'"),
-        ({"recovered": 0.9}, "recovered is 0.9; allowed is a number from 1"),
-        ({"low": 0.9, "high": 1.1}, "never ends: no ratio is above 0.9 and below 1.1 by a factor"),
-        ({"recovered": 11}, "never ends"),
+        ({"recovered": 0.9}, "recovered is 0.9; expected a number from 1"),
+        (
+            {"low": 0.9, "high": 1.1},
+            "no ratio is above 0.9 and below 1.1 by that factor, so balancing would never end",
+        ),
+        ({"recovered": 11}, "would never end"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_in_one_line(

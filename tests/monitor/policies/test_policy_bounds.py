@@ -9,7 +9,7 @@ import pytest
 from tests.monitor.policies.policy_records import MEAN, acting_steps, series
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies.bounds import BoundedPolicy
-from ulysses_monitor.policies.small import LearningRateBoost
+from ulysses_monitor.policies.small_gradients import LearningRateBoost
 
 
 def acts(policy: BoundedPolicy, condition: str, key: str = "spell") -> str:
@@ -85,23 +85,21 @@ def test_by_default_a_policy_acts_200_steps_rests_20_and_acts_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "allowed"),
+    ("setting", "value", "expected"),
     [
-        ("patience", 0, "a whole number from 1"),
-        ("patience", True, "a whole number from 1"),
-        ("longest", 0, "a whole number from 1"),
-        ("most", 0, "a whole number from 1"),
-        ("most", 2.0, "a whole number from 1"),
-        ("cooldown", -1, "a whole number from 0"),
-        ("cooldown", "20", "a whole number from 0"),
-        ("patience", None, "a whole number from 1"),
+        ("patience", 0, "an integer of 1 or more"),
+        ("patience", True, "an integer of 1 or more"),
+        ("longest", 0, "an integer of 1 or more"),
+        ("most", 0, "an integer of 1 or more"),
+        ("most", 2.0, "an integer of 1 or more"),
+        ("cooldown", -1, "an integer of 0 or more"),
+        ("cooldown", "20", "an integer of 0 or more"),
+        ("patience", None, "an integer of 1 or more"),
     ],
 )
-def test_a_bound_that_bounds_nothing_is_refused(setting: str, value: Any, allowed: str) -> None:
+def test_a_bound_that_bounds_nothing_is_refused(setting: str, value: Any, expected: str) -> None:
     with pytest.raises(InputError) as error:
         BoundedPolicy(**{setting: value})
     message = str(error.value)
-    assert message.startswith(
-        f"policy BoundedPolicy: {setting} is {value!r}; allowed is {allowed} to "
-    )
+    assert message.startswith(f"policy BoundedPolicy: {setting} is {value!r}; expected {expected}")
     assert "\n" not in message

@@ -284,7 +284,7 @@ def test_every_setting_of_the_wrong_type_is_refused_by_the_policys_and_its_own_n
     given = NEEDED.get(policy, {}) | {setting: {}}
     with pytest.raises(InputError) as error:
         POLICIES[policy](name="mine", **given)
-    assert str(error.value).startswith(f"policy mine: {setting} is {{}}; allowed is ")
+    assert str(error.value).startswith(f"policy mine: {setting} is {{}}; expected ")
 
 
 def test_own_policies_look_at_the_newest_record_and_those_of_users_at_256() -> None:

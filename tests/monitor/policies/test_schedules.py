@@ -74,7 +74,7 @@ def test_gradients_are_clipped_after_the_warm_up_alone() -> None:
     first, second, third, fourth = asked(WarmupCosine(warmup=2), training(4))
     assert [a.kind for a in (*first, *second)] == ["lr_factor", "lr_factor"]
     assert third == [
-        Action(kind="clip_norm", values={"max_norm": 1.0}, reason="after the warm-up"),
+        Action(kind="clip_norm", values={"max_norm": 1.0}, reason="clipped after the warm-up"),
         Action(
             kind="lr_factor",
             values={"factor": 1.0},
@@ -155,21 +155,29 @@ def test_schedules_say_whether_they_must_know_the_number_of_steps() -> None:
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (WarmupCosine, {"warmup": -0.1}, "warmup is -0.1; allowed is a number from 0"),
-        (WarmupCosine, {"warmup": 1.5}, "warmup is 1.5; allowed is a share .* or a whole number"),
+        (
+            WarmupCosine,
+            {"warmup": -0.1},
+            "warmup is -0.1; expected a share of all steps from 0 to 1",
+        ),
+        (
+            WarmupCosine,
+            {"warmup": 1.5},
+            "warmup is 1.5; expected a share .* or a whole number of steps",
+        ),
         (WarmupCosine, {"warmup": "some"}, "warmup is 'some'"),
         (WarmupCosine, {"warmup": math.nan}, "warmup is nan"),
-        (WarmupCosine, {"lowest": -1e-10}, "lowest is -1e-10; allowed is a number from 0 to 1"),
+        (WarmupCosine, {"lowest": -1e-10}, "lowest is -1e-10; expected a number from 0 to 1"),
         (WarmupCosine, {"max_norm": 0}, "max_norm is 0"),
         (WarmupCosine, {"max_norm": "none"}, "max_norm is 'none'"),
-        (FreezeSchedule, {}, r"targets is \(\); allowed is a list of texts, such as \['\*embed\*'"),
-        (FreezeSchedule, {"targets": "*embed*"}, "targets is .*; allowed is a list"),
-        (FreezeSchedule, {"targets": [None]}, "targets is .*; allowed is a list"),
-        (FreezeSchedule, {"targets": ["a"], "begin": 2, "end": 2}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "begin": 0.5, "end": 0.5}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "begin": 3, "end": 0}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "end": 0}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "end": 2.5}, "end is 2.5; allowed is a share"),
+        (FreezeSchedule, {}, r"targets is \(\); expected a list of texts, such as \['\*embed\*'"),
+        (FreezeSchedule, {"targets": "*embed*"}, "targets is .*; expected a list"),
+        (FreezeSchedule, {"targets": [None]}, "targets is .*; expected a list"),
+        (FreezeSchedule, {"targets": ["a"], "begin": 2, "end": 2}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "begin": 0.5, "end": 0.5}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "begin": 3, "end": 0}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "end": 0}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "end": 2.5}, "end is 2.5; expected a share"),
         (FreezeSchedule, {"targets": ["a"], "begin": False}, "begin is False"),
     ],
 )

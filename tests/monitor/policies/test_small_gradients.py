@@ -21,10 +21,9 @@ from tests.monitor.policies.policy_records import (
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.small import (
-    AnnealedNoise,
+from ulysses_monitor.policies.noise import AnnealedNoise, GradientNoise
+from ulysses_monitor.policies.small_gradients import (
     Centralization,
-    GradientNoise,
     LearningRateBoost,
     SmallGradientScaling,
 )
@@ -36,7 +35,7 @@ WHEN_SMALL: dict[str, tuple[Decides, Action]] = {
         Action(
             kind="add_noise",
             values={"std": 1e-4},
-            reason=f"{MEAN} is below 0.001: noise",
+            reason=f"{MEAN} is below 0.001: noise added",
             read={MEAN: 9e-4},
         ),
     ),
@@ -53,7 +52,7 @@ WHEN_SMALL: dict[str, tuple[Decides, Action]] = {
         Centralization(),
         Action(
             kind="centralize",
-            reason=f"{MEAN} is below 0.001: centralization",
+            reason=f"{MEAN} is below 0.001: centralized",
             read={MEAN: 9e-4},
         ),
     ),
@@ -95,7 +94,7 @@ def test_a_relative_threshold_is_a_share_of_the_median_of_the_first_steps() -> N
     edge = 0.5 * statistics.median(start)
     values = [*start, edge, edge * (1 - 1e-12), edge * 1.2499, edge * 1.25]
     assert acting_steps(policy, series(MEAN, values)) == [6, 7]
-    assert "is below 0.5 of its start" in policy._why("x")
+    assert "is below 0.5 times its value at the start" in policy._reason("x")
 
 
 def test_steps_that_have_no_value_are_none_of_the_first() -> None:
@@ -206,7 +205,7 @@ def test_parameters_that_were_not_trained_at_the_start_are_held_against_no_other
 def test_centralization_can_be_done_at_every_step_whatever_is_known_of_it() -> None:
     policy = Centralization(always=True, targets=["*.weight"])  # type: ignore[arg-type]
     assert (policy.needed_metrics, policy.steps_before_acting) == ((), 0)
-    expected = Action(kind="centralize", targets=("*.weight",), reason="always")
+    expected = Action(kind="centralize", targets=("*.weight",), reason="centralized at every step")
     assert asked(policy, series("a/b/c", [1.0] * 300)) == [[expected]] * 300
 
 
@@ -214,7 +213,7 @@ def test_centralization_can_be_done_at_every_step_whatever_is_known_of_it() -> N
     "idle", [{"below": 0.1}, {"longest": 5}, {"patience": 2}, {"relative": True, "below": 0.5}]
 )
 def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="means nothing with always"):
+    with pytest.raises(InputError, match="has no effect with always"):
         Centralization(always=True, **idle)
     Centralization(**idle)
 
@@ -222,27 +221,35 @@ def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (GradientNoise, {"std": 0}, r"std is 0; allowed is a number above 0 to 1000"),
+        (GradientNoise, {"std": 0}, r"std is 0; expected a number above 0 and at most 1,000"),
         (GradientNoise, {"std": math.nan}, r"std is nan"),
-        (GradientNoise, {"below": 0.0}, r"below is 0.0; allowed is a number above 0"),
-        (GradientNoise, {"below": 2.0, "relative": True}, r"below is 2.0; .* above 0 to 1"),
-        (GradientNoise, {"recovered": 0.99}, r"recovered is 0.99; allowed is a number from 1"),
-        (GradientNoise, {"reference": 0}, r"reference is 0; allowed is a whole number from 1"),
-        (GradientNoise, {"metric": 3}, r"metric is 3; allowed is the name of one metric"),
-        (GradientNoise, {"metric": "grad/*/total"}, r"metric is 'grad/\*/total'; allowed"),
-        (GradientNoise, {"relative": "yes"}, r"relative is 'yes'; allowed is true or false"),
-        (GradientNoise, {"relative": 1}, r"relative is 1; allowed is true or false"),
-        (GradientNoise, {"targets": "*.weight"}, r"targets is '\*.weight'; allowed is a list"),
-        (GradientNoise, {"targets": ()}, r"targets is \(\); allowed is a list of texts, such as"),
-        (GradientNoise, {"targets": ["a", 3]}, r"targets is \['a', 3\]; allowed is a list"),
-        (GradientNoise, {"targets": None}, r"targets is None; allowed is a list"),
+        (GradientNoise, {"below": 0.0}, r"below is 0.0; expected a number above 0"),
+        (
+            GradientNoise,
+            {"below": 2.0, "relative": True},
+            r"below is 2.0; expected a number above 0 and at most 1",
+        ),
+        (GradientNoise, {"recovered": 0.99}, r"recovered is 0.99; expected a number from 1"),
+        (GradientNoise, {"reference": 0}, r"reference is 0; expected an integer from 1 to 10,000"),
+        (GradientNoise, {"metric": 3}, r"metric is 3; expected the name of one metric"),
+        (GradientNoise, {"metric": "grad/*/total"}, r"metric is 'grad/\*/total'; expected"),
+        (GradientNoise, {"relative": "yes"}, r"relative is 'yes'; expected true or false"),
+        (GradientNoise, {"relative": 1}, r"relative is 1; expected true or false"),
+        (GradientNoise, {"targets": "*.weight"}, r"targets is '\*.weight'; expected a list"),
+        (GradientNoise, {"targets": ()}, r"targets is \(\); expected a list of texts, such as"),
+        (GradientNoise, {"targets": ["a", 3]}, r"targets is \['a', 3\]; expected a list"),
+        (GradientNoise, {"targets": None}, r"targets is None; expected a list"),
         (AnnealedNoise, {"eta": -1.0}, r"eta is -1.0"),
         (AnnealedNoise, {"gamma": "x"}, r"gamma is 'x'"),
         (AnnealedNoise, {"targets": "*"}, r"targets is '\*'"),
         (SmallGradientScaling, {"factor": math.inf}, r"factor is inf"),
         (SmallGradientScaling, {"own_below": True}, r"own_below is True"),
-        (LearningRateBoost, {"factor": 11}, r"factor is 11; allowed is a number above 0 to 10"),
-        (Centralization, {"always": 1}, r"always is 1; allowed is true or false"),
+        (
+            LearningRateBoost,
+            {"factor": 11},
+            r"factor is 11; expected a number above 0 and at most 10",
+        ),
+        (Centralization, {"always": 1}, r"always is 1; expected true or false"),
         (Centralization, {"targets": "*"}, r"targets is '\*'"),
     ],
 )

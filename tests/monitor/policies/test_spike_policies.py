@@ -19,7 +19,8 @@ from tests.monitor.policies.policy_records import (
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.spikes import SkipOutliers, SpikeEscalation
+from ulysses_monitor.policies.escalation import SpikeEscalation
+from ulysses_monitor.policies.outliers import SkipOutliers
 from ulysses_monitor.records import Action, StepRecord
 
 CALM = (1.0, 1.1)
@@ -172,7 +173,7 @@ def test_spikes_that_come_again_lower_the_rate_for_as_long_as_it_is_held() -> No
 
 def test_the_reason_names_the_last_step_of_a_lowered_rate() -> None:
     actions = asked(ladder(), training(9, {7: 9.0, 9: 9.0}))[-1]
-    assert actions[0].reason == "lowered until step 12"
+    assert actions[0].reason == "rate lowered until step 12"
 
 
 def test_spikes_further_apart_than_the_window_do_not_add_up() -> None:
@@ -357,22 +358,42 @@ def test_a_spike_that_is_left_out_is_no_setback() -> None:
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (SkipOutliers, {"metrics": LOSS}, "metrics is 'train/loss/total'; allowed is a list"),
-        (SkipOutliers, {"metrics": []}, r"metrics is \[\]; allowed is a list of texts, such as"),
+        (SkipOutliers, {"metrics": LOSS}, "metrics is 'train/loss/total'; expected a list"),
+        (
+            SkipOutliers,
+            {"metrics": []},
+            r"metrics is \[\]; expected a list of names of metrics, such as",
+        ),
         (SkipOutliers, {"metrics": None}, "metrics is None"),
-        (SkipOutliers, {"metrics": ["grad/*"]}, r"metrics is 'grad/\*'; allowed is the name of"),
-        (SkipOutliers, {"window": 50}, "can never act: it waits for 64 steps and looks at 50"),
-        (SkipOutliers, {"warmup": 1}, "warmup is 1; allowed is a whole number from 2"),
+        (
+            SkipOutliers,
+            {"metrics": ["grad/*"]},
+            r"metrics is \['grad/\*'\]; expected a list of names of metrics",
+        ),
+        (
+            SkipOutliers,
+            {"window": 50},
+            "warmup is 64; expected at most window, which is 50, or it can never act",
+        ),
+        (SkipOutliers, {"warmup": 1}, "warmup is 1; expected an integer from 2 to 100,000"),
         (SkipOutliers, {"sigmas": 0}, "sigmas is 0"),
         (SkipOutliers, {"window": "128"}, "window is '128'"),
         (SpikeEscalation, {"warmup": 129}, "can never act"),
-        (SpikeEscalation, {"longest": 0}, "longest is 0; allowed is a whole number from 1"),
-        (SpikeEscalation, {"patience": 129}, "patience is 129, of spikes within 128 steps"),
-        (SpikeEscalation, {"steps_back": 26}, "steps_back is 26, .* allowed is up to snap"),
-        (SpikeEscalation, {"lowered": 0}, "lowered is 0; allowed is a number above 0 to 1"),
+        (SpikeEscalation, {"longest": 0}, "longest is 0; expected an integer from 1 to 10,000"),
+        (
+            SpikeEscalation,
+            {"patience": 129},
+            "patience is 129; expected at most window, which is 128",
+        ),
+        (
+            SpikeEscalation,
+            {"steps_back": 26},
+            "steps_back is 26; expected at most snapshot_every, which is 25",
+        ),
+        (SpikeEscalation, {"lowered": 0}, "lowered is 0; expected a number above 0 and at most 1"),
         (SpikeEscalation, {"setback": 1.5}, "setback is 1.5"),
         (SpikeEscalation, {"smoothing": None}, "smoothing is None"),
-        (SpikeEscalation, {"most": -1}, "most is -1; allowed is a whole number from 0"),
+        (SpikeEscalation, {"most": -1}, "most is -1; expected an integer from 0 to 1,000,000"),
         (SpikeEscalation, {"hold": True}, "hold is True"),
     ],
 )
