@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from ulysses_monitor.policies import make_policies
 from ulysses_monitor.probes import Capture, assemble
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.records import Event, Metric, Mode, Schema, StepRecord, schema_of
-from ulysses_monitor.rules import Rule, RuleSet, make_rules
+from ulysses_monitor.rules import RuleSet, make_rules
 from ulysses_monitor.session.flops import TrainingFlops, numel
 from ulysses_monitor.session.lifecycle import AtTheEnd, Status
 from ulysses_monitor.session.recording import Recording
@@ -61,7 +61,7 @@ class Monitor:
         run_dir: the run directory, such as ``runs/demo``.
         sinks: sinks beside the run store and TensorBoard: objects with `write`, `flush`, `close`,
             or what `ulysses_monitor.sinks.make_sinks` makes of names, such as ``"jsonl"``.
-        rules: ``"default"``, or rules; an empty list for none.
+        rules: ``"default"``, ``"off"``, or what `ulysses_monitor.rules.make_rules` takes.
         policies: what acts on a step before its gradients are clipped: a preset such as
             ``"ulysses-pro"``, the path of a YAML file, or a list of what
             `ulysses_monitor.policies.make_policies` takes: names with settings, objects with a
@@ -87,7 +87,7 @@ class Monitor:
         run_dir: str | Path,
         *,
         sinks: Sequence[Sink | str | Mapping[str, Any]] = (),
-        rules: Literal["default"] | Iterable[Rule] = "default",
+        rules: str | Iterable[Any] = "default",
         policies: str | Sequence[Any] = (),
         shadow: bool = False,
         seed: int = 0,

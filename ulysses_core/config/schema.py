@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ulysses_core.data import DataConfig, Stage
 from ulysses_monitor.policies import check_policies
+from ulysses_monitor.rules import check_rules
 from ulysses_monitor.sinks import check_sinks
 
 __all__ = [
@@ -95,8 +96,8 @@ class MonitorConfig(_Section):
     """Write TensorBoard files."""
     mirror: str | None = None
     """A URL, such as s3://bucket/runs/demo, that gets a copy of the run while it is written."""
-    rules: Literal["default", "off"] = "default"
-    """Alert rules."""
+    rules: str | list[str | dict[str, Any]] = "default"
+    """Alert rules: `default`, `off`, a YAML file, or a list of rules with settings."""
     sinks: list[str | dict[str, Any]] = []
     """Further sinks: names, import paths, or a mapping of one of these to its arguments."""
     policies: str | list[str | dict[str, Any]] = []
@@ -106,10 +107,16 @@ class MonitorConfig(_Section):
     seed: int = 0
     """Of the policies' noise."""
 
-    @field_validator("mode", mode="before")
+    @field_validator("mode", "rules", mode="before")
     @classmethod
-    def _off_is_a_word(cls, mode: Any) -> Any:
-        return "off" if mode is False else mode  # what YAML makes of off
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads off as false
+
+    @field_validator("rules")
+    @classmethod
+    def _check_rules(cls, rules: Any) -> Any:
+        check_rules(rules)
+        return rules
 
     @field_validator("policies")
     @classmethod

@@ -139,7 +139,7 @@ class UlyssesTrainingManager:
             policies=[] if settings.monitor.mode == "off" else settings.monitor.policies,
             shadow=settings.monitor.mode == "shadow",
             seed=settings.monitor.seed,
-            rules="default" if settings.monitor.rules == "default" else [],
+            rules=settings.monitor.rules,
             tensorboard=settings.monitor.tensorboard,
             mirror=settings.monitor.mirror,
             sample_every=settings.monitor.sample_every,

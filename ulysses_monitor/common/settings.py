@@ -147,7 +147,9 @@ def _model(owner: Callable[..., Any]) -> type[BaseModel]:
 
 
 def _declared(owner: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of the settings, by name."""
+    """Returns the annotations of the settings, by name."""
+    if isinstance(owner, functools.partial):
+        return _declared(owner.func)
     if dataclasses.is_dataclass(owner):
         hints = get_type_hints(owner, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(owner) if field.init}

@@ -29,7 +29,7 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ from ulysses_monitor.policies.policy_set import is_sound
 from ulysses_monitor.reading.reader import RunReader
 from ulysses_monitor.reading.selection import matching, rows_of
 from ulysses_monitor.records import Event, Schema, StepRecord
-from ulysses_monitor.rules import Rule, RuleSet, make_rules
+from ulysses_monitor.rules import RuleSet, make_rules
 from ulysses_monitor.store import Block
 
 __all__ = ["Fitting", "fit_policies", "replay_policies", "replay_rules", "trained_steps"]
@@ -115,18 +115,18 @@ def replay_policies(run: RunReader, policies: str | Sequence[Any]) -> list[Event
     return found
 
 
-def replay_rules(run: RunReader, rules: Literal["default"] | Iterable[Rule]) -> list[Event]:
+def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> list[Event]:
     """The alerts that `rules` would have given.
 
     Args:
         run: finished or alive.
-        rules: see `Monitor`.
+        rules: see `make_rules`.
 
     Returns:
         An event of kind ``alert`` for each, with the time of its step.
 
     Raises:
-        InputError: an object is no rule.
+        InputError: a rule is wrong.
     """
     checked = make_rules(rules)
     names = _Names.of(run)

@@ -125,7 +125,7 @@ def test_an_adapter_whose_one_side_gets_hardly_any_gradient_fires(ratio: float, 
     rule_set = RuleSet([LoraImbalance()])
     alerts = [a for record in history(RATIO, [ratio] * 200) for a in rule_set.observe(record)]
     assert [a.step for a in alerts] == [101]
-    assert f"LoRA's {side} side" in alerts[0].message
+    assert f"LoRA's {side} has had almost no gradient" in alerts[0].message
 
 
 def test_an_unbalanced_moment_and_an_unknown_ratio_do_not_fire() -> None:
