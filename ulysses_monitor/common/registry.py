@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _PATH = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")
 
-_OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,20 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True)
 class Registry(Generic[T]):
-    """Turns a name, a mapping of a name to settings, an import path or an object into a thing.
+    """Makes things from names, mappings of a name to settings, import paths and objects.
 
     Attributes:
-        word: what a thing is called, such as ``policy``.
-        plural: the same of several; the key of a YAML file.
-        known: the project's own by name: a class, or its import path, imported when it is made.
-        protocol: what an object must be; checked at run time.
+        word: the noun for one thing, such as ``policy``.
+        plural: the noun for several things; also the key of a YAML file.
+        known: the project's own things by name: a class, or its import path, which is imported only
+            when the thing is made.
+        protocol: the protocol that an object must satisfy.
         needs: the protocol in words, such as ``check(history)``.
-        wrap: makes a thing of a name and a plain function; None where a function is not one.
-        presets: reads the list that a preset's name stands for.
-        common: settings that each thing has beside its own; the caller takes them out first.
-        takes_files: whether the things may be named in a YAML file.
-        hides_values: whether settings may be secret, so that no message repeats them.
+        wrap: makes a thing from a name and a plain function; None if a function is not allowed.
+        presets: functions that return the list that a preset's name stands for.
+        common: settings that every thing has beside its own; the caller takes them out first.
+        takes_files: whether a name or a YAML file may stand for a list.
+        hides_values: whether a value may be a secret that messages must not repeat.
     """
 
     word: str
@@ -85,11 +86,10 @@ class Registry(Generic[T]):
             self.check(spec)
 
     def expand(self, specs: Any) -> Iterator[tuple[Any, str]]:
-        """Yields each spec with the preset that brought it, empty where the user named it.
+        """Yields each spec with the preset that brought it; empty if the user gave the spec.
 
         Args:
-            specs: a list of specs, or what stands for one: a preset's name or, where files are
-                taken, a name or the path of a YAML file.
+            specs: a list of specs; if `takes_files`, also one name or the path of a YAML file.
 
         Raises:
             InputError: `specs` is something else.
@@ -133,9 +133,8 @@ class Registry(Generic[T]):
         """Makes what `spec` names.
 
         Args:
-            spec: a name; a mapping of one name to settings; the import path of a class, of a
-                function or of an object, ``package.module:name``, which may have settings, too;
-                or an object.
+            spec: a known name; the import path, ``package.module:name``, of a class, a function or
+                an object; a mapping of one of these to settings; or an object.
 
         Raises:
             InputError: a name, a setting or an object is wrong.
@@ -150,7 +149,7 @@ class Registry(Generic[T]):
             self.make(spec)
 
     def parse(self, spec: Any) -> Named | None:
-        """Returns the name and the settings in `spec`, None if it is an object."""
+        """Returns the name and the settings in `spec`; None if it is an object."""
         if not isinstance(spec, str | Mapping):
             return None
         name, given = (spec, None) if isinstance(spec, str) else self._only_entry(spec)
@@ -165,7 +164,7 @@ class Registry(Generic[T]):
         return Named(name, dict(settings))
 
     def build(self, named: Named) -> T:
-        """Makes what has a name, with its settings; see `make`."""
+        """Makes the thing that has a name, with its settings; see `make`."""
         where = f"{self.word} {named.name}"
         if named.name not in self.known:
             return self.accept(_construct(where, _load(where, named.name), named.settings), where)
@@ -175,7 +174,7 @@ class Registry(Generic[T]):
         return self.accept(kind(**read_numbers(kind, named.settings)), where)
 
     def accept(self, thing: Any, where: str = "") -> T:
-        """Checks that an object is a thing; a function becomes one, if functions may be."""
+        """Checks that an object is a thing, and wraps a function if functions are allowed."""
         if isinstance(thing, type):
             name = thing.__name__
             raise InputError(f"{self.word} {name}: is a class; expected an object, {name}(...)")
@@ -211,7 +210,7 @@ class Registry(Generic[T]):
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Numbers names that come again: ``a``, ``a-2``, ``a-3``; none becomes another's name."""
+    """Numbers repeated names: ``a``, ``a-2``, ``a-3``; skips numbers that another name has."""
     found: list[str] = []
     for name in names:
         numbered = (f"{name}-{number}" for number in itertools.count(2))
@@ -236,7 +235,7 @@ def _load(where: str, path: str) -> Any:
 
 
 def _construct(where: str, found: Any, settings: Mapping[str, Any]) -> Any:
-    """Makes an object of a user's class; leaves a function or an object as it is."""
+    """Makes an object of a user's class; returns a function or an object as it is."""
     if not isinstance(found, type):
         if settings:
             given = ", ".join(settings)
@@ -252,12 +251,12 @@ def _construct(where: str, found: Any, settings: Mapping[str, Any]) -> Any:
 def _check_names(
     where: str, kind: Callable[..., Any], settings: Mapping[str, Any], common: Sequence[str] = ()
 ) -> None:
-    """Checks that `kind` takes these settings and needs no others; messages name `common`, too."""
+    """Checks that `kind` takes these settings and needs no others; messages list `common`, too."""
     try:
         parameters = inspect.signature(kind).parameters
     except ValueError:  # of a class written in C
         return
-    if any(each.kind in _OPEN for each in parameters.values()):
+    if any(each.kind in _VARIADIC for each in parameters.values()):
         return
     shown = ", ".join([*(name for name in parameters if name not in common), *common])
     for name in settings:

@@ -41,7 +41,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Expected:
-    """Says in an error what a setting takes, where its type and bounds do not say it.
+    """Describes in an error what a setting takes, if its type and bounds do not.
 
     Attributes:
         what: completes the words "expected ...".
@@ -51,7 +51,7 @@ class Expected:
 
 
 def list_as_tuple(value: Any) -> Any:
-    """Makes a tuple of a list, which is what YAML has for one; leaves other values alone."""
+    """Converts a list, as YAML has it, to a tuple; returns other values as they are."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -104,11 +104,11 @@ def check_fields(where: str, instance: Any) -> None:
     """
     given = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
     for name, value in check_settings(where, type(instance), given).items():
-        object.__setattr__(instance, name, value)  # a frozen one, too
+        object.__setattr__(instance, name, value)  # the dataclass may be frozen
 
 
 def checked_arguments(where: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorates a constructor: it gets its arguments checked; see `check_settings`."""
+    """Decorates a constructor so that its arguments are checked; see `check_settings`."""
 
     def decorate(init: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(init)
@@ -123,7 +123,7 @@ def checked_arguments(where: str) -> Callable[[Callable[P, None]], Callable[P, N
 
 
 def read_numbers(owner: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads numbers that YAML takes for texts, such as 1e-3, where `owner` declares a float."""
+    """Converts texts to numbers where `owner` declares a float: YAML reads 1e-3 as a text."""
     fields = _model(owner).model_fields
     return {name: _number(value, fields.get(name)) for name, value in values.items()}
 
@@ -141,7 +141,7 @@ def _number(value: Any, field: Any) -> Any:
 @functools.cache
 def _model(owner: Callable[..., Any]) -> type[BaseModel]:
     config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
-    # Without defaults: only what is given is checked.
+    # The defaults do not matter: only given values are checked and returned.
     fields: dict[str, Any] = {name: (hint, None) for name, hint in _declared(owner).items()}
     return create_model("Settings", __config__=config, **fields)
 
@@ -160,7 +160,7 @@ def _declared(owner: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """The types that a hint names, without what is said about them."""
+    """Returns the types in a hint, without their annotations."""
     if get_origin(hint) is Annotated:
         return _alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
@@ -171,29 +171,31 @@ def _alternatives(hint: Any) -> list[Any]:
 # -- errors -----------------------------------------------------------------------------------
 
 
-def _expected(hint: Any, said: list[Any]) -> str:
-    """What a setting takes: ``expected ...``, or ``allowed: ...`` for closed names."""
-    for each in said:
+def _expected(hint: Any, notes: list[Any]) -> str:
+    """Says what a setting takes: ``expected ...``, or ``allowed: ...`` for a closed list."""
+    for each in notes:
         if isinstance(each, Expected):
             return f"expected {each.what}"
     if get_origin(hint) is Annotated:
         first, *more = get_args(hint)
-        return _expected(first, [*more, *said])
+        return _expected(first, [*more, *notes])
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
-        return _expected(parts[0], said)
+        return _expected(parts[0], notes)
     if get_origin(hint) is Literal:
         return f"allowed: {', '.join(map(str, get_args(hint)))}"
     if hint in (int, float):
-        return f"expected {'an integer' if hint is int else 'a number'}{_bounds(said)}"
-    return f"expected {_NAMES.get(get_origin(hint) or hint, 'something else')}"
+        return f"expected {'an integer' if hint is int else 'a number'}{_bounds(notes)}"
+    return f"expected {_noun(get_origin(hint) or hint)}"
 
 
-_NAMES = {bool: "true or false", str: "text", tuple: "a list of texts"}
+def _noun(kind: Any) -> str:
+    nouns = {bool: "true or false", str: "text", tuple: "a list of texts"}
+    return nouns.get(kind) or f"an object of type {getattr(kind, '__name__', kind)}"
 
 
-def _bounds(said: list[Any]) -> str:
-    single = [one for each in said for one in getattr(each, "metadata", [each])]
+def _bounds(notes: list[Any]) -> str:
+    single = [one for each in notes for one in getattr(each, "metadata", [each])]
     above = [one.gt for one in single if isinstance(one, annotated_types.Gt)]
     least = [one.ge for one in single if isinstance(one, annotated_types.Ge)]
     most = [one.le for one in single if isinstance(one, annotated_types.Le)]
