@@ -130,7 +130,7 @@ def test_a_preset_stands_for_its_list() -> None:
     assert list(REWARDS.expand(["length"])) == [("length", "")]
 
 
-def test_checking_imports_nothing_of_the_users() -> None:
+def test_checking_does_not_import_the_users_code() -> None:
     REWARDS.check_all(["length", {"antigravity:float": {"size": 1}}])
     assert "antigravity" not in sys.modules
     with pytest.raises(InputError, match="scale is 11"):

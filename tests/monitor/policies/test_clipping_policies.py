@@ -1,4 +1,4 @@
-"""Clipping policies against their papers' formulas, written down again with NumPy."""
+"""Clipping policies against their papers' formulas, reimplemented with NumPy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Array = npt.NDArray[np.float64]
 
 
 def norms(seed: int = 0, count: int = 300) -> Array:
-    """Log-normal, falling, with spikes."""
+    """Makes norms that are log-normal, falling, with spikes."""
     rng = np.random.default_rng(seed)
     found = np.exp(0.3 * rng.standard_normal(count)) * np.linspace(3.0, 1.0, count)
     found[rng.integers(0, count, 12)] *= 20.0
@@ -40,7 +40,7 @@ def norms(seed: int = 0, count: int = 300) -> Array:
 
 
 def limits(policy: Any, values: Array) -> list[float | None]:
-    """The norm that each step is clipped to, None where it is not."""
+    """Returns the norm that each step is clipped to; None if it is not clipped."""
     found: list[float | None] = []
     for actions in asked(policy, series(NORM, values)):
         assert [action.kind for action in actions] in ([], ["clip_norm"])
@@ -74,7 +74,7 @@ def test_threshold_clipping_acts_above_its_threshold_until_four_fifths_of_it() -
     ]
 
 
-def test_threshold_clipping_does_not_tire() -> None:
+def test_threshold_clipping_never_pauses() -> None:
     assert len(acting_steps(ThresholdClipping(), series(MEAN, [6.0] * 1000))) == 1000
     assert len(acting_steps(ThresholdClipping(most=7), series(MEAN, [6.0] * 1000))) == 7
 
@@ -83,7 +83,7 @@ def test_threshold_clipping_does_not_tire() -> None:
 
 
 def autoclip(values: Array, percentile: float, window: int, warmup: int) -> Iterator[float | None]:
-    """arXiv:2007.14469, algorithm 1: the norm joins the history, of which a percentile is taken."""
+    """arXiv:2007.14469, algorithm 1: the norm joins the history before its percentile is taken."""
     for i, norm in enumerate(values):
         most = float(np.percentile(values[max(0, i + 1 - window) : i + 1], percentile))
         yield most if i >= warmup and norm > most else None
@@ -115,7 +115,7 @@ def test_autoclip_says_what_it_read() -> None:
     assert (action.read, action.reason) == ({NORM: 3.0}, "above the 10th percentile of norms")
 
 
-def test_autoclip_forgets_what_a_smaller_window_does_not_hold() -> None:
+def test_autoclip_forgets_norms_beyond_its_window() -> None:
     policy, smaller = AutoClip(), AutoClip(window=20)
     limits(policy, norms()[:100])
     smaller.load_state_dict(policy.state_dict())
@@ -143,7 +143,7 @@ def zclip(values: Array, alpha: float, z: float, warmup: int, eps: float) -> Ite
 
 @pytest.mark.parametrize(("eps", "rel"), [(1e-6, 1e-12), (0.0, 1e-4)])
 @pytest.mark.parametrize(("alpha", "z", "warmup"), [(0.97, 2.5, 25), (0.9, 1.5, 2), (0.5, 4, 100)])
-def test_zclip_clips_to_the_papers_reciprocal_of_the_score(
+def test_zclip_clips_to_the_reciprocal_of_the_score_as_in_the_paper(
     alpha: float, z: float, warmup: int, eps: float, rel: float
 ) -> None:
     """The paper's formula has no 1e-6; the authors' code does."""
@@ -154,8 +154,8 @@ def test_zclip_clips_to_the_papers_reciprocal_of_the_score(
     assert_alike(limits(policy, norms()), expected, rel)
 
 
-def test_zclips_first_step_after_the_warm_up_by_hand() -> None:
-    """Of norms of 1 and 3 the mean is 2, the deviation 1; 7 is 5 of them above: 2 + 2.5 / 2."""
+def test_zclips_first_step_after_the_warm_up_matches_a_hand_calculation() -> None:
+    """Norms of 1 and 3 have mean 2 and deviation 1; 7 is 5 deviations above: 2 + 2.5**2 / 5."""
     found = limits(ZClip(warmup=4), np.array([1.0, 3.0, 1.0, 3.0, 7.0]))
     assert found[:4] == [None] * 4
     assert found[4] == pytest.approx(3.25, rel=1e-5)
@@ -169,7 +169,7 @@ def test_zclips_first_step_after_the_warm_up_by_hand() -> None:
 def adagc(
     values: Array, relative: float, beta: float, absolute: float, warmup: int
 ) -> Iterator[tuple[float | None, dict[int, float]]]:
-    """arXiv:2502.11034, algorithm 1: the common limit, and those of single tensors."""
+    """arXiv:2502.11034, algorithm 1: the common limit and the limits of single tensors."""
     gamma = np.full(values.shape[1], np.inf)
     for t, own in enumerate(values, 1):
         if t <= warmup:
@@ -210,7 +210,7 @@ def test_adagc_clips_each_tensor_by_its_own_moving_average(
     assert single > 30
 
 
-def test_adagc_does_not_hold_a_tensor_at_the_zero_that_its_gradient_began_with() -> None:
+def test_adagc_does_not_hold_a_tensor_at_a_first_gradient_of_zero() -> None:
     policy = AdaGC(warmup=2)
     rows = [[0.5, 0.0], [0.4, 0.0], [0.4, 0.7], [0.5, 0.7], [0.4, 0.8], [0.4, 0.0], [0.4, 0.8]]
     found = [values_of(a) for a in asked(policy, [tensors(i, r) for i, r in enumerate(rows, 1)])]
@@ -224,13 +224,13 @@ def test_adagc_does_not_hold_a_tensor_at_the_zero_that_its_gradient_began_with()
     ]
 
 
-def test_adagcs_warm_up_clips_above_the_common_norm_and_not_at_it() -> None:
+def test_adagcs_warm_up_clips_only_above_the_common_norm() -> None:
     rows = [tensors(1, [0.6, 0.8]), tensors(2, [0.6, 0.81])]
     assert acting_steps(AdaGC(), rows, "clip_norm") == [2]
 
 
 @pytest.mark.parametrize("others", [("t0", "new"), ("t0", "t1", "t2")])
-def test_adagc_begins_anew_where_other_parameters_are_trained(others: tuple[str, ...]) -> None:
+def test_adagc_starts_over_if_other_parameters_are_trained(others: tuple[str, ...]) -> None:
     policy = AdaGC(warmup=2, absolute=0.1)
     assert acting_steps(policy, [tensors(i, [0.5, 0.5]) for i in range(1, 4)], "clip_norm") == [
         1,
@@ -246,7 +246,7 @@ def test_adagc_begins_anew_where_other_parameters_are_trained(others: tuple[str,
 
 @pytest.mark.parametrize("policy", [AutoClip(warmup=2), ZClip(warmup=2), AdaGC(warmup=2)])
 @pytest.mark.parametrize("norm", [0.0, math.nan, math.inf, None])
-def test_a_norm_that_says_nothing_is_neither_clipped_nor_remembered(
+def test_an_unusable_norm_is_neither_clipped_nor_remembered(
     policy: Any, norm: float | None
 ) -> None:
     known = [tensors(i, [1.0 + 0.1 * (i % 2), 0.2]) for i in range(1, 9)]
@@ -259,13 +259,13 @@ def test_a_norm_that_says_nothing_is_neither_clipped_nor_remembered(
         assert fresh.state_dict() == state
 
 
-def test_zeros_never_become_the_norm_that_is_clipped_to() -> None:
+def test_zeros_never_become_the_norm_to_clip_to() -> None:
     zeros = np.array([0.0] * 50 + [1.0, 1.1] * 30)
     for policy in (AutoClip(), ZClip()):
         assert all(most is None or most >= 1.0 for most in limits(policy, zeros))
 
 
-def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
+def test_agc_clips_to_the_ratio_of_the_paper_at_every_step() -> None:
     expected = Action(
         kind="clip_rows",
         values={"ratio": 0.01},
@@ -304,7 +304,7 @@ def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
         (AGC, {"targets": "*.weight"}, "targets is .*; expected a list of texts"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+def test_a_wrong_setting_is_refused_in_one_line(
     policy: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:

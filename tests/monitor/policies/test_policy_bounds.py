@@ -1,4 +1,4 @@
-"""How often and how long a policy acts, told by one character for each step."""
+"""How often and how long a policy acts, drawn as one character a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ulysses_monitor.policies.small_gradients import LearningRateBoost
 
 
 def acts(policy: BoundedPolicy, condition: str, key: str = "spell") -> str:
-    """Where it acts, as ``#``.
+    """Draws each step at which the policy acts as ``#``.
 
     Of the condition, ``#`` begins a spell, ``-`` only keeps it going, and ``.`` ends it.
     """
@@ -30,7 +30,7 @@ def acts(policy: BoundedPolicy, condition: str, key: str = "spell") -> str:
         ({"patience": 2}, "##--.##", ".###..#"),
     ],
 )
-def test_a_spell_begins_after_patience_and_lasts_while_the_weaker_condition_holds(
+def test_a_spell_starts_after_patience_and_lasts_while_the_weaker_condition_holds(
     settings: dict[str, int], condition: str, expected: str
 ) -> None:
     assert acts(BoundedPolicy(**settings), condition) == expected
@@ -50,24 +50,24 @@ def test_a_spell_begins_after_patience_and_lasts_while_the_weaker_condition_hold
         ({"longest": 2, "cooldown": 3}, "###...#", "##....#"),
     ],
 )
-def test_a_spell_of_the_longest_is_followed_by_a_rest_and_a_shorter_one_is_not(
+def test_only_a_longest_spell_is_followed_by_a_rest(
     settings: dict[str, int], condition: str, expected: str
 ) -> None:
     assert acts(BoundedPolicy(**settings), condition) == expected
 
 
-def test_the_steps_of_all_spells_together_are_at_most_the_most() -> None:
+def test_all_spells_together_have_at_most_most_steps() -> None:
     assert acts(BoundedPolicy(most=4), "##.####.#") == "##.##...."
     assert acts(BoundedPolicy(most=5, longest=2, cooldown=1), "#########") == "##.##.#.."
 
 
-def test_spells_of_several_keys_are_counted_apart() -> None:
+def test_spells_of_different_keys_are_counted_separately() -> None:
     policy = BoundedPolicy(most=2)
     assert acts(policy, "###", "one") == "##."
     assert acts(policy, "###", "other") == "##."
 
 
-def test_a_spell_is_taken_up_where_a_state_left_it() -> None:
+def test_a_spell_continues_from_a_saved_state() -> None:
     condition = "##-##############-###.######"
     whole = acts(BoundedPolicy(patience=2, longest=4, cooldown=3, most=11), condition)
     for k in range(len(condition)):
@@ -97,7 +97,7 @@ def test_by_default_a_policy_acts_200_steps_rests_20_and_acts_again() -> None:
         ("patience", None, "an integer of 1 or more"),
     ],
 )
-def test_a_bound_that_bounds_nothing_is_refused(setting: str, value: Any, expected: str) -> None:
+def test_a_wrong_bound_is_refused(setting: str, value: Any, expected: str) -> None:
     with pytest.raises(InputError) as error:
         BoundedPolicy(**{setting: value})
     message = str(error.value)

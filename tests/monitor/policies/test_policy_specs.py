@@ -1,4 +1,4 @@
-"""Policies are named in a YAML, or given as objects; what is wrong is said before the training."""
+"""Policies are named in YAML or given as objects; errors come before the training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Nameless:
 
 
 class Forgetful(Own):
-    """Gives no state where it should."""
+    """Returns None instead of a state."""
 
     def state_dict(self) -> Any:
         return None
@@ -74,14 +74,14 @@ def names(specs: Any) -> list[str]:
 
 
 def message_of(specs: Any, make: Any = make_policies) -> str:
-    """Of the error; one line, without an earlier error's traceback where that tells nothing."""
+    """Returns the error's message, which must be one line."""
     with pytest.raises(InputError) as error:
         make(specs)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-# -- the ways to name one ---------------------------------------------------------------------
+# -- ways to name a policy --------------------------------------------------------------------
 
 
 def test_names_settings_presets_import_paths_functions_and_objects_all_make_policies() -> None:
@@ -133,11 +133,11 @@ def test_every_policy_of_the_project_can_be_named() -> None:
         assert policy.policy.name == policy.name == name
 
 
-def test_no_policies_at_all_are_none() -> None:
+def test_an_empty_list_makes_no_policies() -> None:
     assert make_policies([]) == make_policies(()) == []
 
 
-def test_an_object_of_ours_without_a_name_gets_the_one_it_is_chosen_by() -> None:
+def test_a_builtin_object_without_a_name_gets_the_name_in_the_registry() -> None:
     assert names([ZClip(), AGC(), ZClip(name="mine")]) == ["zclip", "agc", "mine"]
     assert names([Tuned(), Derived()]) == ["Tuned", "Derived"]
 
@@ -178,21 +178,21 @@ def test_a_file_holds_a_list_or_a_list_under_policies(tmp_path: Path, name: str)
         ("policies: [zclip]\nmode: shadow", "has the key 'mode'; allowed: policies"),
     ],
 )
-def test_a_file_that_holds_no_list_is_refused_by_its_name(
+def test_a_file_without_a_list_is_refused_with_its_path(
     tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     path = file(tmp_path, text)
     assert message_of(path).startswith(f"policies {path}: {message}")
 
 
-def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused_with_its_path(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.yaml")
     assert message_of(missing) == f"policies {missing}: No such file or directory"
     (tmp_path / "folder.yaml").mkdir()
     assert "Is a directory" in message_of(str(tmp_path / "folder.yaml"))
 
 
-def test_a_number_that_yaml_takes_for_a_text_is_a_number() -> None:
+def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
     read = yaml.safe_load("[{lr_boost: {below: 1e-3, late: {factor: 11e-1}, late_start: 8e-1}}]")
     assert read[0]["lr_boost"]["below"] == "1e-3"
     (policy,) = make_policies(read)
@@ -201,27 +201,27 @@ def test_a_number_that_yaml_takes_for_a_text_is_a_number() -> None:
     assert policy.late_start == 0.8
 
 
-def test_a_list_in_yaml_is_what_a_tuple_is_in_python() -> None:
+def test_a_list_in_yaml_becomes_a_tuple() -> None:
     read = yaml.safe_load("[{gradient_noise: {targets: ['*.weight']}}]")
     assert make_policies(read)[0].policy == GradientNoise(
         name="gradient_noise", targets=("*.weight",)
     )
 
 
-# -- what is every policy's -------------------------------------------------------------------
+# -- settings of every policy ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("given", "mode"),
     [("off", "off"), (False, "off"), ("shadow", "shadow"), ("active", "active"), (None, None)],
 )
-def test_a_policy_has_a_mode_of_its_own_or_the_runs(given: Any, mode: str | None) -> None:
+def test_a_policy_has_its_own_mode_or_the_mode_of_the_run(given: Any, mode: str | None) -> None:
     """YAML reads off as false."""
     for spec in ({"zclip": {"mode": given}}, {f"{HERE}:own_function": {"mode": given}}):
         assert make_policies([spec])[0].mode == mode
 
 
-def test_a_policy_can_have_another_name_and_two_of_one_name_are_told_apart() -> None:
+def test_a_policy_can_be_renamed_and_duplicate_names_get_numbers() -> None:
     assert names([{"zclip": {"name": "my clip"}}]) == ["my clip"]
     assert names(["zclip", "zclip", "zclip"]) == ["zclip", "zclip-2", "zclip-3"]
     taken = ["zclip", "zclip", {"agc": {"name": "zclip-2"}}, "zclip"]
@@ -230,14 +230,14 @@ def test_a_policy_can_have_another_name_and_two_of_one_name_are_told_apart() -> 
     assert names(first) == ["zclip-2", "zclip", "zclip-3", "zclip-2-2"]
 
 
-def test_a_policy_that_is_renamed_is_another_and_the_users_keeps_its_name() -> None:
+def test_numbering_a_policy_leaves_the_users_object_alone() -> None:
     mine = Managed(name="zclip", policy=ZClip())
     found = make_policies(["zclip", mine])
     assert ([p.name for p in found], mine.name) == (["zclip", "zclip-2"], "zclip")
     assert found[1].policy is mine.policy
 
 
-def test_settings_for_the_late_phase_are_added_to_the_others() -> None:
+def test_late_settings_override_the_others() -> None:
     spec = {"lr_boost": {"below": 0.5, "late": {"factor": 1.1}}}
     (policy,) = make_policies([spec])
     late = LearningRateBoost(name="lr_boost", below=0.5, factor=1.1)
@@ -245,7 +245,7 @@ def test_settings_for_the_late_phase_are_added_to_the_others() -> None:
 
 
 def boosted(late: Any, start: float | None = None) -> list[int]:
-    """Steps at which the rate is raised by 1.2, of 100."""
+    """Returns the steps, of 100, at which the rate is multiplied by 1.2."""
     own = {"late": late} | ({} if start is None else {"late_start": start})
     (policy,) = make_policies([{"lr_boost": own}])
     records = series("grad/abs_mean/tensor_mean", [1e-4] * 100, train__max_steps__total=100.0)
@@ -259,7 +259,7 @@ def test_the_late_phase_begins_after_its_share_of_all_steps(late: Any, start: fl
     assert boosted(late, start) == list(range(1, 1 + round(100 * (start or 0.9))))
 
 
-def test_where_nobody_knows_the_number_of_steps_it_is_never_late() -> None:
+def test_without_a_known_number_of_steps_there_is_no_late_phase() -> None:
     for late in ("off", {"factor": 1.1}):
         (policy,) = make_policies([{"lr_boost": {"late": late}}])
         assert policy.needed_metrics[-1] == MAX_STEPS
@@ -269,8 +269,8 @@ def test_where_nobody_knows_the_number_of_steps_it_is_never_late() -> None:
         ] * 3
 
 
-def test_in_the_late_phase_the_memory_is_the_same() -> None:
-    """A spell of three steps that begins before it ends in it."""
+def test_the_memory_carries_over_into_the_late_phase() -> None:
+    """A spell of three steps starts before the late phase and ends in it."""
     (policy,) = make_policies([{"lr_boost": {"longest": 3, "late": {"factor": 1.1}}}])
     records = [
         record(step, {"grad/abs_mean/tensor_mean": 1e-4, MAX_STEPS: 10.0}) for step in range(8, 12)
@@ -279,7 +279,7 @@ def test_in_the_late_phase_the_memory_is_the_same() -> None:
     assert [v[0][1]["factor"] if v else None for v in found] == [1.2, 1.2, 1.1, None]
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_wrong_settings_of_the_late_phase_are_refused(late: Any, message: str) -
     assert message in message_of([{"zclip": {"late": late}}])
 
 
-def test_an_objects_name_is_held_to_the_same() -> None:
+def test_the_name_of_an_object_is_checked_too() -> None:
     assert "name is 'a=b'" in message_of([GradientNoise(name="a=b")])
 
 
@@ -412,7 +412,7 @@ class Remembers:
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def test_the_same_object_twice_is_refused_where_it_remembers_and_allowed_where_not() -> None:
+def test_the_same_object_twice_is_refused_only_if_it_has_a_memory() -> None:
     policy = Remembers()
     assert "the same object is given twice" in message_of([policy, policy])
     assert "the same object is given twice" in message_of([make_policies([policy])[0], policy])
@@ -436,11 +436,11 @@ def test_the_same_object_twice_is_refused_where_it_remembers_and_allowed_where_n
         ({f"{HERE}:own_function": {"late": {"size": 1}}}, "late is {'size': 1}; expected off"),
     ],
 )
-def test_what_an_import_path_leads_to_must_be_a_policy(spec: Any, message: str) -> None:
+def test_an_import_path_must_lead_to_a_policy(spec: Any, message: str) -> None:
     assert message in message_of([spec])
 
 
-def test_checking_imports_nothing_of_the_users() -> None:
+def test_checking_does_not_import_the_users_code() -> None:
     before = set(sys.modules)
     check_policies(["colorsys_of_mine.policies:own", {"antigravity:fly": {"size": 1}}])
     assert "antigravity" not in set(sys.modules) - before

@@ -1,4 +1,4 @@
-"""What is done where gradients are small, against values worked out by hand."""
+"""Policies for small gradients, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def test_an_action_says_what_it_does_why_and_what_was_read(name: str) -> None:
     assert asked(policy, series(MEAN, [9e-4])) == [[expected]]
 
 
-def test_it_stops_above_the_threshold_by_a_quarter_and_begins_below_it_again() -> None:
+def test_it_stops_a_quarter_above_the_threshold_and_starts_again_below_it() -> None:
     values = [1e-3, 9.99e-4, 1.2e-3, 1.2499e-3, 1.25e-3, 1.2e-3, 1e-3, 9.99e-4, 0.0, math.inf]
     assert acting_steps(LearningRateBoost(), series(MEAN, values)) == [2, 3, 4, 8, 9]
     assert acting_steps(LearningRateBoost(recovered=1.0), series(MEAN, values)) == [2, 8, 9]
 
 
-def test_a_step_without_the_metric_neither_acts_nor_ends_a_spell_nor_starts_patience_anew() -> None:
+def test_a_step_without_the_metric_changes_neither_spell_nor_patience() -> None:
     values = [9e-4, math.nan, 9e-4, math.nan, 1.2e-3, 2e-3, math.nan, 1.2e-3]
     assert acting_steps(LearningRateBoost(patience=2), series(MEAN, values)) == [3, 5]
     other = [record(1, {MEAN: 9e-4}), record(2, {ALL_MEAN: 9e-4}), record(3, {MEAN: 1.2e-3})]
     assert acting_steps(LearningRateBoost(), other) == [1, 3]
 
 
-def test_the_metric_can_be_another() -> None:
+def test_the_metric_can_be_set() -> None:
     policy = LearningRateBoost(metric="train/loss/total", below=2.0)
     assert acting_steps(policy, series("train/loss/total", [2.5, 1.9])) == [2]
     assert policy.needed_metrics == ("train/loss/total",)
@@ -97,7 +97,7 @@ def test_a_relative_threshold_is_a_share_of_the_median_of_the_first_steps() -> N
     assert "is below 0.5 times its value at the start" in policy._reason("x")
 
 
-def test_steps_that_have_no_value_are_none_of_the_first() -> None:
+def test_steps_without_a_value_do_not_count_as_first_steps() -> None:
     policy = LearningRateBoost(relative=True, below=0.5, reference=3)
     values = [math.nan, 4.0, math.inf, math.nan, 4.0, 4.0, 2.0, 1.9]
     assert acting_steps(policy, series(MEAN, values)) == [8]
@@ -119,8 +119,8 @@ def test_relative_noise_is_a_share_of_the_mean_gradient_of_the_step() -> None:
 # -- noise ------------------------------------------------------------------------------------
 
 
-def test_annealed_noise_has_the_papers_variance_at_every_step_from_t_0_on() -> None:
-    """arXiv:1511.06807: variance eta / (1 + t) ** gamma, at our first step, 1, for t = 0."""
+def test_annealed_noise_has_the_variance_of_the_paper_from_t_0_on() -> None:
+    """arXiv:1511.06807: variance eta / (1 + t) ** gamma, where step 1 is t = 0."""
     records = [record(step, {}) for step in (1, 2, 3, 1000)]
     found = [action.values["std"] for (action,) in asked(AnnealedNoise(), records)]
     expected = [math.sqrt(0.01 / (1 + t) ** 0.55) for t in (0, 1, 2, 999)]
@@ -129,7 +129,7 @@ def test_annealed_noise_has_the_papers_variance_at_every_step_from_t_0_on() -> N
     assert (other.values["std"], other.targets) == (pytest.approx(math.sqrt(0.1)), ("*.bias",))
 
 
-def test_annealed_noise_never_tires_but_can_be_bounded() -> None:
+def test_annealed_noise_never_pauses_but_can_be_bounded() -> None:
     records = [record(step, {}) for step in range(1, 501)]
     assert acting_steps(AnnealedNoise(), records) == list(range(1, 501))
     assert acting_steps(AnnealedNoise(most=30, patience=11), records) == list(range(11, 41))
@@ -159,7 +159,7 @@ def test_only_tensors_below_their_own_threshold_are_scaled() -> None:
     assert asked(SmallGradientScaling(), [tensors(1, 9e-4, a=1e-4)]) == [[]]
 
 
-def test_relative_scaling_holds_each_tensor_against_its_own_start() -> None:
+def test_relative_scaling_compares_each_tensor_with_its_own_start() -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.25, reference=2)
     records = [
         tensors(1, 1.0, a=1.0, b=100.0),
@@ -178,7 +178,7 @@ def test_relative_scaling_holds_each_tensor_against_its_own_start() -> None:
     ]
 
 
-def test_steps_that_do_not_count_for_the_start_do_not_count_for_that_of_the_tensors() -> None:
+def test_steps_outside_the_start_do_not_count_for_the_tensors_either() -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=2)
     records = [
         record(1, {MEAN: 1.0}),
@@ -191,7 +191,7 @@ def test_steps_that_do_not_count_for_the_start_do_not_count_for_that_of_the_tens
 
 
 @pytest.mark.parametrize("own", [{"a": 0.1, "b": 0.1, "c": 0.1}, {"a": 0.1, "c": 0.1}])
-def test_parameters_that_were_not_trained_at_the_start_are_held_against_no_others_start(
+def test_parameters_untrained_at_the_start_are_not_compared_with_others(
     own: dict[str, float],
 ) -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=1)
@@ -202,7 +202,7 @@ def test_parameters_that_were_not_trained_at_the_start_are_held_against_no_other
 # -- centralization ---------------------------------------------------------------------------
 
 
-def test_centralization_can_be_done_at_every_step_whatever_is_known_of_it() -> None:
+def test_centralization_can_run_at_every_step_without_metrics() -> None:
     policy = Centralization(always=True, targets=["*.weight"])  # type: ignore[arg-type]
     assert (policy.needed_metrics, policy.steps_before_acting) == ((), 0)
     expected = Action(kind="centralize", targets=("*.weight",), reason="centralized at every step")
@@ -212,7 +212,7 @@ def test_centralization_can_be_done_at_every_step_whatever_is_known_of_it() -> N
 @pytest.mark.parametrize(
     "idle", [{"below": 0.1}, {"longest": 5}, {"patience": 2}, {"relative": True, "below": 0.5}]
 )
-def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str, Any]) -> None:
+def test_settings_without_effect_are_refused_with_always(idle: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="has no effect with always"):
         Centralization(always=True, **idle)
     Centralization(**idle)
@@ -253,7 +253,7 @@ def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str
         (Centralization, {"targets": "*"}, r"targets is '\*'"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+def test_a_wrong_setting_is_refused_in_one_line(
     policy: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
@@ -261,7 +261,7 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_list_that_was_given_can_change_without_changing_the_policy() -> None:
+def test_changing_a_given_list_does_not_change_the_policy() -> None:
     targets = ["*.weight"]
     policy = GradientNoise(targets=targets)  # type: ignore[arg-type]
     targets[0] = "other"

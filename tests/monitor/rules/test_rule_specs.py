@@ -1,4 +1,4 @@
-"""Rules are named in a YAML, or given as objects; a wrong one is refused before the training."""
+"""Rules are named in YAML or given as objects; errors come before the training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_default_is_every_rule_of_the_project() -> None:
 
 
 @pytest.mark.parametrize("none", ["off", False, [], ()])
-def test_off_and_an_empty_list_are_no_rules(none: Any) -> None:
+def test_off_and_an_empty_list_make_no_rules(none: Any) -> None:
     check_rules(none)
     assert make_rules(none) == []
 
@@ -88,7 +88,7 @@ def test_a_function_of_the_history_gives_alerts() -> None:
     assert [alert.step for alert in rule.check([record])] == [7]
 
 
-def test_default_can_be_extended_and_two_of_one_name_are_told_apart() -> None:
+def test_default_can_be_extended_and_duplicate_names_get_numbers() -> None:
     found = names(["default", {"loss_spike": {"sigmas": 4}}])
     assert found == [*RULES, "loss_spike-2"]
     assert names(["nonfinite", {"loss_spike": {"name": "mine"}}]) == ["nonfinite", "mine"]
@@ -100,7 +100,7 @@ def test_objects_keep_their_names() -> None:
     assert make_rules(iter(rules)) == rules
 
 
-def test_a_number_that_yaml_takes_for_a_text_is_a_number() -> None:
+def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
     read = yaml.safe_load("[{vanishing_gradient: {below: 1e-3}}]")
     assert read[0]["vanishing_gradient"]["below"] == "1e-3"
     assert make_rules(read) == [VanishingGradient(below=1e-3)]
@@ -158,7 +158,7 @@ def test_every_setting_of_the_wrong_type_is_refused_by_name() -> None:
                 make_rules([{name: {field.name: {}}}])
 
 
-def test_checking_imports_nothing_of_the_users() -> None:
+def test_checking_does_not_import_the_users_code() -> None:
     check_rules(["this_is_not_imported.rules:mine", {"antigravity:fly": {"size": 1}}])
     assert "this_is_not_imported" not in sys.modules
     assert "antigravity" not in sys.modules

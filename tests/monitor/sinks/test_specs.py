@@ -1,4 +1,4 @@
-"""Sinks are named in a YAML, or given as objects; what is wrong is said before the training."""
+"""Sinks are named in YAML or given as objects; errors come before the training."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_sink_without_arguments_can_be_written_in_several_ways(spec: Any) -> N
     assert isinstance(make_sinks([spec])[0], JsonlSink)
 
 
-def test_a_users_object_with_the_three_methods_is_a_sink() -> None:
+def test_an_object_with_the_three_methods_is_a_sink() -> None:
     class Mine:
         def write(self, item: StepRecord | Event) -> None: ...
         def flush(self) -> None: ...
@@ -115,7 +115,7 @@ def test_something_other_than_a_list_is_refused(specs: Any) -> None:
         (f"{__name__}:HOSTILE_NUMBER", "an object of type int is not a sink"),
     ],
 )
-def test_a_users_class_that_is_not_there_is_refused_when_it_is_made_not_before(
+def test_a_users_class_is_loaded_when_the_sink_is_made_and_not_by_a_check(
     path: str, message: str
 ) -> None:
     check_sinks([path])
@@ -126,13 +126,13 @@ def test_a_users_class_that_is_not_there_is_refused_when_it_is_made_not_before(
 HOSTILE_NUMBER = 3
 
 
-def test_a_users_class_is_not_imported_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_does_not_import_a_users_class(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sinks(["this_is_not_imported:Sink"])
     assert "this_is_not_imported" not in sys.modules
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_missing_library_is_said_with_how_to_install_it(
+def test_a_missing_library_is_reported_with_how_to_install_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, OPTIONAL[name], None)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def test_a_missing_library_is_said_with_how_to_install_it(
         make_sinks([name])
 
 
-def test_arguments_are_not_repeated_where_they_could_be_secrets() -> None:
+def test_arguments_that_may_be_secret_are_not_repeated() -> None:
     with pytest.raises(InputError) as refused:
         make_sinks([{"webhook": {"url": "https://hooks.example.org/s3cr3t"}}])
     assert "s3cr3t" not in str(refused.value)
@@ -166,7 +166,7 @@ def test_arguments_are_not_repeated_where_they_could_be_secrets() -> None:
         ({"wandb": {"project": 3}}, "project is 3; expected text"),
     ],
 )
-def test_values_are_checked_before_the_library_is_looked_for(
+def test_values_are_checked_before_the_library(
     spec: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
