@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ulysses_core.cli.tables import plain
 from ulysses_monitor.diagnosis.replay import (
-    fit_policies,
+    fit_to_run,
     replay_policies,
     replay_rules,
     trained_steps,
@@ -105,7 +105,7 @@ def _policies(run: RunReader, given: Sequence[str], any_steps: bool) -> _Said:
     asked = make_policies([policy for each in given for policy in make_policies(each)])
     if not any_steps:  # then no policy fits, and none is to blame
         return _Said("policy", [policy.name for policy in asked], [], {})
-    fit = fit_policies(run, asked)
+    fit = fit_to_run(run, asked)
     events = [event_as_json(event) for event in replay_policies(run, fit.policies)]
     return _Said("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 

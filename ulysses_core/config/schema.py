@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ulysses_core.data import DataConfig, Stage
-from ulysses_monitor.policies import check_policies
-from ulysses_monitor.rules import check_rules
-from ulysses_monitor.sinks import check_sinks
+from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = [
     "FinetuningConfig",
@@ -85,50 +83,11 @@ class FinetuningConfig(_Section):
     """Start from the principal singular vectors (arXiv 2404.02948)."""
 
 
-class MonitorConfig(_Section):
-    """What the monitor records."""
+class MonitorConfig(MonitorSettings):
+    """How the run is watched: `MonitorSettings`, and whether it is watched at all."""
 
     enabled: bool = True
     """False trains without the monitor."""
-    sample_every: int = Field(default=10, gt=0)
-    """Steps between two readings of optimizer state and parameters."""
-    tensorboard: bool = True
-    """Write TensorBoard files."""
-    mirror: str | None = None
-    """A URL, such as s3://bucket/runs/demo, that gets a copy of the run while it is written."""
-    rules: str | list[str | dict[str, Any]] = "default"
-    """Alert rules: `default`, `off`, a YAML file, or a list of rules with settings."""
-    sinks: list[str | dict[str, Any]] = []
-    """Further sinks: names, import paths, or a mapping of one of these to its arguments."""
-    policies: str | list[str | dict[str, Any]] = []
-    """What acts on the training: a preset, a YAML file, or a list of policies with settings."""
-    mode: Literal["off", "shadow", "active"] = "active"
-    """Of the policies: `shadow` decides and records what it would have done."""
-    seed: int = 0
-    """Of the policies' noise."""
-
-    @field_validator("mode", "rules", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML reads off as false
-
-    @field_validator("rules")
-    @classmethod
-    def _check_rules(cls, rules: Any) -> Any:
-        check_rules(rules)
-        return rules
-
-    @field_validator("policies")
-    @classmethod
-    def _check_policies(cls, policies: Any) -> Any:
-        check_policies(policies)
-        return policies
-
-    @field_validator("sinks")
-    @classmethod
-    def _check_sinks(cls, sinks: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-        check_sinks(sinks)
-        return sinks
 
 
 class RunSettings(_Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,8 @@ from ulysses_core.parallel.cores import choose_core
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.integrations.callback import MonitorCallback
+from ulysses_monitor.integrations.callback import TrainerWatcher
+from ulysses_monitor.session.session import Session
 
 __all__ = ["SP_METRICS", "SequenceParallelHandle", "sequence_parallel"]
 
@@ -70,7 +72,7 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     if size == 1:
         return SequenceParallelHandle(group, undos)
     patches = _Patches(trainer, group, _checked_core(trainer))
-    undos += [_use_ulysses_attention(_causal_lm(trainer)), patches.forget_monitors]
+    undos += [_use_ulysses_attention(_causal_lm(trainer)), patches.remove_exchange_cost]
     undos += [
         # What the Trainer divides token counts and batch sizes by. Not `get_sp_size`: it also
         # means that DeepSpeed's own adapter multiplies the dataloader's length.
@@ -92,7 +94,7 @@ class _Patches:
         self.trainer = trainer
         self.group = group
         self.core = core
-        self._monitors: dict[int, Undo] = {}
+        self._sessions: WeakKeyDictionary[Session, Undo] = WeakKeyDictionary()
         self._on_slices = self._loss_only = False
         self.max_positions = getattr(_causal_lm(trainer).config, "max_position_embeddings", None)
 
@@ -108,7 +110,7 @@ class _Patches:
         args, training = self.trainer.args, model.training
         self.group.meter.running = training
         if training:
-            self._tell_monitors()
+            self._add_exchange_cost()
         else:
             # An evaluation averages the losses of batches: each is the mean over its own tokens.
             num_items_in_batch = None
@@ -152,17 +154,17 @@ class _Patches:
         finally:
             self._loss_only = False
 
-    def _tell_monitors(self) -> None:
+    def _add_exchange_cost(self) -> None:
         """Gives the cost of the exchange to every monitor of the Trainer, however it came there."""
         for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, MonitorCallback) and id(callback.monitor) not in self._monitors:
-                monitor = callback.monitor
-                self._monitors[id(monitor)] = monitor.add_source(SP_METRICS, self._exchange_cost)
+            session = callback.session if isinstance(callback, TrainerWatcher) else None
+            if session is not None and session not in self._sessions:
+                self._sessions[session] = session.add_source(SP_METRICS, self._exchange_cost)
 
-    def forget_monitors(self) -> None:
+    def remove_exchange_cost(self) -> None:
         """Takes the metrics back."""
-        while self._monitors:
-            self._monitors.popitem()[1]()
+        while self._sessions:
+            self._sessions.popitem()[1]()
 
     def _exchange_cost(self) -> tuple[float, float]:
         seconds, sent = self.group.meter.take()

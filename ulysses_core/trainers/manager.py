@@ -15,13 +15,13 @@ from ulysses_core.config import RunConfig, load_config
 from ulysses_core.data import load_datasets
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.patching import Undo, undo_all
-from ulysses_monitor.sinks import Sink, make_sinks
+from ulysses_monitor.sinks import Sink
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-    from ulysses_monitor.integrations.callback import MonitorCallback
+    from ulysses_monitor.monitor import Monitor
 
 __all__ = ["UlyssesTrainingManager", "default_run_dir"]
 
@@ -62,7 +62,7 @@ class UlyssesTrainingManager:
         self.run_dir: Path | None = None
         self.trainer: Trainer | None = None
         self._undos: list[Undo] = []
-        self._monitor: MonitorCallback | None = None
+        self._monitor: Monitor | None = None
 
     def __enter__(self) -> Self:
         self.initialize()
@@ -125,28 +125,20 @@ class UlyssesTrainingManager:
         self._monitor = self._attach_monitor()
         self._state = "ready"
 
-    def _attach_monitor(self) -> MonitorCallback | None:
+    def _attach_monitor(self) -> Monitor | None:
         settings = self.config.settings
         if not settings.monitor.enabled:
             return None
-        from ulysses_monitor.integrations.callback import attach
         from ulysses_monitor.monitor import Monitor
 
         assert self.run_dir is not None  # noqa: S101 - set by initialize
-        monitor = Monitor(
-            self.run_dir,
-            sinks=[*self._sinks, *make_sinks(settings.monitor.sinks)],
-            policies=[] if settings.monitor.mode == "off" else settings.monitor.policies,
-            shadow=settings.monitor.mode == "shadow",
-            seed=settings.monitor.seed,
-            rules=settings.monitor.rules,
-            tensorboard=settings.monitor.tensorboard,
-            mirror=settings.monitor.mirror,
-            sample_every=settings.monitor.sample_every,
-            if_exists="overwrite" if settings.overwrite_output_dir else "refuse",
-            config=self.config.given,
-        )
-        return attach(monitor, self.trainer)
+        own = dict(settings.monitor.model_dump(exclude={"enabled"}))
+        own["sinks"] = [*self._sinks, *settings.monitor.sinks]
+        if settings.overwrite_output_dir:
+            own["if_exists"] = "overwrite"
+        monitor = Monitor(self.run_dir, config=self.config.given, **own)
+        monitor.attach(self.trainer)
+        return monitor
 
     def run_training(self) -> dict[str, Any]:
         """Trains, evaluates before and after where there is held-out data, saves the model.
@@ -172,7 +164,7 @@ class UlyssesTrainingManager:
             self._state = "stopped" if stopped else "failed"
             raise
         self._state = "finished"
-        if self._monitor is not None and (reason := self._monitor.monitor.stopped):
+        if self._monitor is not None and (reason := self._monitor.stopped):
             self._state = "stopped"
             raise TrainingStoppedError(reason)
         return self.get_status()
@@ -189,9 +181,8 @@ class UlyssesTrainingManager:
     def cleanup(self) -> None:
         """Ends the run's records and puts every patched object back; safe to call twice."""
         if self._monitor is not None:
-            self._monitor.finish(
-                self._state if self._state in ("finished", "stopped") else "failed"
-            )
+            self._monitor.close(self._state if self._state in ("finished", "stopped") else "failed")
+            self._monitor.detach()
             self._monitor = None
         undo_all(self._undos)
 

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -107,7 +107,7 @@ class Registry(Generic[T]):
         if self.takes_files and isinstance(specs, str):
             is_file = specs.endswith((".yaml", ".yml"))
             return read_list(Path(specs), self.plural) if is_file else [specs]
-        if isinstance(specs, str | Mapping) or not isinstance(specs, Iterable):
+        if isinstance(specs, str | Mapping) or not isinstance(specs, Collection):
             ways = [f"a list of {self.plural}, such as [{next(iter(self.known))}]"]
             ways += [f"a preset ({', '.join(self.presets)})"] if self.presets else []
             ways += ["the path of a YAML file"] if self.takes_files else []

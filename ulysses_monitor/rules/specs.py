@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,8 @@ def make_rules(specs: Any = "default") -> list[Rule]:
     Raises:
         InputError: a name, a setting or an object is wrong.
     """
-    entries = [spec for spec, _ in _REGISTRY.expand(_off_is_a_word(specs))]
+    given = list(specs) if isinstance(specs, Iterator) else _off_is_a_word(specs)
+    entries = [spec for spec, _ in _REGISTRY.expand(given)]
     rules = [_REGISTRY.make(spec) for spec in entries]
     names = distinct_names([rule.name for rule in rules])
     return [

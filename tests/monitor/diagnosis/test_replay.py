@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ulysses_monitor as um
 from tests.monitor.reading.recorded import curve, write_run
 from ulysses_monitor.diagnosis.replay import (
-    fit_policies,
+    fit_to_run,
     replay_policies,
     replay_rules,
     trained_steps,
@@ -69,14 +69,15 @@ class Training:
         after: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Trains these steps; gives what a checkpoint of the last holds."""
-        monitor.add_source(["mine/thing/total"], lambda: [1 / 3])
         with monitor.watch(self.model, self.optimizer, step=first - 1, max_steps=max_steps):
-            monitor.record({"bench/score/total": 0.1})
+            assert monitor.session is not None
+            monitor.session.add_source(["mine/thing/total"], lambda: [1 / 3])
+            monitor.log({"bench/score/total": 0.1})
             for step in range(first, last + 1):
                 self._step(monitor, step, seed)
                 if step % 4 == 0:
-                    monitor.record({"eval/loss/total": 1.0, "bench/score/total": 0.1 * step})
-                    monitor.record({"bench/other/total": float(step)})
+                    monitor.log({"eval/loss/total": 1.0, "bench/score/total": 0.1 * step})
+                    monitor.log({"bench/other/total": float(step)})
                 after(step)
             return {
                 "model": {k: v.clone() for k, v in self.model.state_dict().items()},
@@ -247,7 +248,7 @@ def test_a_live_run_can_be_replayed(tmp_path: Path) -> None:
 
 
 def test_a_long_run_is_replayed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ulysses_monitor.diagnosis.replay._ROWS", 7)
+    monkeypatch.setattr("ulysses_monitor.diagnosis.recorded_steps._CHUNK", 7)
     run = trained(tmp_path / "run", [fingerprint])
     assert replayed(run, [fingerprint]) == recorded(run)
 
@@ -286,7 +287,7 @@ def test_a_policy_of_a_preset_that_cannot_act_is_left_out_and_a_named_one_is_ref
     tmp_path: Path,
 ) -> None:
     run = trained(tmp_path / "run", [], max_steps=None)
-    fit = fit_policies(run, ["adaptive"])
+    fit = fit_to_run(run, ["adaptive"])
     assert [policy.name for policy in fit.policies] == ["lift_vanishing", "spike_escalation"]
     assert "the model has no adapters" in fit.left_out["lora_balance"]
     for policy, message in (

@@ -43,14 +43,10 @@ with monitor.watch(model, optimizer):
 
 STARTED = """
 from ulysses_monitor.engines import find_engine
+from ulysses_monitor.session.opening import Training
 
-def ends(done):
-    monitor.stepped(done)
-    monitor.step_ends()
-
-engine = find_engine(model, optimizer)
-monitor.start(engine)
-engine.hook_step(monitor.gradients_ready, ends)
+session = monitor.open(find_engine(model, optimizer), Training())
+session.hook_step(session.step_ends)
 train(5)
 print("ready", flush=True)
 time.sleep(60)
@@ -148,7 +144,7 @@ def test_a_second_sigterm_does_not_cut_the_closing_short(tmp_path: Path) -> None
             print("closing", flush=True)
             time.sleep(1.5)
     """
-    body = WAITS.replace("with monitor", "monitor._sinks.append(Slow())\nwith monitor")
+    body = WAITS.replace("with monitor", "monitor._parts.sinks.append(Slow())\nwith monitor")
     child = start(tmp_path / "run", body, before)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"

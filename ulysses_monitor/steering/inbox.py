@@ -1,4 +1,4 @@
-"""What people send to a run: read by rank 0, told to all ranks at the same step."""
+"""Commands that people send to a run: rank 0 reads them, all ranks get them at the same step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ulysses_monitor.common.ranks import from_rank_0
 from ulysses_monitor.records.command import Command
 from ulysses_monitor.store.control_file import ControlFile
 
-__all__ = ["Orders"]
+__all__ = ["CommandInbox"]
 
-_PENDING = "steering/orders"
+_PENDING = "steering/command_pending"
 
 
-class Orders:
+class CommandInbox:
     """The commands of `ulysses control`, one a step.
 
     Args:
-        device: where the backend's tensors live.
+        device: where the collective backend's tensors live.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,21 +29,25 @@ class Orders:
         self._pending: Command | None = None
 
     def open(self, run_dir: Path) -> None:
-        """Looks into the run directory from now on; rank 0 alone."""
+        """Reads commands from the run directory from now on; called on rank 0 only."""
         self._file = ControlFile(run_dir)
 
     def problems(self) -> list[str]:
-        """What was there and is not obeyed."""
+        """Returns why commands were refused, each once."""
         return [] if self._file is None else self._file.problems()
 
-    def sends(self) -> dict[str, float]:
-        """Whether there is one, to be summed over ranks."""
+    def collect_sums(self) -> dict[str, float]:
+        """Returns this rank's numbers, to be summed over ranks: whether a command is pending."""
         if self._file is not None and self._pending is None:
             self._pending = self._file.poll()
         return {_PENDING: float(self._pending is not None)}
 
     def receive(self, sums: Mapping[str, float]) -> Command | None:
-        """The command of this step, alike on all ranks."""
+        """Returns the command of this step, the same on all ranks.
+
+        Args:
+            sums: `collect_sums` over all ranks.
+        """
         if not sums[_PENDING]:
             return None
         own = b"" if self._pending is None else self._pending.to_json().encode()
