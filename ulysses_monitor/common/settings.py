@@ -8,10 +8,8 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ParamSpec, Union, get_args, get_origin, get_type_hints
 
-import annotated_types
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,9 +21,10 @@ from pydantic import (
 )
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.validation import describe_problem
 
 __all__ = [
-    "Expected",
     "MetricName",
     "Text",
     "Texts",
@@ -37,17 +36,6 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Describes in an error what a setting takes, if its type and bounds do not.
-
-    Attributes:
-        what: completes the words "expected ...".
-    """
-
-    what: str
 
 
 def list_as_tuple(value: Any) -> Any:
@@ -89,10 +77,7 @@ def check_settings(where: str, owner: Callable[..., Any], values: Mapping[str, A
     try:
         checked = model.model_validate(dict(values))
     except ValidationError as error:
-        name = str(error.errors(include_url=False)[0]["loc"][0])
-        field = model.model_fields[name]
-        expected = _expected(field.annotation, field.metadata)
-        raise InputError(f"{where}: {name} is {values[name]!r}; {expected}") from None
+        raise InputError(f"{where}: {describe_problem(error, model)}") from None
     return {name: getattr(checked, name) for name in values}
 
 
@@ -166,41 +151,3 @@ def _alternatives(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return [kind for part in get_args(hint) for kind in _alternatives(part)]
     return [hint]
-
-
-# -- errors -----------------------------------------------------------------------------------
-
-
-def _expected(hint: Any, notes: list[Any]) -> str:
-    """Says what a setting takes: ``expected ...``, or ``allowed: ...`` for a closed list."""
-    for each in notes:
-        if isinstance(each, Expected):
-            return f"expected {each.what}"
-    if get_origin(hint) is Annotated:
-        first, *more = get_args(hint)
-        return _expected(first, [*more, *notes])
-    if get_origin(hint) in (Union, types.UnionType):
-        parts = [part for part in get_args(hint) if part is not type(None)]
-        return _expected(parts[0], notes)
-    if get_origin(hint) is Literal:
-        return f"allowed: {', '.join(map(str, get_args(hint)))}"
-    if hint in (int, float):
-        return f"expected {'an integer' if hint is int else 'a number'}{_bounds(notes)}"
-    return f"expected {_noun(get_origin(hint) or hint)}"
-
-
-def _noun(kind: Any) -> str:
-    nouns = {bool: "true or false", str: "text", tuple: "a list of texts"}
-    return nouns.get(kind) or f"an object of type {getattr(kind, '__name__', kind)}"
-
-
-def _bounds(notes: list[Any]) -> str:
-    single = [one for each in notes for one in getattr(each, "metadata", [each])]
-    above = [one.gt for one in single if isinstance(one, annotated_types.Gt)]
-    least = [one.ge for one in single if isinstance(one, annotated_types.Ge)]
-    most = [one.le for one in single if isinstance(one, annotated_types.Le)]
-    if least and most:
-        return f" from {least[0]:,} to {most[0]:,}"
-    parts = [f"above {bound:,}" for bound in above] + [f"of {bound:,} or more" for bound in least]
-    parts += [f"at most {bound:,}" for bound in most]
-    return f" {' and '.join(parts)}" if parts else ""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.expectations import describe_expected, item_hint
 from ulysses_monitor.common.masking import without_secrets
 
 __all__ = ["describe_problem", "validate"]
@@ -67,7 +68,7 @@ def describe_problem(
         return _unknown_key(model, first["loc"])
     if first["type"] == "missing":
         return f"{name} is missing; set it"
-    if first["type"] == "value_error":
+    if first["type"] == "value_error" and not _expected_at(model, path):
         text = first["msg"].removeprefix("Value error, ")
         return f"{name}: {text}" if name else text
     # A value that may have one of several types gives an error for each of them.
@@ -75,9 +76,25 @@ def describe_problem(
     value = without_secrets({name: first["input"]})[name]
     if len(same_value) == 1 and first["type"] in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        return f"{name} is {value!r}{nearest(str(value), allowed)}; allowed: {', '.join(allowed)}"
-    expected = " or ".join(dict.fromkeys(map(_describe_expected, same_value)))
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        return f"{name} is {value!r}{hint}; allowed: {', '.join(allowed)}"
+    expected = _expected_at(model, path) or " or ".join(
+        dict.fromkeys(map(_describe_expected, same_value))
+    )
     return f"{name} is {value!r}; expected {expected}"
+
+
+def _expected_at(model: type[BaseModel] | None, path: tuple[str, ...]) -> str | None:
+    """Returns what the setting at `path` takes, as its annotation says it."""
+    hint: Any = model
+    notes: list[Any] = []
+    for part in path:
+        if isinstance(hint, type) and issubclass(hint, BaseModel):
+            field = _fields(hint).get(part)
+            hint, notes = (field.annotation, field.metadata) if field else (None, [])
+        else:
+            hint, notes = item_hint(hint), []
+    return describe_expected(hint, notes) if path and hint is not None else None
 
 
 def _describe_expected(problem: Any) -> str:

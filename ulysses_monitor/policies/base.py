@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.settings import Expected, Texts, check_fields
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.settings import Texts, check_fields
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = [

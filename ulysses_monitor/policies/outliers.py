@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from ulysses_monitor.common.settings import Expected, MetricName, list_as_tuple
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.settings import MetricName, list_as_tuple
 from ulysses_monitor.policies.base import LOSS, NORM
 from ulysses_monitor.policies.bounds import BoundedPolicy
 from ulysses_monitor.records import Action, StepRecord

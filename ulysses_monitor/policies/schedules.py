@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from ulysses_monitor.common.settings import Expected, Texts
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.settings import Texts
 from ulysses_monitor.policies.base import MAX_STEPS, BuiltinPolicy, share_to_steps
 from ulysses_monitor.records import Action, StepRecord
 

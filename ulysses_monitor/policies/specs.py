@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.expectations import Expected
 from ulysses_monitor.common.registry import Named, Registry, distinct_names
-from ulysses_monitor.common.settings import Expected, check_settings, read_numbers
+from ulysses_monitor.common.settings import check_settings, read_numbers
 from ulysses_monitor.common.yaml_lists import parse_list
 from ulysses_monitor.policies.base import BuiltinPolicy, Decide, Policy
 from ulysses_monitor.policies.clipping import AutoClip, ThresholdClipping, ZClip

@@ -70,6 +70,7 @@ class MonitorSettings(BaseModel):
     @classmethod
     def _check_rules(cls, rules: Any) -> Any:
         rules = list(rules) if isinstance(rules, Iterator) else rules
+        rules = "off" if rules is False else rules  # what YAML makes of off
         check_rules(rules)
         return rules
 

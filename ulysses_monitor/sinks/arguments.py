@@ -9,7 +9,8 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.settings import Expected, Text
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.settings import Text
 
 __all__ = ["EventKinds", "PathLike", "Patterns", "plain_url", "require_library"]
 

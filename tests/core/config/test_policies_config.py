@@ -110,7 +110,7 @@ def test_rules_are_named_like_policies(tmp_path: Path, text: str, rules: Any) ->
     [
         ("  rules: none", "rules: 'none' is not a rule"),
         ("  rules: [{loss_spike: {sigma: 4}}]", "unknown setting 'sigma' (did you mean 'sigmas'?)"),
-        ("  rules: {loss_spike: {}}", "monitor.rules"),
+        ("  rules: {loss_spike: {}}", "rules: got dict; expected a list of rules"),
     ],
 )
 def test_a_wrong_rule_is_an_error_of_the_config_in_one_line(

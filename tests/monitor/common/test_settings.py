@@ -14,8 +14,8 @@ import pytest
 from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.expectations import Expected
 from ulysses_monitor.common.settings import (
-    Expected,
     MetricName,
     Text,
     Texts,
@@ -56,7 +56,7 @@ class Owner:
         *(("always", v, "expected true or false") for v in (0, 1, "yes", None)),
         *(("mode", v, "allowed: off, on") for v in ("maybe", False, None)),
         *(("label", v, "expected text") for v in ("", 3, None)),
-        *(("targets", v, "expected a list of texts") for v in ("*", [], [3], {"a": 1}, None)),
+        *(("targets", v, "expected a list of texts") for v in ("*", [], {"a": 1}, None)),
         *(("metric", v, "expected the name of one metric, such") for v in ("a/*", "a?", "", 3)),
         ("place", 3, "expected a path"),
     ],
@@ -68,6 +68,18 @@ def test_a_wrong_value_is_refused_with_what_was_given_and_what_is_expected(
         Owner(**{setting: wrong})
     assert str(error.value).startswith(f"owner: {setting} is {wrong!r}; {expected}")
     assert "\n" not in str(error.value)
+
+
+def test_a_wrong_item_of_a_list_is_named_by_its_place() -> None:
+    with pytest.raises(InputError, match=r"^owner: targets\.1 is 3; expected text$"):
+        Owner(targets=["a", 3])
+
+
+def test_a_secret_is_masked_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "swordfish-0123")
+    with pytest.raises(InputError, match="metric is") as error:
+        Owner(metric="swordfish-0123*")
+    assert "swordfish" not in str(error.value)
 
 
 def test_right_values_are_kept_as_the_types_that_are_declared() -> None:

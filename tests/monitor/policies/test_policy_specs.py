@@ -333,8 +333,8 @@ def test_the_memory_carries_over_into_the_late_phase() -> None:
         ([{"zclip": {"z": "nan"}}], "policy zclip: z is nan"),
         ([{"zclip": {"warmup": "25"}}], "policy zclip: warmup is '25'; expected an integer from 2"),
         ([{"agc": {"targets": "*.weight"}}], "policy agc: targets is '*.weight'; expected a li"),
-        ([{"freeze": {}}], "policy freeze: targets is (); expected a list of texts"),
-        (["freeze"], "policy freeze: targets is ()"),
+        ([{"freeze": {}}], "policy freeze: targets is []; expected a list of texts"),
+        (["freeze"], "policy freeze: targets is []"),
         ([{"skip_outliers": {"metrics": 3}}], "policy skip_outliers: metrics is 3; expected a"),
         (
             [{"centralize": {"always": "yes"}}],

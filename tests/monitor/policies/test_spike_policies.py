@@ -362,7 +362,7 @@ def test_a_skipped_spike_is_not_a_setback() -> None:
         (
             SkipOutliers,
             {"metrics": ["grad/*"]},
-            r"metrics is \['grad/\*'\]; expected a list of names of metrics",
+            r"metrics.0 is 'grad/\*'; expected the name of one metric, such as grad/norm/total",
         ),
         (
             SkipOutliers,
