@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ulysses_core.cli.tables import plain
+from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
     replay_policies,
@@ -23,8 +24,7 @@ from ulysses_monitor.diagnosis.replay import (
 )
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.reading import RunReader, open_run
-from ulysses_monitor.records.json_ready import event_as_json
-from ulysses_monitor.report import formatting as fmt
+from ulysses_monitor.records.json_ready import event_to_dict
 from ulysses_monitor.rules import make_rules
 
 __all__ = ["replay"]
@@ -106,7 +106,7 @@ def _policies(run: RunReader, given: Sequence[str], any_steps: bool) -> _Said:
     if not any_steps:  # then no policy fits, and none is to blame
         return _Said("policy", [policy.name for policy in asked], [], {})
     fit = fit_to_run(run, asked)
-    events = [event_as_json(event) for event in replay_policies(run, fit.policies)]
+    events = [event_to_dict(event) for event in replay_policies(run, fit.policies)]
     return _Said("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 
 
@@ -118,7 +118,7 @@ def _import_from_here() -> None:
 
 def _rules(run: RunReader, given: Sequence[str]) -> _Said:
     rules = make_rules([rule for each in given for rule in make_rules(each)])
-    events = [event_as_json(event) for event in replay_rules(run, rules)]
+    events = [event_to_dict(event) for event in replay_rules(run, rules)]
     return _Said("rule", [rule.name for rule in rules], events, {})
 
 

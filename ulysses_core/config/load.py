@@ -15,7 +15,7 @@ from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig,
 from ulysses_core.config.training_arguments import check_training_arguments, training_keys
 from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
-from ulysses_monitor.common.masking import without_secrets
+from ulysses_monitor.common.masking import mask_secrets
 
 __all__ = ["load_config"]
 
@@ -91,7 +91,7 @@ def _section(section: type[Section], values: dict[str, Any], where: str) -> Sect
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         text = first["msg"].removeprefix("Value error, ")
-        got = f", got {without_secrets({key: first['input']})[key]!r}" if key else ""
+        got = f", got {mask_secrets({key: first['input']})[key]!r}" if key else ""
         prefix = f"{where}: {key}: " if key else f"{where}: "
         raise InputError(f"{prefix}{text}{got}") from None
     except InputError as error:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from ulysses_core.data.config import DataConfig
 from ulysses_core.data.examples import Example
-from ulysses_core.data.packing import IGNORE_INDEX, TokenRow, pack_rows
+from ulysses_core.data.packing import TokenRow, pack_rows
 from ulysses_core.data.templates import get_template
 from ulysses_core.data.turns import Turn, encode_batch
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

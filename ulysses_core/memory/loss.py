@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 __all__ = ["chunk_loss"]
 
-_IGNORE_INDEX = -100
 _CHANGES_LOGITS = (
     "final_logit_softcapping",
     "logits_scaling",
@@ -95,7 +95,7 @@ class _Loss:
         """Keeps the labels of a call at hand."""
         shifted = kwargs.get("shift_labels")
         if shifted is None and kwargs.get("labels") is not None:
-            shifted = F.pad(kwargs["labels"][:, 1:], (0, 1), value=_IGNORE_INDEX)
+            shifted = F.pad(kwargs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
         if self._model.training or not self._needs_logits():
             self._labels = shifted
         try:
@@ -115,7 +115,7 @@ class _Loss:
         if self._labels is None:
             return self.plain(logits, *args, **kwargs)
         count = kwargs.get("num_items_in_batch")
-        return logits / (self._labels.ne(_IGNORE_INDEX).sum() if count is None else count)
+        return logits / (self._labels.ne(IGNORE_INDEX).sum() if count is None else count)
 
 
 def _summed_loss(
@@ -123,7 +123,7 @@ def _summed_loss(
 ) -> Tensor:
     """Sum of the tokens' losses, a float32 scalar or float64, from hidden states [B, s, E]."""
     labels = labels.to(hidden.device)
-    seen = labels.ne(_IGNORE_INDEX)
+    seen = labels.ne(IGNORE_INDEX)
     summed: Tensor = _SummedLoss.apply(hidden[seen], weight, bias, labels[seen], chunk)  # type: ignore[no-untyped-call]
     return summed
 

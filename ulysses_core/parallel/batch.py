@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ulysses_core.parallel.groups import SequenceGroup
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX, names_by_slicing
 
-__all__ = ["IGNORE_INDEX", "RowContext", "Rows", "shard_batch"]
+__all__ = ["RowContext", "Rows", "shard_batch"]
 
 _T = TypeVar("_T")
 
-IGNORE_INDEX = -100
+_SLICED, _REBUILT = names_by_slicing("sliced"), names_by_slicing("rebuilt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,30 +109,17 @@ def shard_batch(
     Raises:
         InputError: the batch holds something that cannot be sliced, or too long a document.
     """
-    if not isinstance(inputs.get("input_ids"), Tensor):
-        raise InputError("sequence parallel: the batch has no input_ids, which are what is sliced")
+    _check_keys(inputs)
     ids: Tensor = inputs["input_ids"]
-    unknown = [
-        key
-        for key, value in inputs.items()
-        if key not in _SLICED | _OF_WHOLE_ROWS and isinstance(value, Tensor) and value.dim() > 1
-    ]
-    if unknown:
-        raise InputError(
-            f"sequence parallel: the batch has {unknown}, which cannot be sliced; "
-            f"allowed are {sorted(_SLICED)}"
-        )
-    length = ids.shape[1]
-    pad = -length % group.size
-    positions = inputs.get("position_ids")
+    positions: Tensor | None = inputs.get("position_ids")
+    pad = -ids.shape[1] % group.size
     rows = _rows(ids, inputs.get("attention_mask"), positions, pad)
     _check_positions(rows, max_positions)
     if positions is None:
-        positions = torch.arange(length, device=ids.device).expand_as(ids)
-    positions = torch.cat([positions, positions.new_zeros(len(ids), pad)], dim=1)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     sharded = {
         "input_ids": _slice(F.pad(ids, (0, pad)), group),
-        "position_ids": _slice(positions, group),
+        "position_ids": _slice(F.pad(positions, (0, pad)), group),
         "ulysses": RowContext(group, rows, core),
     }
     shifted = _shifted_labels(inputs)
@@ -139,14 +127,24 @@ def shard_batch(
         sharded["shift_labels"] = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
         # Models compute a loss where `labels` is given, and take `shift_labels` for it.
         sharded["labels"] = sharded["shift_labels"]
-    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _OF_WHOLE_ROWS}
+    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT}
     return rest | sharded
 
 
-_OF_WHOLE_ROWS = {"seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-"""What collators say of packed rows beside `position_ids`, from which all of it is made here."""
-
-_SLICED = {"input_ids", "labels", "shift_labels", "attention_mask", "position_ids"}
+def _check_keys(inputs: Mapping[str, Any]) -> None:
+    """Refuses a batch without `input_ids`, or with values per token that nothing slices."""
+    if not isinstance(inputs.get("input_ids"), Tensor):
+        raise InputError("sequence parallel: the batch has no input_ids, which are what is sliced")
+    unknown = [
+        key
+        for key, value in inputs.items()
+        if key not in _SLICED | _REBUILT and isinstance(value, Tensor) and value.dim() > 1
+    ]
+    if unknown:
+        raise InputError(
+            f"sequence parallel: the batch has {unknown}, which cannot be sliced; "
+            f"allowed: {', '.join(sorted(_SLICED))}"
+        )
 
 
 def _shifted_labels(inputs: Mapping[str, Any]) -> Tensor | None:

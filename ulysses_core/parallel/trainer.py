@@ -20,12 +20,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from ulysses_core.parallel.attention import NAME, register
-from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
+from ulysses_core.parallel.batch import shard_batch
 from ulysses_core.parallel.cores import choose_core
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.integrations.callback import TrainerWatcher
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 from ulysses_monitor.session.session import Session
 
 __all__ = ["SP_METRICS", "SequenceParallelHandle", "sequence_parallel"]

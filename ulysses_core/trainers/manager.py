@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -84,22 +82,22 @@ class UlyssesTrainingManager:
         """
         if self._state != "created":
             return
-        import torch
+        from ulysses_core.trainers.deepspeed import prepare_environment
 
-        if not torch.accelerator.is_available():
-            # DeepSpeed would take a compiler on the machine for a GPU.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if self.config.deepspeed is not None and "WORLD_SIZE" not in os.environ:
-            _be_the_only_rank()
-        from ulysses_core.memory import save_memory
-        from ulysses_core.parallel import sequence_parallel
+        # Before transformers is imported, which imports DeepSpeed.
+        prepare_environment(uses_deepspeed=self.config.deepspeed is not None)
+        self.trainer = self._build_trainer()
+        self._patch_trainer(self.trainer)
+        self._monitor = self._attach_monitor()
+        self._state = "ready"
+
+    def _build_trainer(self) -> Trainer:
         from ulysses_core.trainers.build import (
             build_model,
             build_tokenizer,
             build_training_arguments,
         )
         from ulysses_core.trainers.causal_lm import build_causal_lm_trainer
-        from ulysses_core.trainers.safe_loading import load_checkpoints_safely
 
         config = self.config
         args = build_training_arguments(config)
@@ -111,19 +109,25 @@ class UlyssesTrainingManager:
         if data.train is None:
             raise InputError("dataset: no training data; set dataset")
         model = build_model(config, tokenizer)
-        self.trainer = build_causal_lm_trainer(config, args, model, tokenizer, data)
-        self._undos.append(load_checkpoints_safely(self.trainer))
+        return build_causal_lm_trainer(config, args, model, tokenizer, data)
+
+    def _patch_trainer(self, trainer: Trainer) -> None:
+        """Makes checkpoints safe to read, saves memory, and slices rows; `cleanup` undoes it."""
+        from ulysses_core.memory import save_memory
+        from ulysses_core.parallel import sequence_parallel
+        from ulysses_core.trainers.deepspeed import load_checkpoints_safely
+
+        settings = self.config.settings
+        self._undos.append(load_checkpoints_safely(trainer))
         memory = save_memory(
-            self.trainer,
-            loss_chunk=config.settings.loss_chunk,
-            mlp_chunk=config.settings.mlp_chunk,
-            offload=config.settings.offload_checkpoints,
+            trainer,
+            loss_chunk=settings.loss_chunk,
+            mlp_chunk=settings.mlp_chunk,
+            offload=settings.offload_checkpoints,
         )
         self._undos.append(memory.restore)
-        parallel = sequence_parallel(self.trainer, config.settings.sequence_parallel_size)
+        parallel = sequence_parallel(trainer, settings.sequence_parallel_size)
         self._undos.append(parallel.restore)
-        self._monitor = self._attach_monitor()
-        self._state = "ready"
 
     def _attach_monitor(self) -> Monitor | None:
         settings = self.config.settings
@@ -185,15 +189,6 @@ class UlyssesTrainingManager:
             self._monitor.detach()
             self._monitor = None
         undo_all(self._undos)
-
-
-def _be_the_only_rank() -> None:
-    """Describes one process as launchers do: DeepSpeed does not start without it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _agreed_default_dir(name: str, device: torch.device) -> Path:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.common.expectations import describe_expected, item_hint
-from ulysses_monitor.common.masking import without_secrets
+from ulysses_monitor.common.masking import mask_secrets
 
 __all__ = ["describe_problem", "validate"]
 
@@ -73,7 +73,7 @@ def describe_problem(
         return f"{name}: {text}" if name else text
     # A value that may have one of several types gives an error for each of them.
     same_value = [each for each in problems if _path(model, each["loc"]) == path]
-    value = without_secrets({name: first["input"]})[name]
+    value = mask_secrets({name: first["input"]})[name]
     if len(same_value) == 1 and first["type"] in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         hint = nearest(value, allowed) if isinstance(value, str) else ""

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.policies.base import MAX_STEPS
-from ulysses_monitor.reading import RunReader
-from ulysses_monitor.reading.selection import matching, rows_of
+from ulysses_monitor.reading import RunReader, make_name_filter, take_rows
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.store import Block
 
@@ -56,7 +55,7 @@ class MetricTimes:
         """Sorts the metrics of `run`."""
         names = run.names()
         update, end, between, step = (
-            frozenset(filter(matching(patterns), names))
+            frozenset(filter(make_name_filter(patterns), names))
             for patterns in (_OF_UPDATE, _AT_END, _BETWEEN_STEPS, _BEFORE_END)
         )
         others = [name for name in names if name not in update | end | between | step]
@@ -90,7 +89,7 @@ def _is_trained(block: Block) -> npt.NDArray[np.bool_]:
 def keep_trained(block: Block) -> Block:
     """Returns the rows of `block` that are trained steps."""
     rows = _is_trained(block)
-    return block if rows.all() else rows_of(block, rows)
+    return block if rows.all() else take_rows(block, rows)
 
 
 def make_records(block: Block, names: Collection[str]) -> Iterator[StepRecord]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
@@ -179,7 +179,8 @@ class TrainerWatcher(TrainerCallback):
         if rank() == 0 and held is not None and folder.is_dir():
             path = folder / self._state_file(self._trainer)
             try:
-                write_whole(path, held)
+                with replace_file(path) as file:
+                    file.write(held)
             except OSError as error:
                 logger.error("monitor: %s: not written: %s", path, error)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.ranks import from_rank_0, rank
+from ulysses_monitor.common.ranks import broadcast_bytes, rank
 from ulysses_monitor.engines import Engine, find_engine
 
 __all__ = ["calling_trainer", "engine_of", "read_on_rank_0", "resumed_checkpoint"]
@@ -53,7 +53,7 @@ def read_on_rank_0(path: Path, engine: Engine) -> bytes | None:
             held = path.read_bytes()
         except OSError as error:
             logger.debug("monitor: %s: %s", path, error)
-    return from_rank_0(held, engine.device) or None
+    return broadcast_bytes(held, engine.device) or None
 
 
 def engine_of(trainer: Trainer) -> Engine:

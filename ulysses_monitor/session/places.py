@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ulysses_monitor.common.ranks import from_rank_0, rank
+from ulysses_monitor.common.ranks import broadcast_bytes, rank
 from ulysses_monitor.session.opening import Place
-from ulysses_monitor.store import IfExists, is_locked
+from ulysses_monitor.store import IfExists, holds_run, is_locked
 
 __all__ = ["choose_place", "numbered_dirs"]
 
@@ -44,7 +44,7 @@ def choose_place(
     if rank() == 0:
         later = itertools.islice(numbered_dirs(first), 1, None)
         chosen = next(path for path in later if _is_free(path))
-    name = from_rank_0(str(chosen).encode(), device).decode()
+    name = broadcast_bytes(str(chosen).encode(), device).decode()
     return Place(Path(name), "refuse")
 
 
@@ -58,4 +58,4 @@ def numbered_dirs(first: Path) -> Iterator[Path]:
 def _is_free(path: Path) -> bool:
     if not path.exists():
         return True
-    return path.is_dir() and not is_locked(path) and not (path / "run.json").exists()
+    return path.is_dir() and not is_locked(path) and not holds_run(path)

@@ -14,9 +14,9 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.ranks import world_size
-from ulysses_monitor.engines import Engine, nothing
+from ulysses_monitor.engines import Engine, do_nothing
 from ulysses_monitor.probes import assemble
-from ulysses_monitor.probes.capture import Captured, Part
+from ulysses_monitor.probes.capture import CapturedStep, Part
 from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.flops import TrainingFlops
@@ -142,7 +142,7 @@ class Session:
             )
             self.event("monitor", {"policies_anew": missing})
 
-    def hook_step(self, ended: Callable[[], None] = nothing) -> None:
+    def hook_step(self, ended: Callable[[], None] = do_nothing) -> None:
         """Hooks the engine's step until the session closes: reading, acting, and `ended`.
 
         Args:
@@ -240,12 +240,12 @@ class Session:
     def _record_gradients(
         self,
         step: TrainingStep,
-        captured: Captured,
+        captured: CapturedStep,
         sources: Mapping[str, float],
         events: Sequence[Event],
     ) -> None:
-        if captured.of_previous:
-            self._publish(captured.of_previous)
+        if captured.previous_parts:
+            self._publish(captured.previous_parts)
         own = step.metrics(self._engine, self._steering.edited_norm)
         captured.parts.append(as_part({**own, **sources}))
         for event in events:
@@ -259,7 +259,7 @@ class Session:
         """
         began = time.perf_counter()
         was_skipped = self._steering.end_step()
-        self._capture.stepped(done and not was_skipped)
+        self._capture.finish_step(done and not was_skipped)
         self._current.overhead += time.perf_counter() - began
 
     def step_ends(self, step: int | None = None) -> None:

@@ -30,13 +30,13 @@ class MonitorSettings(BaseModel):
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
 
-    sinks: Any = ()
+    sinks: Any = []
     """Sinks beside the run store and TensorBoard: objects with `write`, `flush` and `close`, names
     such as ``csv``, import paths of classes, or a mapping of one of these to its settings."""
     rules: Any = "default"
     """Alert rules: ``default``, ``off``, the path of a YAML file, or a list of names, names with
     settings, import paths, objects with a `name` and `check(history)`, and functions."""
-    policies: Any = ()
+    policies: Any = []
     """What acts on a step before its gradients are clipped: a preset such as ``ulysses-pro``, the
     path of a YAML file, or a list of names with settings, objects with a `name` and
     `decide(history)`, and functions of the history that return `um.Action`s."""

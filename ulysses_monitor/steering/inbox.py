@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ulysses_monitor.common.ranks import from_rank_0
+from ulysses_monitor.common.ranks import broadcast_bytes
 from ulysses_monitor.records.command import Command
 from ulysses_monitor.store.control_file import ControlFile
 
@@ -52,4 +52,4 @@ class CommandInbox:
             return None
         own = b"" if self._pending is None else self._pending.to_json().encode()
         self._pending = None
-        return Command.from_json(from_rank_0(own, self._device).decode())
+        return Command.from_json(broadcast_bytes(own, self._device).decode())

@@ -212,11 +212,11 @@ class Steering:
             "id": command.id,
             "who": command.who,
             "why": command.why,
-            "command": command.described(),
+            "command": command.describe(),
         }
         try:
             self._apply(command)
-            about["result"] = command.described()
+            about["result"] = command.describe()
         except InputError as error:
             about["refused"] = str(error)
         return _control_event(step, about)

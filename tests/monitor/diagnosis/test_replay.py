@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, write_run
+from tests.support.recorded import curve, write_run
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
     replay_policies,
@@ -24,7 +24,7 @@ from ulysses_monitor.diagnosis.replay import (
     trained_steps,
 )
 from ulysses_monitor.records import StepRecord
-from ulysses_monitor.records.json_ready import event_as_json
+from ulysses_monitor.records.json_ready import event_to_dict
 from ulysses_monitor.rules import RuleSet, default_rules
 from ulysses_monitor.store import RunDirectory, compact
 
@@ -171,7 +171,7 @@ def recorded(run: um.RunReader) -> list[tuple[Any, ...]]:
 
 
 def replayed(run: um.RunReader, policies: Any) -> list[tuple[Any, ...]]:
-    events = [event_as_json(event) for event in replay_policies(run, policies)]
+    events = [event_to_dict(event) for event in replay_policies(run, policies)]
     events = json.loads(json.dumps(events))
     return [tuple(event[key] for key in SAID) for event in events]
 
@@ -419,7 +419,7 @@ def test_rules_give_the_alerts_that_they_gave(
     told = run.event_list("alert")
     steps = {(event["rule"], event["step"]) for event in told}
     assert {("nonfinite", 7), ("no_labels", 11), ("gradient_spike", 78), ("looks", 1)} < steps
-    found = [event_as_json(event) for event in replay_rules(run, [*default_rules(), later])]
+    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later])]
     assert alerts_of(found) == alerts_of(told)
     np.testing.assert_allclose(numbers_of(found), numbers_of(told), rtol=1e-6)
     assert live.seen == later.seen
@@ -436,7 +436,7 @@ def test_rules_begin_anew_where_a_training_resumes(tmp_path: Path) -> None:
         for i, event in enumerate(run.event_list("alert"))
         if i >= given_up or event["step"] <= 4
     ]
-    found = [event_as_json(event) for event in replay_rules(run, [*default_rules(), later])]
+    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later])]
     assert alerts_of(found) == alerts_of(told)
     assert [step for step, _ in live.seen] == [step for step, _ in later.seen if step > 4]
 
@@ -445,7 +445,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(tmp_path / "run", [])
-    sound = alerts_of([event_as_json(e) for e in replay_rules(run, "default")])
+    sound = alerts_of([event_to_dict(e) for e in replay_rules(run, "default")])
     assert sound
 
     class Broken:
@@ -454,7 +454,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
         def check(self, history: Sequence[StepRecord]) -> list[um.Alert]:
             raise ZeroDivisionError
 
-    found = [event_as_json(e) for e in replay_rules(run, [Broken(), *default_rules()])]
+    found = [event_to_dict(e) for e in replay_rules(run, [Broken(), *default_rules()])]
     assert alerts_of(found) == sound
     assert RuleSet([]).observe(StepRecord.of(1, 0.0, {"a/a/a": 1.0})) == []
     with pytest.raises(um.InputError, match="an object of type int is not a rule"):

@@ -18,19 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ulysses_monitor as um
-from tests.monitor.integrations.hf_cases import (
+from tests.support.forget import forget_last_trainer
+from tests.support.hf_cases import (
     build_trainer,
-    forget_last_trainer,
     rank,
     run_checks,
     weights,
     world,
+    zero_optimizer,
 )
 from tests.support.spawn import spawn
-
-
-def zero_optimizer(trainer: Any) -> Any:
-    return getattr(trainer.model_wrapped, "optimizer", None)
 
 
 def monitored(engine: str, folder: Path, **more: Any) -> tuple[Any, um.Monitor, um.MemorySink]:

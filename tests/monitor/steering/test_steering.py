@@ -278,7 +278,7 @@ def test_what_is_no_policy_is_refused_at_once(tmp_path: Path, policies: Any) -> 
     ("settings", "message"),
     [
         ({"kind": "add_nose"}, "did you mean 'add_noise'"),
-        ({"kind": "add_noise"}, "needed are \\['std'\\]"),
+        ({"kind": "add_noise"}, "expected \\['std'\\]"),
         ({"kind": "scale", "values": {"factor": math.nan}}, "factor is nan"),
         ({"kind": "clip_norm", "values": {"max_norm": -1.0}}, "max_norm is -1.0"),
         ({"kind": "lr_factor", "values": {"factor": 1.0, "groups": 1}}, "values are"),

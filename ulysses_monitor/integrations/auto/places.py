@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.integrations.auto.settings import AttachSettings
 from ulysses_monitor.session.opening import Place
 from ulysses_monitor.session.places import numbered_dirs
-from ulysses_monitor.store import IfExists, is_locked
+from ulysses_monitor.store import IfExists, check_available, holds_run, is_locked
 
 __all__ = ["check_first_place", "choose_place", "origin"]
 
@@ -53,18 +51,8 @@ def check_first_place(path: Path, if_exists: IfExists) -> None:
     Raises:
         InputError: it is in use, holds a run, or cannot be written.
     """
-    found = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    if not found.is_dir():
-        raise InputError(f"--run-dir {path}: {found} is a file; name a directory")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise InputError(f"--run-dir {path}: {found} cannot be written; choose another one")
-    if is_locked(path):
-        raise InputError(f"--run-dir {path}: in use by a running training; choose another one")
-    if if_exists == "refuse" and (path / "run.json").exists():
-        raise InputError(
-            f"--run-dir {path}: already holds a run; choose another one, or give --if-exists "
-            "resume to continue it, or --if-exists overwrite to replace it"
-        )
+    ways = "or give --if-exists resume to continue it, or --if-exists overwrite to replace it"
+    check_available(path, if_exists, where="--run-dir", ways=ways)
 
 
 def _is_free(place: Path, settings: AttachSettings) -> bool:
@@ -73,7 +61,7 @@ def _is_free(place: Path, settings: AttachSettings) -> bool:
         return True
     if not place.is_dir() or is_locked(place):
         return False
-    if not (place / "run.json").exists():
+    if not holds_run(place):
         return True
     if settings.monitor.if_exists == "refuse":
         return False

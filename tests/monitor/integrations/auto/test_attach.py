@@ -145,9 +145,9 @@ def test_a_run_json_of_any_kind_is_somebody_elses(tmp_path, text):
     for name in ("demo", "demo-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
-    place, _ = choose_place(settings_for(tmp_path, if_exists="overwrite"), "out", 0)
-    assert place.name == "demo"  # named by the user
-    assert choose_place(settings_for(tmp_path), "out", 5)[0].name == "demo-3"
+    place = choose_place(settings_for(tmp_path, if_exists="overwrite"), "out", 0)
+    assert place.run_dir.name == "demo"  # named by the user
+    assert choose_place(settings_for(tmp_path), "out", 5).run_dir.name == "demo-3"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -202,9 +202,8 @@ def test_what_goes_wrong_while_attaching_is_one_line_and_a_note(tmp_path):
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
-    (package / "callback.py").write_text(
-        "def install(module):\n    raise OSError(f'no\\n{module.x}')\n"
-    )
+    fails = "def install(module):\n    raise OSError(f'no\\n{module.x}')\n"
+    (package / "callback.py").write_text(fails)
     notes = tmp_path / "notes"
     notes.touch()
     variables = {"ULYSSES_ATTACH": "{}", "ULYSSES_ATTACH_NOTES": str(notes)}
@@ -270,7 +269,7 @@ def test_ranks_agree_or_learn_that_some_are_not_attached():
 def train_with_the_callback(root: str) -> None:
     import transformers
 
-    from tests.monitor.integrations.hf_cases import build_trainer
+    from tests.support.hf_cases import build_trainer
     from ulysses_monitor.integrations.auto.callback import AttachedCallback, install
 
     folder = Path(root)

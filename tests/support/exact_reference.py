@@ -1,8 +1,8 @@
-"""The metrics of a case, on one process, in float64, by hand.
+"""Computes the metrics of a case by hand, on one process in float64.
 
-The reference takes, at each step, the weights that the engine enters the step with, and computes
-the gradient of the whole world's batch in float64. So an error cannot hide in, nor come from, the
-path that the training took.
+At each step, the reference takes the weights with which the engine enters the step, and computes
+the gradient of the batch of all ranks in float64. So an error of an earlier step neither hides nor
+causes one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tests.monitor.engines.exact_cases import MODELS, STEPS, Case, batches, optimizer_for
+from tests.support.exact_cases import MODELS, STEPS, Case, batches, optimizer_for
 
 __all__ = ["family_of", "reference", "relative", "worst_errors"]
 
@@ -22,7 +22,7 @@ Named = dict[str, Tensor]
 
 
 def reference(case: Case, weights: Sequence[Named], world: int) -> Iterator[dict[str, float]]:
-    """The metrics of each step.
+    """Yields the metrics of each step.
 
     Args:
         case: what was trained.
@@ -35,12 +35,12 @@ def reference(case: Case, weights: Sequence[Named], world: int) -> Iterator[dict
     )
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if case.engine == "zero0" and case.bits != "fp32":
-        # DeepSpeed makes the state by a step without gradients, which Adam counts as its first.
+        # DeepSpeed creates the state by a step without gradients, which Adam counts as its first.
         for param in trained.values():
             param.grad = torch.zeros_like(param)
         optimizer.step()
-    # What is lost where a change is rounded is part of what the step did; it shows with bf16, and
-    # with SGD, whose changes are copied and subtracted, and small.
+    # The rounding of a change is part of what the step did. It shows under bf16, and with SGD,
+    # whose changes are small and found by subtracting a copy.
     rounds = (case.engine == "plain" and case.bits == "bf16") or case.optimizer == "sgd"
     for step in range(STEPS):
         before = {n: w.double() for n, w in weights[step].items()}
@@ -102,7 +102,7 @@ def parameter_metrics(before: Named, after: Named) -> dict[str, float]:
 
 
 def state_metrics(trained: Named, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """A parameter that never got a gradient has a state of zeros, kept or not."""
+    """Counts a parameter that never got a gradient as zeros, whether it has state or not."""
     out = {}
     for scope, names in scopes([*trained]).items():
         states = [optimizer.state.get(trained[n], {}) for n in names]
@@ -120,7 +120,7 @@ def likeness(trained: Named, *, gradients: bool) -> dict[str, float]:
 
 
 def lora_metrics(model: torch.nn.Module, grads: Named, after: Named) -> dict[str, float]:
-    """By dense products, which the project itself never makes."""
+    """Uses dense products, which the project itself avoids."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     modules = dict(model.named_modules())
     columns: dict[str, list[float]] = {}
@@ -161,15 +161,15 @@ def divide(a: float, b: float) -> float:
 
 
 MEASURED = ("grad", "param", "optim", "lora")
-"""The families whose every name is compared; the learning rate is not a measurement."""
+"""Families of which every metric is compared, except the learning rate, which is set."""
 
 
 def worst_errors(
     records: list[dict[str, float]], expected: list[dict[str, float]]
 ) -> dict[str, float]:
-    """The worst relative error of each family, over parameters, layers, total and steps.
+    """Returns each family's worst relative error over parameters, layers, total and steps.
 
-    The last step's update is not measured: it would travel with the next step.
+    The last step's update is not compared, because it would travel with the next step.
     """
     assert len(records) == len(expected)
     worst: dict[str, float] = {}

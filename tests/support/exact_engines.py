@@ -12,15 +12,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, ROWS, STEPS, Case, batches, optimizer_for
-from tests.monitor.engines.exact_reference import reference, worst_errors
+from tests.support.exact_cases import MODELS, ROWS, STEPS, Case, batches, optimizer_for
+from tests.support.exact_reference import reference, worst_errors
 from ulysses_monitor.engines import find_engine
 
 __all__ = ["merged", "run_cases", "train", "whole_weights", "wrap"]
 
 
 def run_cases(cases: list[dict[str, Any]], folder: str) -> dict[str, Any]:
-    """The child: every case in turn, the comparison on rank 0."""
+    """Runs every case in turn in a child process, and compares on rank 0."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if any(case["engine"].startswith("zero") for case in cases):
         import deepspeed
@@ -33,7 +33,7 @@ def run_cases(cases: list[dict[str, Any]], folder: str) -> dict[str, Any]:
             records, weights, found = train(case, f"{folder}/{number}", rank, world)
             if rank == 0:
                 found["worst"] = worst_errors(records, list(reference(case, weights, world)))
-        except Exception:  # noqa: BLE001 - the test of this case tells it; the others go on
+        except Exception:  # noqa: BLE001 - only the test of this case fails
             found = {"error": traceback.format_exc()}
         results[case.label] = found
     return results
@@ -42,7 +42,7 @@ def run_cases(cases: list[dict[str, Any]], folder: str) -> dict[str, Any]:
 def train(
     case: Case, run_dir: str, rank: int, world: int
 ) -> tuple[list[dict[str, float]], list[dict[str, Tensor]], dict[str, Any]]:
-    """Gives the records, the weights before each step and at the end, and what the engine holds."""
+    """Returns the records, the weights before each step and at the end, and the engine's shards."""
     torch.manual_seed(0)
     model, sink = MODELS[case.model](), um.MemorySink()
     monitor = um.Monitor(
@@ -68,7 +68,7 @@ def train(
 
 
 def merged(sink: um.MemorySink) -> list[dict[str, float]]:
-    """One dictionary a step: what a follow-up adds to a step arrives in a record of its own."""
+    """Returns one dictionary per step; a follow-up's metrics arrive in a record of their own."""
     steps: dict[int, dict[str, float]] = {}
     for record in sink.records:
         steps.setdefault(record.step, {}).update(record.to_dict())
@@ -78,7 +78,7 @@ def merged(sink: um.MemorySink) -> list[dict[str, float]]:
 def wrap(
     model: nn.Module, case: Case, make: Callable[..., torch.optim.Optimizer] | None = None
 ) -> tuple[Any, Any, Any]:
-    """Model, optimizer and scaler as the engine wants them."""
+    """Returns model, optimizer and scaler as the engine needs them."""
     make = make or partial(optimizer_for, kind=case.optimizer)
     if case.engine.startswith("zero"):
         return deepspeed_engine(model, case, make), None, None
@@ -170,9 +170,9 @@ def deepspeed_engine(
     if case.bits == "fp16":
         from deepspeed.accelerator import get_accelerator
 
-        # DeepSpeed refuses fp16 on a CPU for its speed; torch can do it.
+        # DeepSpeed refuses fp16 on a CPU because it is slow; torch supports it.
         get_accelerator().is_fp16_supported = lambda: True
-        # DeepSpeed does not scale the loss under ZeRO-0, though its step divides by the scale.
+        # DeepSpeed does not scale the loss under ZeRO-0, but its step divides by the scale.
         scale = 1024.0 if zero["stage"] else 1.0
         config["fp16"] = {"enabled": True, "loss_scale": scale}
     optimizer = make(model)
@@ -181,14 +181,14 @@ def deepspeed_engine(
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the state, gathered where it is sharded, in the optimizer's precision."""
+    """Returns copies of the weights in the optimizer's precision, gathered if sharded."""
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        state[name] = _whole(tensor)
+        state[name] = _full(tensor)
     return state
 
 
-def _whole(tensor: Any) -> Tensor:
+def _full(tensor: Any) -> Tensor:
     if hasattr(tensor, "full_tensor"):
         return tensor.detach().full_tensor().clone()
     if hasattr(tensor, "ds_tensor") or hasattr(tensor, "_hp_mapping"):

@@ -1,4 +1,4 @@
-"""Runs as Arrow tables with a row for each value or event, as databases like them."""
+"""Runs as Arrow tables in long form: one row for each value or event, as databases expect them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ulysses_monitor.store import Block
 
-__all__ = ["event_table", "metric_table"]
+__all__ = ["build_event_table", "build_metric_table"]
 
 _METRICS = pa.schema(
     [
@@ -33,22 +33,26 @@ _EVENTS = pa.schema(
 )
 
 
-def metric_table(blocks: Mapping[str, Block]) -> Any:
-    """A row for each value that was measured, run by run and metric by metric.
+def build_metric_table(blocks: Mapping[str, Block]) -> Any:
+    """Builds a table with a row for each measured value, sorted by run and metric.
 
     Args:
-        blocks: by run.
+        blocks: the metrics of each run, by run name.
+
+    Returns:
+        A `pyarrow.Table` with the columns `run`, `step`, `time` (seconds since the epoch),
+        `metric` and `value`.
     """
-    tables = [_rows_of(run, block) for run, block in blocks.items()]
+    tables = [_tabulate(run, block) for run, block in blocks.items()]
     return pa.concat_tables([_METRICS.empty_table(), *tables]).unify_dictionaries()
 
 
-def _rows_of(run: str, block: Block) -> Any:
+def _tabulate(run: str, block: Block) -> Any:
     metrics, rows = np.nonzero(block.present.T)
     zeros = pa.array(np.zeros(len(rows), np.int32))
-    names = pa.array([_text(name) for name in block.names], pa.string())
+    names = pa.array([_as_utf8(name) for name in block.names], pa.string())
     columns = [
-        pa.DictionaryArray.from_arrays(zeros, pa.array([_text(run)], pa.string())),
+        pa.DictionaryArray.from_arrays(zeros, pa.array([_as_utf8(run)], pa.string())),
         pa.array(block.steps[rows]),
         pa.array(block.times[rows]),
         pa.DictionaryArray.from_arrays(pa.array(metrics.astype(np.int32)), names),
@@ -57,11 +61,15 @@ def _rows_of(run: str, block: Block) -> Any:
     return pa.Table.from_arrays(columns, schema=_METRICS)
 
 
-def event_table(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """A row for each event; what it carries beyond kind, step and time is JSON in `data`.
+def build_event_table(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """Builds a table with a row for each event.
 
     Args:
-        events: by run.
+        events: the events of each run, by run name.
+
+    Returns:
+        A `pyarrow.Table` with the columns `run`, `kind`, `step`, `time` (seconds since the epoch)
+        and `data`, which holds the event's other keys as JSON.
     """
     rows = [_event_row(run, event) for run, of_run in events.items() for event in of_run]
     return pa.Table.from_pylist(rows, schema=_EVENTS)
@@ -71,14 +79,14 @@ def _event_row(run: str, event: Mapping[str, Any]) -> dict[str, Any]:
     data = {k: v for k, v in event.items() if k not in ("kind", "step", "time")}
     step, time = event.get("step"), event.get("time")
     return {
-        "run": _text(run),
-        "kind": _text(str(event["kind"])),
+        "run": _as_utf8(run),
+        "kind": _as_utf8(str(event["kind"])),
         "step": step if isinstance(step, int) else None,
         "time": time if isinstance(time, int | float) else None,
         "data": json.dumps(data),
     }
 
 
-def _text(value: str) -> str:
-    """`value` without what has no UTF-8 form, such as a file name of another encoding."""
-    return value.encode("utf-8", "replace").decode()
+def _as_utf8(text: str) -> str:
+    """Replaces the characters that UTF-8 cannot encode, as in a file name of another encoding."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Numbers, times and durations as people read them; what is missing is a dash."""
+"""Formats numbers, times and durations for people; a missing value becomes a dash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def number(value: object, digits: int = 3) -> str:
-    """`value` with `digits` significant digits and k, M, B or T; ``∞`` where it is infinite.
+    """Formats a number with `digits` significant digits and a suffix: k, M, B or T.
 
     >>> number(12345.6), number(0.012), number(2e-05), number(float("inf")), number(None)
     ('12.3k', '0.0120', '2.00e-5', '∞', '—')
@@ -25,14 +25,14 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def tick(value: object, digits: int = 3) -> str:
-    """As `number`, without trailing zeros: ``1``, ``0.5``, ``2e-5``."""
+    """Formats a number like `number`, without trailing zeros: ``1``, ``0.5``, ``2e-5``."""
     return re.sub(r"\.0+(?=\D|$)|(\.\d*[1-9])0+(?=\D|$)", r"\1", number(value, digits))
 
 
 def _magnitude(x: float, digits: int) -> str:
     if math.isinf(x):
         return "∞"
-    x = float(f"{x:.{digits}g}")  # rounded first: 999.96 is 1k, not 1000
+    x = float(f"{x:.{digits}g}")  # round first: 999.96 becomes 1.00k, not 1000
     if not x:
         return "0"
     if not 1e-3 <= x < 1e15:
@@ -43,29 +43,29 @@ def _magnitude(x: float, digits: int) -> str:
 
 
 def count(value: object) -> str:
-    """`value` as a whole number with thousands apart: ``12,000``."""
+    """Formats an integer with separated thousands: ``12,000``."""
     x = _as_float(value)
     return f"{int(x):,}" if math.isfinite(x) else DASH
 
 
 def share(value: object) -> str:
-    """A fraction in percent: ``0.83 %``."""
+    """Formats a fraction as a percentage: ``0.83%``."""
     x = _as_float(value)
     if math.isnan(x):
         return DASH
     if 0 < x < 1e-4:
-        return "< 0.01 %"
-    return f"{number(100 * x, 2 if x < 0.1 else 3)} %" if x else "0 %"
+        return "<0.01%"
+    return f"{number(100 * x, 2 if x < 0.1 else 3)}%" if x else "0%"
 
 
 def change(first: object, last: object, digits: int = 3) -> str:
-    """``first → last``; a single dash where both are missing."""
+    """Formats a change as ``first → last``; as a single dash if both are missing."""
     before, after = number(first, digits), number(last, digits)
     return DASH if before == after == DASH else f"{before} → {after}"
 
 
 def duration(seconds: object) -> str:
-    """Seconds in the two units that matter: ``1 h 5 min``."""
+    """Formats seconds in the two largest units: ``1 h 5 min``."""
     x = _as_float(seconds)
     if not math.isfinite(x):
         return DASH
@@ -78,7 +78,7 @@ def duration(seconds: object) -> str:
 
 
 def when(timestamp: object) -> str:
-    """Seconds since the epoch as date and time of this machine's zone."""
+    """Formats seconds since the epoch as a local date and time: ``25 Nov 2026, 14:05 UTC``."""
     try:
         moment = datetime.fromtimestamp(_as_float(timestamp)).astimezone()
     except (ValueError, OverflowError, OSError):
@@ -87,7 +87,7 @@ def when(timestamp: object) -> str:
 
 
 def _as_float(value: object) -> float:
-    """`value` as a float, NaN where it is none; the store writes NaN and Inf of events as text."""
+    """Returns `value` as a float, or NaN. Events hold NaN and Inf as text, which float() reads."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,14 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.support.forget import forget_last_trainer
+
 __all__ = [
     "VOCAB",
     "build_trainer",
-    "forget_last_trainer",
     "rank",
     "run_checks",
     "weights",
     "world",
+    "zero_optimizer",
 ]
 
 VOCAB = 31
@@ -72,18 +73,6 @@ def build_trainer(engine: str, folder: Path, *, trainer_class: Any = None, **mor
     )
 
 
-def forget_last_trainer() -> None:
-    """accelerate keeps the first Trainer's engine for the life of the process."""
-    from accelerate.state import AcceleratorState, GradientState
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    unset_hf_deepspeed_config()
-    for name in [n for n in os.environ if n.startswith("ACCELERATE_")]:
-        del os.environ[name]
-
-
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -99,6 +88,10 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
         return {n: safe_get_full_fp32_param(p).clone() for n, p in model.named_parameters()}
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def zero_optimizer(trainer: Any) -> Any:
+    return getattr(trainer.model_wrapped, "optimizer", None)
 
 
 def run_checks(

@@ -1,4 +1,4 @@
-"""What is trained in the exactness tests: models, batches, and how a case is named."""
+"""Models, batches and cases of the exactness tests."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Case:
 
 
 class Toy(nn.Module):
-    """Layers of odd sizes, one wider than a block of sums, a frozen part, a part without use, and
-    a parameter of one element, of which all ranks but one hold nothing where it is sharded."""
+    """Has odd sizes, a layer wider than a block of sums, a frozen part, an unused part, and a
+    parameter of one element, of which only one rank holds something when it is sharded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def llama(**config: Any) -> nn.Module:
 
 
 def tied() -> nn.Module:
-    """One weight for embedding and head, activations computed again in the backward pass."""
+    """Ties embedding and head, and recomputes activations in the backward pass."""
     model = llama(tie_word_embeddings=True)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return _Loss(model.train())
@@ -95,7 +95,7 @@ def adapted(**settings: Any) -> nn.Module:
 
 
 def stir(model: nn.Module) -> None:
-    """B starts at zero; here it does not, so that BA has a norm."""
+    """Starts with a B that is not zero, so that BA has a norm."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, param in model.named_parameters():
@@ -108,7 +108,7 @@ def lora() -> nn.Module:
 
 
 def fresh_lora() -> nn.Module:
-    """As PEFT makes it: B = 0, so A gets no gradient at first."""
+    """Starts as PEFT does: B = 0, so A gets no gradient at first."""
     from peft import LoraConfig, get_peft_model
 
     return _Loss(get_peft_model(llama(), LoraConfig(r=3, target_modules=["q_proj", "v_proj"])))
@@ -127,7 +127,7 @@ def embedding_lora() -> nn.Module:
 
 
 def two_adapters() -> nn.Module:
-    """Both are trained and both are used."""
+    """Trains and uses two adapters."""
     from peft import LoraConfig, get_peft_model
 
     first = LoraConfig(r=3, target_modules=["q_proj", "v_proj"])
@@ -144,13 +144,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def batches(step: int, world: int, accumulate: int) -> Tensor:
-    """[world, accumulate, ROWS, 7]"""
+    """Returns token ids [world, accumulate, ROWS, 7]."""
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, 29, (world, accumulate, ROWS, 7), generator=generator)
 
 
 def optimizer_for(model: nn.Module, kind: str = "adamw") -> torch.optim.Optimizer:
-    """Two groups with rates and decays of their own, but where the kind takes one only."""
+    """Makes two parameter groups with their own rates and decays, if the optimizer takes two."""
     trained = [p for p in model.parameters() if p.requires_grad]
     half = len(trained) // 2
     groups = [
@@ -164,7 +164,7 @@ def optimizer_for(model: nn.Module, kind: str = "adamw") -> torch.optim.Optimize
         return torch.optim.AdamW(groups, **common, **{kind: True})
     if kind == "adam":
         for group in groups:
-            group["weight_decay"] = 0.0  # Adam's is part of the gradient its moments see
+            group["weight_decay"] = 0.0  # Adam adds it to the gradient that its moments see
         return torch.optim.Adam(groups, **common, amsgrad=True)
     if kind == "sgd":
         return torch.optim.SGD(groups, momentum=0.9)

@@ -1,4 +1,4 @@
-"""Recorded runs for the tests of reading them."""
+"""Writes runs for the tests of what reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ulysses_monitor.store import RunDirectory, StoreSink
 
 
 def write_run(path: Path, items: list[Any], status: str | None = "finished") -> um.RunReader:
-    """A run with `items`; with no status it is left as a crash leaves it."""
+    """Writes a run with `items`; without a status, the run looks like a crashed one."""
     directory = RunDirectory(path)
     directory.start({"engine": "ddp", "world_size": 2})
     sink = StoreSink(directory)
@@ -25,6 +25,7 @@ def write_run(path: Path, items: list[Any], status: str | None = "finished") -> 
 
 
 def training(steps: int) -> list[StepRecord]:
+    """Returns records with eight metrics for steps 1 to `steps`, a second apart."""
     return [
         StepRecord.of(
             step,
@@ -45,7 +46,7 @@ def training(steps: int) -> list[StepRecord]:
 
 
 def curve(name: str, values: Any, *, start: float = 0.0) -> list[StepRecord]:
-    """A record a step, from step 1, with one metric, a second apart."""
+    """Returns records of one metric, from step 1, a second apart."""
     return [
         StepRecord.of(step, start + step, {name: float(value)})
         for step, value in enumerate(values, 1)
