@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic import BaseModel
 
-__all__ = ["Expected", "describe_expected", "item_hint"]
+__all__ = ["Expected", "describe_expected", "explicit_expectation", "item_hint"]
 
 _UNIONS = (Union, types.UnionType)
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
@@ -40,9 +40,8 @@ def describe_expected(hint: Any, notes: Sequence[Any] = ()) -> str | None:
     Returns:
         None if the type has no name that a user knows.
     """
-    for each in notes:
-        if isinstance(each, Expected):
-            return each.what
+    if explicit := explicit_expectation(hint, notes):
+        return explicit
     if get_origin(hint) is Annotated:
         first, *more = get_args(hint)
         return describe_expected(first, [*more, *notes])
@@ -53,6 +52,12 @@ def describe_expected(hint: Any, notes: Sequence[Any] = ()) -> str | None:
     if hint in (int, float):
         return f"{'an integer' if hint is int else 'a number'}{_bounds(notes)}"
     return _noun(get_origin(hint) or hint, hint)
+
+
+def explicit_expectation(hint: Any, notes: Sequence[Any] = ()) -> str | None:
+    """Returns what an `Expected` says, which is part of the annotation; None without one."""
+    more = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((each.what for each in (*notes, *more) if isinstance(each, Expected)), None)
 
 
 def item_hint(hint: Any) -> Any:

@@ -10,7 +10,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ulysses_monitor.common.errors import InputError, nearest
-from ulysses_monitor.common.expectations import describe_expected, item_hint
+from ulysses_monitor.common.expectations import (
+    describe_expected,
+    explicit_expectation,
+    item_hint,
+)
 from ulysses_monitor.common.masking import mask_secrets
 
 __all__ = ["describe_problem", "validate"]
@@ -68,7 +72,8 @@ def describe_problem(
         return _unknown_key(model, first["loc"])
     if first["type"] == "missing":
         return f"{name} is missing; set it"
-    if first["type"] == "value_error" and not _expected_at(model, path):
+    declared = _describe_annotation(model, path, first["type"])
+    if first["type"] == "value_error" and declared is None:
         text = first["msg"].removeprefix("Value error, ")
         return f"{name}: {text}" if name else text
     # A value that may have one of several types gives an error for each of them.
@@ -78,14 +83,20 @@ def describe_problem(
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         hint = nearest(value, allowed) if isinstance(value, str) else ""
         return f"{name} is {value!r}{hint}; allowed: {', '.join(allowed)}"
-    expected = _expected_at(model, path) or " or ".join(
-        dict.fromkeys(map(_describe_expected, same_value))
-    )
+    expected = declared or " or ".join(dict.fromkeys(map(_describe_expected, same_value)))
     return f"{name} is {value!r}; expected {expected}"
 
 
-def _expected_at(model: type[BaseModel] | None, path: tuple[str, ...]) -> str | None:
-    """Returns what the setting at `path` takes, as its annotation says it."""
+def _describe_annotation(
+    model: type[BaseModel] | None, path: tuple[str, ...], kind: str
+) -> str | None:
+    """Returns what the setting at `path` takes; None if its annotation does not explain the error.
+
+    Args:
+        model: the model that was validated.
+        path: keys of the setting.
+        kind: pydantic's type of the error.
+    """
     hint: Any = model
     notes: list[Any] = []
     for part in path:
@@ -94,7 +105,10 @@ def _expected_at(model: type[BaseModel] | None, path: tuple[str, ...]) -> str | 
             hint, notes = (field.annotation, field.metadata) if field else (None, [])
         else:
             hint, notes = item_hint(hint), []
-    return describe_expected(hint, notes) if path and hint is not None else None
+    if not path or hint is None:
+        return None
+    is_explained = kind in _LIMITS or kind.endswith(("_type", "_parsing", "too_short"))
+    return describe_expected(hint, notes) if is_explained else explicit_expectation(hint, notes)
 
 
 def _describe_expected(problem: Any) -> str:
