@@ -184,7 +184,11 @@ def replay(
         ),
     ] = None,
     rules: Annotated[
-        Literal["default"] | None, typer.Option(help="Rules; default if no policy is given.")
+        list[str] | None,
+        typer.Option(
+            help="default, a rule, a YAML file or module:function; may be given several times. "
+            "default if no policy is given."
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all decisions.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
@@ -192,7 +196,7 @@ def replay(
     """Say what rules and policies would have done in a run, at which steps; write nothing."""
     from ulysses_core.cli.replay import replay as command
 
-    command(run, policies or [], rules, as_json=as_json, everything=everything)
+    command(run, policies or [], rules or [], as_json=as_json, everything=everything)
 
 
 @store.command()

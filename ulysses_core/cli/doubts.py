@@ -50,19 +50,23 @@ def _doubts(managed: Managed, config: RunConfig, trained: int) -> Iterator[str]:
     if above is not None and above > 100 * healthy:
         norm = above * math.sqrt(trained * math.pi / 2)
         yield f"above {above:g} means a gradient norm of {norm:,.0f}: it will hardly ever act"
-    if "add_noise" in managed.acts and not getattr(policy, "relative", False):
+    if "add_noise" in managed.action_kinds and not getattr(policy, "relative", False):
         std = policy.std if hasattr(policy, "std") else math.sqrt(policy.eta)
         if std * math.sqrt(trained) > _HEALTHY_NORM:
             yield (
                 f"noise of {std:.3g} an element has a norm of {std * math.sqrt(trained):.3g}, "
                 "more than a healthy gradient"
             )
-    if "scale_each" in managed.acts and hasattr(policy, "factor") and _is_normalized(config):
+    if (
+        "scale_each" in managed.action_kinds
+        and hasattr(policy, "factor")
+        and _is_normalized(config)
+    ):
         yield (
             "under Adam a factor that stays changes nothing, and one that comes and goes changes "
             "the step by its second moment"
         )
-    if "clip_norm" in managed.acts and _clips(config) and hasattr(policy, "percentile"):
+    if "clip_norm" in managed.action_kinds and _clips(config) and hasattr(policy, "percentile"):
         yield "the Trainer clips after it: set max_grad_norm: 0 to leave clipping to the policy"
 
 

@@ -25,7 +25,7 @@ from ulysses_monitor.diagnosis.replay import (
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.reading import RunReader, open_run
 from ulysses_monitor.records.json_ready import event_to_dict
-from ulysses_monitor.rules import default_rules
+from ulysses_monitor.rules import make_rules
 
 __all__ = ["replay"]
 
@@ -68,7 +68,7 @@ class _Said:
 def replay(
     place: str,
     policies: Sequence[str],
-    rules: str | None,
+    rules: Sequence[str],
     *,
     as_json: bool,
     everything: bool,
@@ -79,18 +79,19 @@ def replay(
         place: the run's.
         policies: names, presets, YAML files and import paths, which the current directory is part
             of.
-        rules: ``default``; None for none, unless there are no policies either.
+        rules: likewise; the default ones if there are neither policies nor rules.
         as_json: one object for machines instead of tables.
         everything: all decisions, not only the first.
 
     Raises:
-        InputError: there is no run, or a policy is wrong or cannot act in it.
+        InputError: there is no run, or a rule or policy is wrong, or a policy cannot act in it.
     """
     run = open_run(place)
+    _import_from_here()
     steps = [int(step) for step in trained_steps(run)]
     said = [_policies(run, policies, bool(steps))] if policies else []
     if rules or not policies:
-        said.append(_rules(run))
+        said.append(_rules(run, rules or ["default"]))
     if as_json:
         typer.echo(json.dumps(_as_json(run, steps, said), indent=2, allow_nan=False))
         return
@@ -101,9 +102,6 @@ def replay(
 
 
 def _policies(run: RunReader, given: Sequence[str], any_steps: bool) -> _Said:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     asked = make_policies([policy for each in given for policy in make_policies(each)])
     if not any_steps:  # then no policy fits, and none is to blame
         return _Said("policy", [policy.name for policy in asked], [], {})
@@ -112,8 +110,14 @@ def _policies(run: RunReader, given: Sequence[str], any_steps: bool) -> _Said:
     return _Said("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 
 
-def _rules(run: RunReader) -> _Said:
-    rules = default_rules()
+def _import_from_here() -> None:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _rules(run: RunReader, given: Sequence[str]) -> _Said:
+    rules = make_rules([rule for each in given for rule in make_rules(each)])
     events = [event_to_dict(event) for event in replay_rules(run, rules)]
     return _Said("rule", [rule.name for rule in rules], events, {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,8 @@ def test_a_preset_a_list_a_mode_and_a_seed_are_taken(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("  policies: adaptiv", "did you mean 'adaptive'"),
-        ("  policies: [{zclip: {zz: 3}}]", "no setting 'zz'"),
-        ("  policies: [{zclip: {z: -3}}]", "z is -3; allowed is a number above 0"),
+        ("  policies: [{zclip: {zz: 3}}]", "unknown setting 'zz' (did you mean 'z'?); allowed: "),
+        ("  policies: [{zclip: {z: -3}}]", "z is -3; expected a number above 0"),
         ("  policies: [{zclip: {late_start: 0.5}}]", "late_start"),
         ("  policies: nowhere.yaml", "nowhere.yaml: No such file"),
         ("  mode: sometimes", "'off', 'shadow' or 'active'"),
@@ -86,3 +87,36 @@ def test_scaling_is_doubted_under_adam_and_not_under_sgd(tmp_path: Path) -> None
 
 def test_policies_that_are_off_are_not_doubted(tmp_path: Path) -> None:
     assert doubted(tmp_path, "  policies: ulysses-pro\n  mode: off", 16_800_000) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("  rules: off", "off"),
+        ("  rules: default", "default"),
+        (
+            "  rules: [nonfinite, {loss_spike: {sigmas: 4}}]",
+            ["nonfinite", {"loss_spike": {"sigmas": 4}}],
+        ),
+        ("  rules: [default, my_package.module:my_rule]", ["default", "my_package.module:my_rule"]),
+    ],
+)
+def test_rules_are_named_like_policies(tmp_path: Path, text: str, rules: Any) -> None:
+    assert load(tmp_path, text).settings.monitor.rules == rules
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  rules: none", "rules: 'none' is not a rule"),
+        ("  rules: [{loss_spike: {sigma: 4}}]", "unknown setting 'sigma' (did you mean 'sigmas'?)"),
+        ("  rules: {loss_spike: {}}", "rules: got dict; expected a list of rules"),
+    ],
+)
+def test_a_wrong_rule_is_an_error_of_the_config_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0

@@ -457,7 +457,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
     found = [event_to_dict(e) for e in replay_rules(run, [Broken(), *default_rules()])]
     assert alerts_of(found) == sound
     assert RuleSet([]).observe(StepRecord.of(1, 0.0, {"a/a/a": 1.0})) == []
-    with pytest.raises(um.InputError, match="has no name and check"):
+    with pytest.raises(um.InputError, match="an object of type int is not a rule"):
         replay_rules(run, [3])  # type: ignore[list-item]
 
 

@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from rich.console import Console
 from rich.text import Text
 
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.console.live import LiveTable
 from ulysses_monitor.sinks.console.state import (
@@ -48,8 +50,13 @@ class ConsoleSink:
 
     name = "console"
 
+    @checked_arguments("sink console")
     def __init__(
-        self, console: Console | None = None, every_seconds: float = 10.0, *, run_name: str = ""
+        self,
+        console: Console | None = None,
+        every_seconds: Annotated[float, Field(ge=0)] = 10.0,
+        *,
+        run_name: str = "",
     ) -> None:
         self._console = console or _standard_error()
         self._every = every_seconds
