@@ -56,7 +56,7 @@ class StatusTable:
 
 
 def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iterable[Text]:
-    title = f"{state.name or 'training'} on {state.engine or '?'}"
+    title = ": ".join(part for part in (state.name or "training", state.engine) if part)
     yield Text(clean_text(title, encoding), style="bold")
     yield _position(state, width)
     if state.total:
