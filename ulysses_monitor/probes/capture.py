@@ -1,7 +1,4 @@
-"""Reads a step: all probes in one vector, one all-reduce, one copy to the host.
-
-Legend: P trainable parameters, S slots of maxima.
-"""
+"""Reads a step: all probes in one vector, one all-reduce, one copy to the host."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
+from ulysses_monitor.probes.slots import MaximaSlots
 from ulysses_monitor.records import Schema
 
 __all__ = ["Capture", "CapturedStep"]
@@ -83,7 +81,7 @@ class Capture:
         self._follow_ups = list(follow_ups)
         self._schemas: dict[str, Schema] = {}
         self._failures = {probe.name: 0 for probe in [*probes, *follow_ups]}
-        self._slots = _Slots(engine)
+        self._slots = MaximaSlots(engine)
         self._measuring = False
         self._raised_here: set[str] = set()
 
@@ -269,39 +267,3 @@ def _attempt(what: str, call: Callable[..., _T], *args: object) -> _Attempt[_T]:
     except Exception:
         logger.exception("monitor: %s failed", what)
         return _Attempt(succeeded=False)
-
-
-class _Slots:
-    """The places of the maxima in the vector: one for each parameter and rank that counts it.
-
-    Built once, with one all-reduce that tells which rank counts what.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        ranks, rank = 1, 0
-        if dist.is_available() and dist.is_initialized():
-            ranks, rank = dist.get_world_size(), dist.get_rank()
-        self.width = len(engine.parameters())
-        holds = torch.zeros(ranks, self.width, device=engine.device)
-        holds[rank, engine.counted_indices()] = 1.0
-        if ranks > 1:
-            dist.all_reduce(holds)
-        by_parameter = holds.cpu().numpy().T.nonzero()
-        self._of_slot, of_rank = by_parameter
-        self.size = len(self._of_slot)
-        mine = (of_rank == rank).nonzero()[0]
-        self._own_slots = torch.from_numpy(mine).to(engine.device)
-        self._own_parameters = torch.from_numpy(self._of_slot[mine]).to(engine.device)
-
-    def place(self, row: Tensor) -> Tensor:
-        """Puts this rank's maxima [P] into its slots [S]; the other slots are zero."""
-        placed = torch.zeros(self.size, dtype=torch.float64, device=row.device)
-        own, parameters = self._own_slots.to(row.device), self._own_parameters.to(row.device)
-        return placed.index_copy_(0, own, row.index_select(0, parameters))
-
-    def largest(self, slots: Array) -> Array:
-        """Returns the largest value of each parameter [P]; zero if no rank holds it."""
-        result = np.zeros(self.width)
-        with np.errstate(invalid="ignore"):  # NaN stays NaN, so that the step is read again
-            np.maximum.at(result, self._of_slot, slots)
-        return result
