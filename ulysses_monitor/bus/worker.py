@@ -19,6 +19,7 @@ __all__ = ["Report", "Worker"]
 logger = logging.getLogger(__name__)
 
 Report = Callable[[Mapping[str, Any]], None]
+"""Called with the data of an event about a sink: its name, its state, the error."""
 
 _FLUSH_SECONDS = 0.25
 """Longest time from writing an item to flushing it. Together with the store's own wait, a step is
@@ -29,7 +30,7 @@ _SETTLE_SECONDS = 0.6
 two syncs, so that the last steps are synced too."""
 
 _HANG_SECONDS = 30.0
-_LOSSLESS_PAUSE = 0.1
+"""Longest call of a sink before a warning."""
 
 
 class Worker:

@@ -122,7 +122,9 @@ class Capture:
             shards = self._shards() or []
             with torch.no_grad():
                 for probe in self._active(self._follow_ups):
-                    self._note_failure(probe, _attempt(probe.name, probe.after_step, shards))
+                    self._note_failure(
+                        probe, _attempt(f"probe {probe.name}", probe.after_step, shards)
+                    )
 
     def _prepare(self, step: int, shards: list[Shard]) -> None:
         """Prepares the follow-ups for the coming optimizer step, if it is a sampled one."""
@@ -130,7 +132,9 @@ class Capture:
         self._raised_here.clear()
         if self._measuring:
             for probe in self._active(self._follow_ups):
-                self._note_failure(probe, _attempt(probe.name, probe.before_step, shards))
+                self._note_failure(
+                    probe, _attempt(f"probe {probe.name}", probe.before_step, shards)
+                )
 
     def _note_failure(self, probe: Probe, attempt: _Attempt[None]) -> None:
         """Remembers that a follow-up raised on this rank until the vector tells all ranks."""
@@ -156,7 +160,7 @@ class Capture:
             if vector is None:
                 vector = torch.zeros(probe.size + probe.maxima * width, dtype=torch.float64)
             parts.append(vector[: probe.size])
-            maxima = vector[probe.size :].view(probe.maxima, width)
+            maxima = vector[probe.size :].view(probe.maxima, width)  # [maxima * P] -> [maxima, P]
             parts += [self._slots.place(row) for row in maxima]
         totals = self._all_reduce(torch.cat([part.to(device, non_blocking=True) for part in parts]))
         return self._split(active, totals, len(extra)), shards
@@ -197,7 +201,7 @@ class Capture:
         vectors = [
             None
             if probe.name in self._raised_here
-            else _attempt(probe.name, probe.read, reading).result
+            else _attempt(f"probe {probe.name}", probe.read, reading).result
             for probe in active
         ]
         return shards, vectors
@@ -219,7 +223,7 @@ class Capture:
                 self._count_failure(probe)
                 continue
             # The totals are the same on all ranks, so an error here is raised on all of them.
-            values = _attempt(probe.name, probe.values, reduced.totals[probe.name])
+            values = _attempt(f"probe {probe.name}", probe.values, reduced.totals[probe.name])
             if not values.succeeded:
                 self._count_failure(probe)
             elif values.result is not None:

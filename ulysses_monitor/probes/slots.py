@@ -47,7 +47,7 @@ class MaximaSlots:
         return placed.index_copy_(0, own, row.index_select(0, parameters))
 
     def largest(self, slots: Array) -> Array:
-        """Returns each parameter's largest value [P] from all slots [S]; zero if no rank has one."""
+        """Returns the largest value of each parameter [P] from all slots [S]; zero without one."""
         result = np.zeros(self.width)
         with np.errstate(invalid="ignore"):  # NaN stays NaN, so that the step is read again
             np.maximum.at(result, self._of_slot, slots)
