@@ -44,10 +44,10 @@ class RunFile:
             OSError: the file cannot be opened.
         """
         if self._file is None:
-            self._file = self._opened()
+            self._file = self._open_file()
         self._file.write(lines.encode("utf-8", "backslashreplace"))
 
-    def _opened(self) -> AppendFile:
+    def _open_file(self) -> AppendFile:
         if self.path is None:
             raise InputError(
                 f"sink {self._sink}: path is None and there is no run directory; expected a path"

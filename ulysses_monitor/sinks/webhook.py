@@ -75,7 +75,7 @@ class WebhookSink:
             ConnectionError: the receiver is unreachable; the item can be written again.
             WebhookError: the receiver refused the message, which counts as held back.
         """
-        if isinstance(item, StepRecord) or item.kind not in self._kinds or _is_good_end(item):
+        if isinstance(item, StepRecord) or item.kind not in self._kinds or _has_finished(item):
             return
         key = str(item.data.get("rule", item.kind))
         held = self._held.get(key, 0)
@@ -131,7 +131,7 @@ def _is_safe(url: str) -> bool:
     )
 
 
-def _is_good_end(event: Event) -> bool:
+def _has_finished(event: Event) -> bool:
     return event.kind == "stop" and event.data.get("status") == "finished"
 
 

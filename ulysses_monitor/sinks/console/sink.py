@@ -110,7 +110,7 @@ class ConsoleSink:
 
     def _print_event(self, event: Event) -> None:
         if event.kind == "start":
-            self._print(f"training on {engine_text(event.data)}")
+            self._print(f"training: {engine_text(event.data)}")
         elif event.kind == "stop" and self._unprinted is not None:
             self._print_numbers(self._unprinted)
         elif event.kind == "alert":
@@ -139,7 +139,8 @@ class ConsoleSink:
         self._unprinted = None
         values = [(label, form, record[name]) for label, name, form in _SHOWN if name in record]
         text = "  ".join(f"{label} {form.format(value)}" for label, form, value in values)
-        self._print(f"step {record.step}/{self._state.total or '?'}  {text}")
+        total = f"/{self._state.total}" if self._state.total else ""
+        self._print(f"step {record.step}{total}  {text}")
 
     def _print(self, line: str, style: str = "") -> None:
         text = Text(clean_text(line, self._console.encoding), style=style)

@@ -77,7 +77,7 @@ class TensorBoardSink:
             InputError: neither a directory nor a run directory is known.
             OSError: the disk is full or unwritable; the item can be written again.
         """
-        file, translator = self._opened()
+        file, translator = self._open_file()
         if self._waiting is None or self._waiting[0] is not item:
             self._waiting = item, translator.events(item)
         file.append(*self._waiting[1])
@@ -97,7 +97,7 @@ class TensorBoardSink:
         finally:
             file.close()
 
-    def _opened(self) -> tuple[EventFile, Translator]:
+    def _open_file(self) -> tuple[EventFile, Translator]:
         # Imported late: TensorBoard takes a while to load.
         from ulysses_monitor.sinks.tensorboard.event_file import EventFile
         from ulysses_monitor.sinks.tensorboard.translation import Translator
