@@ -144,7 +144,7 @@ class UlyssesTrainingManager:
             mirror=settings.monitor.mirror,
             sample_every=settings.monitor.sample_every,
             if_exists="overwrite" if settings.overwrite_output_dir else "refuse",
-            config=self.config.given,
+            config=self.config.raw,
         )
         return attach(monitor, self.trainer)
 

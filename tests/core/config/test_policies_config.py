@@ -1,4 +1,4 @@
-"""Policies in a YAML are checked when the config is read, and doubted by the doctor."""
+"""Policies in a config are checked when it is read, and the doctor warns about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(folder: Path, monitor: str, *overrides: str) -> RunConfig:
     return load_config(path, overrides)
 
 
-def test_a_preset_a_list_a_mode_and_a_seed_are_taken(tmp_path: Path) -> None:
+def test_a_config_sets_policies_their_mode_and_their_seed(tmp_path: Path) -> None:
     monitor = load(tmp_path, "  policies: adaptive\n  mode: off\n  seed: 3").settings.monitor
     assert (monitor.policies, monitor.mode, monitor.seed) == ("adaptive", "off", 3)
     text = """
@@ -45,12 +45,10 @@ def test_a_preset_a_list_a_mode_and_a_seed_are_taken(tmp_path: Path) -> None:
         ("  policies: [{zclip: {z: -3}}]", "z is -3; allowed is a number above 0"),
         ("  policies: [{zclip: {late_start: 0.5}}]", "late_start"),
         ("  policies: nowhere.yaml", "nowhere.yaml: No such file"),
-        ("  mode: sometimes", "'off', 'shadow' or 'active'"),
+        ("  mode: sometimes", "monitor.mode is 'sometimes'; allowed: off, shadow, active"),
     ],
 )
-def test_a_wrong_policy_is_an_error_of_the_config_in_one_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_wrong_policy_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         load(tmp_path, text)
     assert message in str(error.value)
