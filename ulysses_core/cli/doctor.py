@@ -80,21 +80,21 @@ def _needs(config: RunConfig, processes: int, rows: dict[str, int]) -> Table:
     table = two_columns(f"what {config.name} needs")
     table.add_row("processes", f"{processes} = data {processes // size} x sequence {size}")
     table.add_row("rows", ", ".join(f"{name} {count}" for name, count in rows.items()))
-    table.add_row("parameters", f"{need.total:,}, of them trained {need.trained:,}")
+    table.add_row("parameters", f"{need.parameters:,}, of them trained {need.trained_parameters:,}")
     table.add_row("row on each rank", f"{-(-config.data.cutoff_len // size)} tokens")
     for label, text in _heads(model.config, size, need):
         table.add_row(label, text)
     room = _memory_per_process(processes)
-    table.add_row("weights and states", f"{_bytes(need.states())} a process")
-    table.add_row("activations", f"about {_bytes(need.activations())} a process")
-    table.add_row("logits", f"about {_bytes(need.logits())} a process")
+    table.add_row("weights and states", f"{_bytes(need.state_bytes())} a process")
+    table.add_row("activations", f"about {_bytes(need.activation_bytes())} a process")
+    table.add_row("logits", f"about {_bytes(need.logit_bytes())} a process")
     table.add_row("memory that is there", _bytes(room))
-    for policy, doubt in doubts(config, need.trained):
+    for policy, doubt in doubts(config, need.trained_parameters):
         table.add_row(f"policy {policy}", doubt)
-    if need.whole() > room:
-        from ulysses_core.memory.estimate import what_fits
+    if need.peak_bytes() > room:
+        from ulysses_core.memory.estimate import suggest_settings
 
-        advice = what_fits(need, room, on_gpu=_on_gpu())
+        advice = suggest_settings(need, room, on_gpu=_on_gpu())
         table.add_row("advice", "it does not fit; switch on, in this order: " + ", ".join(advice))
     return table
 
@@ -104,12 +104,12 @@ def _footprint(config: RunConfig, model: Any, processes: int) -> Footprint:
 
     settings, training = config.settings, config.training
     rows = training.get("per_device_train_batch_size", 8)
-    return Footprint.of(
+    return Footprint.from_model(
         model,
         processes=processes,
-        stage=(config.deepspeed or {}).get("zero_optimization", {}).get("stage", 0),
-        master=config.deepspeed is not None,
-        width=2 if training.get("bf16") or training.get("fp16") else 4,
+        zero_stage=(config.deepspeed or {}).get("zero_optimization", {}).get("stage", 0),
+        has_master_weights=config.deepspeed is not None,
+        element_size=2 if training.get("bf16") or training.get("fp16") else 4,
         tokens=rows * -(-config.data.cutoff_len // settings.sequence_parallel_size),
         checkpointing=bool(training.get("gradient_checkpointing")),
         offload_checkpoints=settings.offload_checkpoints and _on_gpu(),
@@ -147,7 +147,7 @@ def _heads(config: Any, size: int, need: Footprint) -> list[tuple[str, str]]:
         vectors = max(plan.sent(rank, need.tokens) for rank in range(size))
         # Forward and backward pass; with checkpointing the forward pass is made twice.
         passes = 3 if need.checkpointing else 2
-        sent = vectors * (need.heads // heads) * need.width * need.layers * passes
+        sent = vectors * (need.query_size // heads) * need.element_size * need.layers * passes
         rows.append(("exchange", f"{_bytes(sent)} sent by a rank for each micro-batch"))
     return rows
 
