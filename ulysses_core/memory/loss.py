@@ -69,8 +69,8 @@ def _check_output_layer(model: Any, head: Any) -> None:
     name = type(model).__name__
     if type(head) is not nn.Linear:
         raise InputError(
-            f"save_memory: the output layer of {name} is {type(head).__name__}; loss_chunk "
-            "expected torch.nn.Linear, so remove loss_chunk"
+            f"save_memory: the output layer of {name} is {type(head).__name__}, and loss_chunk "
+            "needs torch.nn.Linear; remove loss_chunk"
         )
     for entry in _LOGIT_SETTINGS:
         if getattr(model.config, entry, None) not in (None, 1.0):

@@ -1,7 +1,7 @@
 """Training with sequence parallelism against the same training on one process, in float64.
 
-Weights are compared after two SGD steps, per parameter and relative to its norm: Adam would hide a
-wrong scale, an absolute tolerance would hide a wrong small parameter.
+Weights are compared after two SGD steps, for each parameter relative to its norm. Adam would hide
+a wrong scale, and an absolute tolerance would hide a wrong small parameter.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {"original_max_position_embeddings": 64}),
     "olmo2": ("Olmo2", {}),
     "gemma": ("Gemma", {}),
-    # Scores and logits capped, every other layer windowed; transformers takes eager by itself,
-    # which in float64 makes NaN of padding that sees nothing within a window of 5.
+    # It caps scores and logits and has a sliding window in every other layer. transformers chooses
+    # eager attention, which gives NaN in float64 for padding that sees no token within 5.
     "gemma2": ("Gemma2", {"sliding_window": 12, "attn_logit_softcapping": 0.5}),
     "qwen3_moe": (
         "Qwen3Moe",
@@ -40,11 +40,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
-            "experts_implementation": "eager",  # the others have no float64
+            "experts_implementation": "eager",  # the others do not support float64
         },
     ),
 }
-"""transformers' class names, and settings of their own."""
+"""Prefixes of transformers' class names, and the models' own settings."""
 IGNORE = -100
 
 
@@ -64,15 +64,15 @@ class Case:
     data: str = "ragged"
     checkpointing: bool = False
     evaluated: int = 7
-    """With several groups only a number that fills every batch gives one process's batches."""
-    acts: bool = False
-    """Whether policies act on it."""
+    """Rows to evaluate. With several groups they must fill every batch, as on one process."""
+    has_policy: bool = False
+    """Whether a policy changes gradients and the learning rate."""
 
     @property
     def label(self) -> str:
         engine = "ddp" if self.zero is None else f"zero{self.zero}"
         heads = f"h{self.heads}k{self.key_heads}"
-        extra = "-checkpointing" * self.checkpointing + "-acts" * self.acts
+        extra = "-checkpointing" * self.checkpointing + "-policy" * self.has_policy
         return (
             f"{self.model}-{heads}-{engine}-sp{self.size}x{self.groups}-ga{self.accumulate}"
             f"-rows{self.rows}-{self.data}{extra}-eval{self.evaluated}"
@@ -107,12 +107,12 @@ def build_model(case: Case, **more: Any) -> Any:
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**settings | own | more)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
-    # Stage 0 refuses to reduce float64 gradients.
+    # Stage 0 cannot reduce float64 gradients.
     return model.float() if case.zero == 0 else model.double()
 
 
 def examples(kind: str) -> list[dict[str, Tensor]]:
-    """Twelve rows; the lengths of a batch rarely divide by the number of ranks."""
+    """Returns twelve rows; the length of a batch is rarely a multiple of the number of ranks."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for _ in range(7 if kind == "short_epoch" else 12):
@@ -198,7 +198,7 @@ def build_trainer(case: Case, *, model: Any = None, **more: Any) -> Any:
 
 
 def forget_last_trainer() -> None:
-    """accelerate keeps the first Trainer's engine for the life of the process."""
+    """Resets accelerate, which keeps the first Trainer's engine for the life of the process."""
     from accelerate.state import AcceleratorState, GradientState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -210,7 +210,7 @@ def forget_last_trainer() -> None:
 
 
 def fingerprint(prediction: Any) -> dict[str, float]:
-    """Depends on every label and on every logit of a labelled token, and on their places."""
+    """Returns sums that depend on every label, every logit of a labelled token, and their order."""
     labels = torch.as_tensor(prediction.label_ids)
     logits = torch.as_tensor(prediction.predictions)[labels.ne(IGNORE)]
     return {"logits": weighted(logits), "labels": weighted(labels.double())}
@@ -221,8 +221,8 @@ def weighted(values: Tensor) -> float:
     return float(values.flatten().double() @ places)
 
 
-def acts(history: Any) -> list[Any]:
-    """An action of every kind that edits gradients, and one on the rate."""
+def every_action(history: Any) -> list[Any]:
+    """Asks for every kind of action that edits gradients, and for a learning rate factor."""
     import ulysses_monitor as um
 
     norm = history[-1]["grad/norm/total"]
@@ -246,7 +246,7 @@ def train(case: Case) -> dict[str, Any]:
     trainer = build_trainer(case, compute_metrics=fingerprint)
     sink = um.MemorySink()
     folder = tempfile.mkdtemp(prefix="sequence-run-")
-    policies = [acts] if case.acts else []
+    policies = [every_action] if case.has_policy else []
     monitor = um.Monitor(
         folder,
         tensorboard=False,
@@ -270,7 +270,7 @@ def train(case: Case) -> dict[str, Any]:
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
-    """Whole, also where ZeRO-3 has left a stand-in."""
+    """Returns whole weights, also under ZeRO-3."""
     sharded = [p for p in model.parameters() if hasattr(p, "ds_id")]
     gathered: Any = nullcontext()
     if sharded:
@@ -282,7 +282,7 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 
 
 def train_all(cases: list[dict]) -> dict[str, Any]:
-    """The child: every case in turn; a case that fails on all ranks does not stop the others."""
+    """Trains every case in a child; a case that fails on all ranks does not stop the others."""
     if dist.is_initialized():
         import deepspeed
 
@@ -292,7 +292,7 @@ def train_all(cases: list[dict]) -> dict[str, Any]:
         case = Case(**settings)
         try:
             results[case.label] = train(case)
-        except Exception:  # noqa: BLE001 - it is told by the test of this case
+        except Exception:  # noqa: BLE001 - the test of this case reports it
             results[case.label] = {"error": traceback.format_exc()}
         forget_last_trainer()
     return results
@@ -323,13 +323,13 @@ TWO = [
     Case(zero=2, accumulate=3, rows=2, data="short_epoch"),
     Case(zero=3),
     Case(zero=3, accumulate=3, rows=1, key_heads=4, data="packed"),
-    Case(acts=True),
-    Case(acts=True, zero=1),
-    Case(acts=True, zero=2),
-    Case(acts=True, zero=3),
+    Case(has_policy=True),
+    Case(has_policy=True, zero=1),
+    Case(has_policy=True, zero=2),
+    Case(has_policy=True, zero=3),
 ]
 FOUR = [
-    Case(size=2, groups=2, rows=2, evaluated=6, acts=True),
+    Case(size=2, groups=2, rows=2, evaluated=6, has_policy=True),
     Case(size=2, groups=2, rows=2, evaluated=6),
     Case(size=4, groups=1),
     Case(size=2, groups=2, rows=1, accumulate=3, zero=2, evaluated=6),
@@ -337,7 +337,7 @@ FOUR = [
 
 
 def grid(size: int, zero: int | None) -> list[Case]:
-    """Four ranks: heads, accumulation and packing of the whole grid."""
+    """Returns the cases on four ranks: heads, accumulation and packing."""
     return [
         Case(
             size=size,
@@ -383,7 +383,7 @@ def four() -> list[dict[str, Any]]:
 def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -> None:
     truth = one[case.alone.label]
     assert "error" not in truth, truth["error"]
-    # ZeRO keeps its master weights in float32; Gemma takes norms and softmax in it.
+    # ZeRO keeps its master weights in float32, and Gemma computes norms and softmax in it.
     bound = 1e-6 if case.zero is not None or case.model.startswith("gemma") else 1e-12
     start = build_model(case).state_dict()
     for result in (each[case.label] for each in results):
@@ -396,8 +396,8 @@ def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -
         assert moved > 1e-4  # otherwise there is nothing to compare
         assert result["losses"] == pytest.approx(truth["losses"], rel=1e-4)
         for name, value in truth["eval"].items():
-            # With no sequence parallelism it is transformers' own evaluation, which weighs the
-            # batches of several ranks by their tokens and those of one process alike.
+            # Without sequence parallelism, transformers' own evaluation weighs the batches of
+            # several ranks by their tokens, but gives all batches of one process the same weight.
             if name == "eval_loss" and case.size == 1:
                 continue
             assert result["eval"][name] == pytest.approx(value, rel=1e-5), name
@@ -405,7 +405,7 @@ def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -
 
 
 def assert_same_metrics(records: list[dict], truths: list[dict]) -> None:
-    """Also a wrong scale of the gradients, which the weights show only through the rate."""
+    """Compares loss and gradient norms, which show a wrong scale of the gradients directly."""
     assert len(records) == len(truths) == 2
     for record, truth in zip(records, truths, strict=True):
         assert record["train/loss_tokens/total"] == truth["train/loss_tokens/total"]
