@@ -144,7 +144,7 @@ def _heads(config: Any, size: int, need: Footprint) -> list[tuple[str, str]]:
     key = ", ".join(str(b - a) for a, b in plan.key)
     rows = [("query heads by rank", query), ("key/value heads by rank", key)]
     if size > 1:
-        vectors = max(plan.sent(rank, need.tokens) for rank in range(size))
+        vectors = max(plan.count_sent(rank, need.tokens) for rank in range(size))
         # Forward and backward pass; with checkpointing the forward pass is made twice.
         passes = 3 if need.checkpointing else 2
         sent = vectors * (need.query_size // heads) * need.element_size * need.layers * passes

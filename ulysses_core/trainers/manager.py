@@ -1,4 +1,4 @@
-"""`UlyssesTrainingManager`: one run from a config, the same path for the CLI and for Python."""
+"""`UlyssesTrainingManager`: trains one run from a config, for the CLI and for Python alike."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ State = Literal["created", "ready", "running", "finished", "failed", "stopped"]
 
 
 class UlyssesTrainingManager:
-    """Trains one run; every process of a distributed run makes one.
+    """Trains one run; in a distributed run every process makes its own manager.
 
-    Use it as a context manager, or call `cleanup` when done::
+    Use it as a context manager, or call `cleanup` at the end::
 
         with UlyssesTrainingManager("examples/sft.yaml") as manager:
             manager.run_training()
 
     Args:
-        config: a config file, or a checked config.
-        overrides: ``key=value``, for a file.
-        sinks: further sinks for the monitor.
+        config: a config file, or a validated config.
+        overrides: ``key=value`` overrides of a config file.
+        sinks: more sinks for the monitor.
 
     Raises:
         InputError: the config is wrong.
@@ -77,7 +77,9 @@ class UlyssesTrainingManager:
         self.cleanup()
 
     def initialize(self) -> None:
-        """Loads data and model, builds the trainer, spreads rows, attaches the monitor.
+        """Loads data and model, builds the trainer, and attaches the monitor.
+
+        A second call does nothing.
 
         Raises:
             InputError: data, model or settings are wrong.
@@ -149,14 +151,14 @@ class UlyssesTrainingManager:
         return attach(monitor, self.trainer)
 
     def run_training(self) -> dict[str, Any]:
-        """Trains, evaluates before and after where there is held-out data, saves the model.
+        """Trains and saves the model; with held-out data, evaluates before and after.
 
         Returns:
-            What `get_status` says afterwards.
+            The status after training, as from `get_status`.
 
         Raises:
-            TrainingStoppedError: a policy or a person stopped it in good order; what was trained
-                until then is saved.
+            TrainingStoppedError: a policy or a user stopped the run; the model trained so
+                far is saved.
         """
         self.initialize()
         trainer = self.trainer
@@ -168,8 +170,8 @@ class UlyssesTrainingManager:
             trainer.save_model()
             trainer.save_state()
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._state = "stopped" if stopped else "failed"
+            is_interrupt = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._state = "stopped" if is_interrupt else "failed"
             raise
         self._state = "finished"
         if self._monitor is not None and (reason := self._monitor.monitor.stopped):
@@ -178,7 +180,7 @@ class UlyssesTrainingManager:
         return self.get_status()
 
     def get_status(self) -> dict[str, Any]:
-        """Where the run stands: state, run directory, step, all steps, the newest numbers."""
+        """Returns state, run directory, step, number of steps and the latest logged values."""
         status: dict[str, Any] = {"state": self._state, "run_dir": self.run_dir}
         if self.trainer is not None:
             state = self.trainer.state
@@ -187,7 +189,7 @@ class UlyssesTrainingManager:
         return status
 
     def cleanup(self) -> None:
-        """Ends the run's records and puts every patched object back; safe to call twice."""
+        """Finishes the run's records and undoes all patches; a second call does nothing."""
         if self._monitor is not None:
             self._monitor.finish(
                 self._state if self._state in ("finished", "stopped") else "failed"
@@ -206,7 +208,7 @@ def _be_the_only_rank() -> None:
 
 
 def _agreed_default_dir(name: str, device: torch.device) -> Path:
-    """``runs/<name>-<time>`` with rank 0's time, so that all ranks name one directory."""
+    """Returns ``runs/<name>-<time>`` with rank 0's time, so all ranks get the same directory."""
     import torch
     import torch.distributed as dist
 
@@ -217,5 +219,5 @@ def _agreed_default_dir(name: str, device: torch.device) -> Path:
 
 
 def default_run_dir(name: str, now: float) -> Path:
-    """``runs/<name>-<time>`` in local time."""
+    """Returns ``runs/<name>-<time>`` with local time."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
