@@ -166,7 +166,7 @@ class Training:
             call() if name in (OURS, READING) else self.clock.time(name, call)
 
     def _ways(self) -> dict[str, Callable[[], Any]]:
-        grads = [s.grad for s in self.view.shards() if s.counted and s.grad is not None]
+        grads = [s.grad for s in self.view.shards() if s.is_counted and s.grad is not None]
         every: list[Tensor] = [s.grad for s in self.view.shards() if s.grad is not None]
         ways: dict[str, Callable[[], Any]] = {
             "limit: each gradient read once": lambda: peers.read_once(grads),

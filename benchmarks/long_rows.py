@@ -29,7 +29,8 @@ from ulysses_core.memory.loss import chunk_loss
 from ulysses_core.memory.mlp import tile_mlps
 from ulysses_core.parallel import SequenceGroup, make_groups
 from ulysses_core.parallel.attention import NAME, register
-from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
+from ulysses_core.parallel.batch import shard_batch
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 TILE = 512
 

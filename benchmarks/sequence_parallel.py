@@ -33,8 +33,9 @@ from benchmarks import measure
 from benchmarks.measure import Collectives, peak_growth, seconds_of
 from ulysses_core.parallel import SequenceGroup, make_groups
 from ulysses_core.parallel.attention import NAME, register
-from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
+from ulysses_core.parallel.batch import shard_batch
 from ulysses_core.parallel.exchange import gather_heads, plan_heads, scatter_heads
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 OURS, ALST, OLD, ONE = "ours", "ALST", "DistributedAttention", "one process"
 WIDTH = 64

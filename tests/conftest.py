@@ -1,4 +1,26 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
 import pytest
+
+_LONGEST_BUILD_SECONDS = 300
+
+
+def pytest_configure() -> None:
+    """Keeps what DeepSpeed compiles on first use with the virtual environment.
+
+    A process that is killed while it compiles leaves a lock that all later ones wait for, forever.
+    Only these tests use this folder, and kill such processes, so it is theirs to clean.
+    """
+    folder = Path(sys.prefix, "torch_extensions")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
+    for lock in folder.glob("*/lock"):
+        if time.time() - lock.stat().st_mtime > _LONGEST_BUILD_SECONDS:
+            lock.unlink(missing_ok=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ulysses_monitor.common.errors import nearest
-from ulysses_monitor.common.masking import without_secrets
+from ulysses_monitor.common.masking import mask_secrets
 
 __all__ = ["describe_problem"]
 
@@ -58,7 +58,7 @@ def describe_problem(
         return f"{name}: {text}" if name else text
     # A value that may have one of several types gives an error for each of them.
     same_value = [each for each in problems if _path(model, each["loc"]) == path]
-    value = without_secrets({name: first["input"]})[name]
+    value = mask_secrets({name: first["input"]})[name]
     if len(same_value) == 1 and first["type"] in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         return f"{name} is {value!r}{nearest(str(value), allowed)}; allowed: {', '.join(allowed)}"

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on a small run, and are stored with no output."""
+"""The notebooks run from top to bottom on a small run, and are stored without output."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 EXPLORE = next(path for path in NOTEBOOKS if path.name == "explore_run.ipynb")
 
 
-class Side(nn.Module):
-    """One side of an adapter, with the parameter names that PEFT gives it."""
+class Matrix(nn.Module):
+    """The A or B matrix of an adapter, named as PEFT names it."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Side(nn.Module):
 class Adapted(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.lora_A = Side(torch.randn(2, width))
-        self.lora_B = Side(torch.zeros(width, 2))
+        self.lora_A = Matrix(torch.randn(2, width))
+        self.lora_B = Matrix(torch.zeros(width, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + x @ self.lora_A.default.weight.T @ self.lora_B.default.weight.T
@@ -82,11 +82,11 @@ def test_explore_run_shows_summary_alerts_charts_and_tables(
     tables = [i for i, kinds in enumerate(shown) if "text/html" in kinds]
     charts = [i for i, kinds in enumerate(shown) if "image/png" in kinds]
     assert tables == [0, 1, 5, 7]
-    assert charts == [2, 3, 4, 6]
+    assert charts == [2, 3, 4, 6, 8]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_with_no_output(path: Path) -> None:
+def test_a_notebook_is_stored_without_output(path: Path) -> None:
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs, cell.source

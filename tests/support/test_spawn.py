@@ -104,6 +104,6 @@ def test_children_end_where_their_parent_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_hanging_function_is_killed_with_what_it_started(tmp_path: Path) -> None:
-    with pytest.raises(SpawnError, match="no end after 15 s"):
-        spawn(hang, 2, args=[str(tmp_path)], timeout=15)
+    with pytest.raises(SpawnError, match="no end after 4 s"):
+        spawn(hang, 2, args=[str(tmp_path)], timeout=4)
     assert_all_gone(tmp_path, least=3)

@@ -20,7 +20,8 @@ import typer
 
 from ulysses_core.cli.child import run_child
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.integrations.auto import Note, Settings, check_first_place, read_notes
+from ulysses_monitor.integrations.auto import AttachSettings, Note, check_first_place, read_notes
+from ulysses_monitor.session.settings import MonitorSettings
 from ulysses_monitor.store import IfExists
 
 __all__ = ["attach"]
@@ -52,13 +53,13 @@ def attach(
     with tempfile.TemporaryDirectory(prefix="ulysses-attach-") as folder:
         notes = Path(folder, "notes")
         notes.touch()
-        settings = Settings(
+        settings = AttachSettings(
             run_dir=place.absolute(),
-            session=uuid.uuid4().hex,
+            command_id=uuid.uuid4().hex,
             notes=notes,
-            sample_every=sample_every,
-            if_exists=if_exists,
-            tensorboard=tensorboard,
+            monitor=MonitorSettings(
+                sample_every=sample_every, if_exists=if_exists, tensorboard=tensorboard
+            ),
         )
         code = run_child(command, settings.environment(os.environ))
         outcomes = read_notes(notes)

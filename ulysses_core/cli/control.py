@@ -16,7 +16,7 @@ from ulysses_core.cli.tables import as_text
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.command import Command, parse_words
 from ulysses_monitor.store import is_locked
-from ulysses_monitor.store.control_file import send
+from ulysses_monitor.store.control_file import send_command
 
 __all__ = ["control"]
 
@@ -42,7 +42,7 @@ def control(run: Path, words: Sequence[str], *, why: str, wait: float) -> int:
     _check_run(run)
     events = run / "events.jsonl"
     start = events.stat().st_size if events.exists() else 0
-    send(run, command)
+    send_command(run, command)
     answer = _wait_for_answer(run, events, start, command.id, time.monotonic() + wait)
     if answer is None:
         typer.echo(f"{run}: sent; no answer yet, the run applies it at its next step", err=True)

@@ -15,16 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ulysses_core.cli.tables import as_text
+from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.diagnosis.replay import (
-    fit_policies,
+    fit_to_run,
     replay_policies,
     replay_rules,
     trained_steps,
 )
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.reading import RunReader, open_run
-from ulysses_monitor.records.json_ready import event_as_json
-from ulysses_monitor.report import formatting as fmt
+from ulysses_monitor.records.json_ready import event_to_dict
 from ulysses_monitor.rules import default_rules
 
 __all__ = ["replay"]
@@ -115,14 +115,14 @@ def _replay_policies(run: RunReader, specs: Sequence[str], has_steps: bool) -> _
     policies = make_policies([policy for spec in specs for policy in make_policies(spec)])
     if not has_steps:  # no policy would fit, which is not the policies' fault
         return _Result("policy", [policy.name for policy in policies], [], {})
-    fit = fit_policies(run, policies)
-    events = [event_as_json(event) for event in replay_policies(run, fit.policies)]
+    fit = fit_to_run(run, policies)
+    events = [event_to_dict(event) for event in replay_policies(run, fit.policies)]
     return _Result("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 
 
 def _replay_rules(run: RunReader) -> _Result:
     rules = default_rules()
-    events = [event_as_json(event) for event in replay_rules(run, rules)]
+    events = [event_to_dict(event) for event in replay_rules(run, rules)]
     return _Result("rule", [rule.name for rule in rules], events, {})
 
 

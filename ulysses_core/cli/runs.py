@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ulysses_core.cli.tables import as_text
-from ulysses_monitor.reading import RunSet, open_runs
-from ulysses_monitor.reading.overview import Overview
-from ulysses_monitor.report import formatting as fmt
+from ulysses_monitor.common import formatting as fmt
+from ulysses_monitor.reading import Overview, RunSet, open_runs
 
 __all__ = ["list_runs"]
 

@@ -73,9 +73,9 @@ def print_summary(run: RunReader, report: Path | None) -> None:
         table.add_row("LoRA B/A gradient ratio", ratio)
     table.add_row("tokens per second", _number(numbers["tokens_per_second"], "{:,.0f}"))
     table.add_row("alerts", as_text(_describe_alerts(run)))
-    from ulysses_monitor.report.tables import action_rows
+    from ulysses_monitor.report import summarize_actions
 
-    if actions := action_rows(run):
+    if actions := summarize_actions(run):
         texts = [
             f"{a['policy']}: {a['action']} at {a['steps']} steps ({a['mode']})" for a in actions
         ]

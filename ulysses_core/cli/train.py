@@ -67,7 +67,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     """
     from ulysses_core.data import check_sources
     from ulysses_core.parallel.groups import check_size
-    from ulysses_monitor.store import check_free
+    from ulysses_monitor.store import check_available
 
     check_size(config.settings.sequence_parallel_size, processes)
     _check_model(config)
@@ -77,7 +77,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     if config.settings.output_dir is not None:
         resume = config.training.get("resume_from_checkpoint")
         overwrite = config.settings.overwrite_output_dir
-        check_free(
+        check_available(
             config.settings.output_dir,
             "resume" if resume else "overwrite" if overwrite else "refuse",
         )

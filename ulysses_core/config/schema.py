@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ulysses_core.data import DataConfig, Stage
-from ulysses_monitor.policies import check_policy_specs
-from ulysses_monitor.sinks import check_specs
+from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = [
     "FinetuningConfig",
@@ -87,44 +86,11 @@ class FinetuningConfig(_Section):
     """Start from the principal singular vectors (arXiv 2404.02948)."""
 
 
-class MonitorConfig(_Section):
-    """What the monitor records and which policies steer the training."""
+class MonitorConfig(MonitorSettings):
+    """The settings of the monitor, and whether there is one."""
 
     enabled: bool = True
     """False trains without the monitor."""
-    sample_every: int = Field(default=10, gt=0)
-    """Read optimizer state and parameters every this many steps."""
-    tensorboard: bool = True
-    """Write TensorBoard files."""
-    mirror: str | None = None
-    """Copy the run to this URL, such as s3://bucket/runs/demo, while it is written."""
-    rules: Literal["default", "off"] = "default"
-    """Alert rules."""
-    sinks: list[str | dict[str, Any]] = []
-    """More sinks: names, import paths, or a mapping from one of these to its arguments."""
-    policies: str | list[str | dict[str, Any]] = []
-    """Policies that steer the training: a preset, a YAML file, or a list with settings."""
-    mode: Literal["off", "shadow", "active"] = "active"
-    """Mode of the policies: `shadow` records decisions without acting on them."""
-    seed: int = 0
-    """Seed of the policies' noise."""
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _read_off(cls, mode: Any) -> Any:
-        return "off" if mode is False else mode  # YAML reads an unquoted `off` as false
-
-    @field_validator("policies")
-    @classmethod
-    def _check_policies(cls, policies: Any) -> Any:
-        check_policy_specs(policies)
-        return policies
-
-    @field_validator("sinks")
-    @classmethod
-    def _check_sinks(cls, sinks: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-        check_specs(sinks)
-        return sinks
 
 
 class RunSettings(_Section):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ulysses_core.data.packing import IGNORE_INDEX
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch

@@ -6,10 +6,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["IGNORE_INDEX", "TokenRow", "best_fit_decreasing", "pack_rows"]
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
-IGNORE_INDEX = -100
-"""Label of a token that is not trained on, as in `torch.nn.CrossEntropyLoss`."""
+__all__ = ["TokenRow", "best_fit_decreasing", "pack_rows"]
 
 
 @dataclass(frozen=True, slots=True)

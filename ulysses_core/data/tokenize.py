@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from ulysses_core.data.config import DataConfig
 from ulysses_core.data.examples import Example
-from ulysses_core.data.packing import IGNORE_INDEX, TokenRow, pack_rows
+from ulysses_core.data.packing import TokenRow, pack_rows
 from ulysses_core.data.templates import get_template
 from ulysses_core.data.turns import Turn, encode_batch
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,9 +82,9 @@ def tokenize_pt(
     """Tokenises documents and ends each with the end-of-sequence token.
 
     With packing, the documents form one stream, which is cut into blocks of `cutoff_len` tokens;
-    a shorter last block is dropped unless it is the only one. With `neat_packing`, blocks are
-    filled with whole documents and attention never crosses them. Without packing, each document is
-    truncated to `cutoff_len`.
+    a shorter last block is dropped unless it is the only one. With `neat_packing`, documents are
+    cut at `cutoff_len`, packed into blocks, and attention never crosses them. Without packing,
+    each document is truncated to `cutoff_len`.
 
     Raises:
         InputError: The tokenizer has no end-of-sequence token, or all documents are blank.

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 __all__ = ["chunk_loss"]
 
-_IGNORE_INDEX = -100
 _LOGIT_SETTINGS = (
     "final_logit_softcapping",
     "logits_scaling",
@@ -99,7 +99,7 @@ class _ChunkedLoss:
         """Calls the model and keeps its shifted labels meanwhile."""
         shifted = kwargs.get("shift_labels")
         if shifted is None and kwargs.get("labels") is not None:
-            shifted = F.pad(kwargs["labels"][:, 1:], (0, 1), value=_IGNORE_INDEX)
+            shifted = F.pad(kwargs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
         if self._model.training or not self._needs_logits():
             self._labels = shifted
         try:
@@ -119,7 +119,7 @@ class _ChunkedLoss:
         if self._labels is None:
             return self.original(logits, *args, **kwargs)
         count = kwargs.get("num_items_in_batch")
-        return logits / (self._labels.ne(_IGNORE_INDEX).sum() if count is None else count)
+        return logits / (self._labels.ne(IGNORE_INDEX).sum() if count is None else count)
 
 
 def _sum_loss(
@@ -130,7 +130,7 @@ def _sum_loss(
     It is a scalar in float64 if `hidden` is, otherwise in float32.
     """
     labels = labels.to(hidden.device)
-    is_labelled = labels.ne(_IGNORE_INDEX)
+    is_labelled = labels.ne(IGNORE_INDEX)
     summed: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         hidden[is_labelled], weight, bias, labels[is_labelled], chunk
     )

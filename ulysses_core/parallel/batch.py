@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ulysses_core.parallel.groups import SequenceGroup
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX, names_by_slicing
 
-__all__ = ["IGNORE_INDEX", "RowContext", "RowLayout", "shard_batch"]
+__all__ = ["RowContext", "RowLayout", "shard_batch"]
 
 _T = TypeVar("_T")
 
-IGNORE_INDEX = -100
+_SLICED, _REBUILT = names_by_slicing("sliced"), names_by_slicing("rebuilt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def shard_batch(
     inputs: Mapping[str, Any],
     group: SequenceGroup,
     *,
-    core: str = "sdpa",
+    kernel: str = "sdpa",
     max_positions: int | None = None,
 ) -> dict[str, Any]:
     """Cuts this rank's slice out of a batch, ready for the model.
@@ -110,7 +111,7 @@ def shard_batch(
         inputs: `input_ids` [B, S'], and optionally `labels`, `attention_mask` and `position_ids`
             of the same shape.
         group: the sequence group.
-        core: the attention kernel, a key of `kernels.KERNELS`.
+        kernel: the attention kernel, a key of `kernels.KERNELS`.
         max_positions: maximum tokens of a document; None for any number.
 
     Returns:
@@ -120,48 +121,47 @@ def shard_batch(
     Raises:
         InputError: a tensor of the batch cannot be sliced, or a document is too long.
     """
-    if not isinstance(inputs.get("input_ids"), Tensor):
-        raise InputError("sequence parallel: the batch has no input_ids, which are what is sliced")
+    _check_keys(inputs)
     ids: Tensor = inputs["input_ids"]
-    unknown = [
-        key
-        for key, value in inputs.items()
-        if key not in _SLICED | _OF_WHOLE_ROWS and isinstance(value, Tensor) and value.dim() > 1
-    ]
-    if unknown:
-        raise InputError(
-            f"sequence parallel: the batch has {unknown}, which cannot be sliced; "
-            f"allowed are {sorted(_SLICED)}"
-        )
-    length = ids.shape[1]
-    pad = -length % group.size
-    positions = inputs.get("position_ids")
-    rows = _rows(ids, inputs.get("attention_mask"), positions, pad)
-    _check_positions(rows, max_positions)
+    positions: Tensor | None = inputs.get("position_ids")
+    pad = -ids.shape[1] % group.size
+    layout = _find_documents(ids, inputs.get("attention_mask"), positions, pad)
+    _check_positions(layout, max_positions)
     if positions is None:
-        positions = torch.arange(length, device=ids.device).expand_as(ids)
-    positions = torch.cat([positions, positions.new_zeros(len(ids), pad)], dim=1)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     sharded = {
         "input_ids": _slice(F.pad(ids, (0, pad)), group),
-        "position_ids": _slice(positions, group),
-        "ulysses": RowContext(group, rows, core),
+        "position_ids": _slice(F.pad(positions, (0, pad)), group),
+        "ulysses": RowContext(group, layout, kernel),
     }
-    shifted = _shifted_labels(inputs)
+    shifted = _shift_labels(inputs)
     if shifted is not None:
         sharded["shift_labels"] = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
-        # Models compute a loss where `labels` is given, and take `shift_labels` for it.
+        # Models compute a loss if they get `labels`, and then use `shift_labels` for it.
         sharded["labels"] = sharded["shift_labels"]
-    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _OF_WHOLE_ROWS}
+    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT}
     return rest | sharded
 
 
-_OF_WHOLE_ROWS = {"seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-"""What collators say of packed rows beside `position_ids`, from which all of it is made here."""
+def _check_keys(inputs: Mapping[str, Any]) -> None:
+    """Refuses a batch without `input_ids`, or with a tensor that cannot be sliced."""
+    if not isinstance(inputs.get("input_ids"), Tensor):
+        raise InputError(
+            "sequence parallel: the batch has no input_ids; expected a tensor of token ids"
+        )
+    unknown = [
+        key
+        for key, value in inputs.items()
+        if key not in _SLICED | _REBUILT and isinstance(value, Tensor) and value.dim() > 1
+    ]
+    if unknown:
+        raise InputError(
+            f"sequence parallel: the batch has {', '.join(unknown)}, which cannot be sliced; "
+            f"allowed: {', '.join(sorted(_SLICED))}"
+        )
 
-_SLICED = {"input_ids", "labels", "shift_labels", "attention_mask", "position_ids"}
 
-
-def _shifted_labels(inputs: Mapping[str, Any]) -> Tensor | None:
+def _shift_labels(inputs: Mapping[str, Any]) -> Tensor | None:
     if inputs.get("shift_labels") is not None:
         shifted: Tensor = inputs["shift_labels"]
         return shifted
@@ -173,7 +173,9 @@ def _slice(rows: Tensor, group: SequenceGroup) -> Tensor:
     return rows.chunk(group.size, dim=1)[group.rank].contiguous()
 
 
-def _rows(ids: Tensor, mask: Tensor | None, positions: Tensor | None, pad: int) -> RowLayout:
+def _find_documents(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None, pad: int
+) -> RowLayout:
     """Finds the documents of rows [B, S'] to which `pad` tokens are added.
 
     As in transformers, rows without an attention mask are packed if their positions restart.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -19,12 +20,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from ulysses_core.parallel.attention import NAME, register
-from ulysses_core.parallel.batch import IGNORE_INDEX, shard_batch
+from ulysses_core.parallel.batch import shard_batch
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
 from ulysses_core.parallel.kernels import choose_kernel
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.integrations.callback import MonitorCallback
+from ulysses_monitor.integrations.callback import TrainerWatcher
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX
+from ulysses_monitor.session.session import Session
 
 __all__ = ["SP_METRICS", "SequenceParallelHandle", "sequence_parallel"]
 
@@ -92,7 +95,7 @@ class _Patches:
         self.trainer = trainer
         self.group = group
         self.kernel = kernel
-        self._metrics: dict[int, Undo] = {}
+        self._sessions: WeakKeyDictionary[Session, Undo] = WeakKeyDictionary()
         self._is_computing_loss = self._is_loss_only = False
         self.max_positions = getattr(_unwrap_model(trainer).config, "max_position_embeddings", None)
 
@@ -113,7 +116,7 @@ class _Patches:
             # An evaluation averages the losses of batches, each the mean over its own tokens.
             num_items_in_batch = None
         sharded = shard_batch(
-            inputs, self.group, core=self.kernel, max_positions=self.max_positions
+            inputs, self.group, kernel=self.kernel, max_positions=self.max_positions
         )
         is_world_count = num_items_in_batch is not None and args.average_tokens_across_devices
         if num_items_in_batch is None and "shift_labels" in sharded:
@@ -157,14 +160,14 @@ class _Patches:
     def _add_metrics(self) -> None:
         """Adds the cost of the exchange to the metrics of all monitors of the Trainer."""
         for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, MonitorCallback) and id(callback.monitor) not in self._metrics:
-                monitor = callback.monitor
-                self._metrics[id(monitor)] = monitor.add_source(SP_METRICS, self._take_cost)
+            session = callback.session if isinstance(callback, TrainerWatcher) else None
+            if session is not None and session not in self._sessions:
+                self._sessions[session] = session.add_source(SP_METRICS, self._take_cost)
 
     def remove_metrics(self) -> None:
         """Removes the cost of the exchange from the metrics of all monitors."""
-        while self._metrics:
-            self._metrics.popitem()[1]()
+        while self._sessions:
+            self._sessions.popitem()[1]()
 
     def _take_cost(self) -> tuple[float, float]:
         seconds, sent = self.group.meter.take()

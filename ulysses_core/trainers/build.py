@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
+from ulysses_core.trainers.deepspeed import start_deepspeed
 from ulysses_monitor.common.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -191,19 +190,8 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
         raise InputError(f"training arguments: {_first_line(error)}") from error
     logger.debug("device %s", args.device)  # reading the device starts the process group
     if config.deepspeed is not None:
-        _start_deepspeed()
+        start_deepspeed()
     return args
-
-
-def _start_deepspeed() -> None:
-    """Puts DeepSpeed on the process group; what it prints of its compiling goes to the log."""
-    import deepspeed
-    import torch.distributed as dist
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    logger.debug("deepspeed: %s", printed.getvalue().strip())
 
 
 def _first_line(error: Exception) -> str:

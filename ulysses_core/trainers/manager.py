@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,13 +13,13 @@ from ulysses_core.config import RunConfig, load_config
 from ulysses_core.data import load_datasets
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.patching import Undo, undo_all
-from ulysses_monitor.sinks import Sink, make_sinks
+from ulysses_monitor.sinks import Sink
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-    from ulysses_monitor.integrations.callback import MonitorCallback
+    from ulysses_monitor.monitor import Monitor
 
 __all__ = ["UlyssesTrainingManager", "default_run_dir"]
 
@@ -62,7 +60,7 @@ class UlyssesTrainingManager:
         self.run_dir: Path | None = None
         self.trainer: Trainer | None = None
         self._undos: list[Undo] = []
-        self._monitor: MonitorCallback | None = None
+        self._monitor: Monitor | None = None
 
     def __enter__(self) -> Self:
         self.initialize()
@@ -86,22 +84,22 @@ class UlyssesTrainingManager:
         """
         if self._state != "created":
             return
-        import torch
+        from ulysses_core.trainers.deepspeed import prepare_environment
 
-        if not torch.accelerator.is_available():
-            # DeepSpeed would take a compiler on the machine for a GPU.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if self.config.deepspeed is not None and "WORLD_SIZE" not in os.environ:
-            _be_the_only_rank()
-        from ulysses_core.memory import save_memory
-        from ulysses_core.parallel import sequence_parallel
+        # Before transformers is imported, which imports DeepSpeed.
+        prepare_environment(uses_deepspeed=self.config.deepspeed is not None)
+        self.trainer = self._build_trainer()
+        self._patch_trainer(self.trainer)
+        self._monitor = self._attach_monitor()
+        self._state = "ready"
+
+    def _build_trainer(self) -> Trainer:
         from ulysses_core.trainers.build import (
             build_model,
             build_tokenizer,
             build_training_arguments,
         )
         from ulysses_core.trainers.causal_lm import build_causal_lm_trainer
-        from ulysses_core.trainers.safe_loading import load_checkpoints_safely
 
         config = self.config
         args = build_training_arguments(config)
@@ -111,44 +109,42 @@ class UlyssesTrainingManager:
         seed = args.data_seed if args.data_seed is not None else args.seed
         data = load_datasets(config.data, config.finetuning.stage, tokenizer, seed)
         if data.train is None:
-            raise InputError("dataset: no training data; set dataset")
+            raise InputError("dataset is not set; set it to a name in dataset_info.json")
         model = build_model(config, tokenizer)
-        self.trainer = build_causal_lm_trainer(config, args, model, tokenizer, data)
-        self._undos.append(load_checkpoints_safely(self.trainer))
+        return build_causal_lm_trainer(config, args, model, tokenizer, data)
+
+    def _patch_trainer(self, trainer: Trainer) -> None:
+        """Adds safe loading, memory savings and sequence parallelism; `cleanup` undoes them."""
+        from ulysses_core.memory import save_memory
+        from ulysses_core.parallel import sequence_parallel
+        from ulysses_core.trainers.deepspeed import load_checkpoints_safely
+
+        settings = self.config.settings
+        self._undos.append(load_checkpoints_safely(trainer))
         memory = save_memory(
-            self.trainer,
-            loss_chunk=config.settings.loss_chunk,
-            mlp_chunk=config.settings.mlp_chunk,
-            offload=config.settings.offload_checkpoints,
+            trainer,
+            loss_chunk=settings.loss_chunk,
+            mlp_chunk=settings.mlp_chunk,
+            offload=settings.offload_checkpoints,
         )
         self._undos.append(memory.restore)
-        parallel = sequence_parallel(self.trainer, config.settings.sequence_parallel_size)
+        parallel = sequence_parallel(trainer, settings.sequence_parallel_size)
         self._undos.append(parallel.restore)
-        self._monitor = self._attach_monitor()
-        self._state = "ready"
 
-    def _attach_monitor(self) -> MonitorCallback | None:
+    def _attach_monitor(self) -> Monitor | None:
         settings = self.config.settings
         if not settings.monitor.enabled:
             return None
-        from ulysses_monitor.integrations.callback import attach
         from ulysses_monitor.monitor import Monitor
 
         assert self.run_dir is not None  # noqa: S101 - set by initialize
-        monitor = Monitor(
-            self.run_dir,
-            sinks=[*self._sinks, *make_sinks(settings.monitor.sinks)],
-            policies=[] if settings.monitor.mode == "off" else settings.monitor.policies,
-            shadow=settings.monitor.mode == "shadow",
-            seed=settings.monitor.seed,
-            rules="default" if settings.monitor.rules == "default" else [],
-            tensorboard=settings.monitor.tensorboard,
-            mirror=settings.monitor.mirror,
-            sample_every=settings.monitor.sample_every,
-            if_exists="overwrite" if settings.overwrite_output_dir else "refuse",
-            config=self.config.raw,
-        )
-        return attach(monitor, self.trainer)
+        monitor_settings = dict(settings.monitor.model_dump(exclude={"enabled"}))
+        monitor_settings["sinks"] = [*self._sinks, *settings.monitor.sinks]
+        if settings.overwrite_output_dir:
+            monitor_settings["if_exists"] = "overwrite"
+        monitor = Monitor(self.run_dir, config=self.config.raw, **monitor_settings)
+        monitor.attach(self.trainer)
+        return monitor
 
     def run_training(self) -> dict[str, Any]:
         """Trains and saves the model; with held-out data, evaluates before and after.
@@ -174,7 +170,7 @@ class UlyssesTrainingManager:
             self._state = "stopped" if is_interrupt else "failed"
             raise
         self._state = "finished"
-        if self._monitor is not None and (reason := self._monitor.monitor.stopped):
+        if self._monitor is not None and (reason := self._monitor.stopped):
             self._state = "stopped"
             raise TrainingStoppedError(reason)
         return self.get_status()
@@ -191,20 +187,10 @@ class UlyssesTrainingManager:
     def cleanup(self) -> None:
         """Finishes the run's records and undoes all patches; a second call does nothing."""
         if self._monitor is not None:
-            self._monitor.finish(
-                self._state if self._state in ("finished", "stopped") else "failed"
-            )
+            self._monitor.close(self._state if self._state in ("finished", "stopped") else "failed")
+            self._monitor.detach()
             self._monitor = None
         undo_all(self._undos)
-
-
-def _be_the_only_rank() -> None:
-    """Describes one process as launchers do: DeepSpeed does not start without it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _agreed_default_dir(name: str, device: torch.device) -> Path:

@@ -1,4 +1,4 @@
-"""The bus between the training thread and the sinks."""
+"""The bus carries records and events from the training thread to the sinks."""
 
 from ulysses_monitor.bus.bus import Bus
 from ulysses_monitor.bus.health import MAX_FAILURES

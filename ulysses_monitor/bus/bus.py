@@ -1,10 +1,11 @@
-"""Hands what the training thread publishes to every sink.
+"""The bus: delivers what the training thread publishes to every sink.
 
-Publishing puts one object on a queue and returns; a thread hands it to the queues of the sinks, and
-a worker thread per sink does the writing. A sink that raises is reported once, counted, switched
-off after `MAX_FAILURES` failures in a row and tried again with growing pauses. A live sink that is
-slow loses its oldest records, and the loss is counted; a lossless sink (the run store) loses none
-while there is room in memory or on disk. Training never waits and never stops for a sink.
+`Bus.publish` puts one item on a queue and returns. A thread moves items to the queue of each sink,
+and one worker thread per sink writes them. A sink that raises is reported once, counted, switched
+off after `MAX_FAILURES` failures in a row, and retried with growing pauses. A live sink that is
+slow loses its oldest records, and the bus counts the loss; a lossless sink (the run store) loses
+nothing while there is room in memory or on disk. Training never waits for a sink and never stops
+because of one.
 """
 
 from __future__ import annotations
@@ -31,21 +32,23 @@ logger = logging.getLogger(__name__)
 _open: WeakSet[Bus] = WeakSet()
 
 _PAUSE, _LONGEST_PAUSE = 0.02, 0.1
-"""Seconds between two looks at what was published: while something comes, and while nothing."""
+"""Seconds between two looks at the published items, when busy and when idle."""
 
 _MOST_PUBLISHED = 4096
-"""Items that may wait where even the disk for what waits hangs."""
+"""Most items that wait to be moved, which matters only when even the spill disk hangs."""
 
 
 class Bus:
-    """Hands records and events to every sink.
+    """Delivers records and events to every sink.
 
     Args:
-        sinks: where items go.
-        opening: run directory and what run.json says, for sinks that have an `open`.
-        report: told what becomes of the sinks; the bus itself publishes it where not given.
-        queue_bytes: what may wait in memory for each sink.
-        spill_bytes: what may wait on disk for a lossless sink.
+        sinks: the sinks.
+        opening: the arguments of `open` for sinks that have it: the run directory and the content
+            of run.json.
+        report: called when a sink fails, is switched off or works again, with what an event says
+            about it; by default, the bus publishes that event itself.
+        queue_bytes: bytes that may wait in memory for each sink.
+        spill_bytes: bytes that may wait on disk for each lossless sink.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Bus:
         spill_bytes: int = 1 << 30,
     ) -> None:
         self._closed, self._step, self._lost = False, 0, 0
-        # Looked at now and then: waking a thread costs the publisher ten times the rest.
+        # The thread polls, because waking it would make publishing ten times as expensive.
         self._published: deque[Item] = deque()
         self._end = threading.Event()
         self._workers = [
@@ -70,7 +73,7 @@ class Bus:
         _watch_forks(self)
 
     def publish(self, item: Item) -> None:
-        """Queues `item` for every sink; never blocks, never raises. After `close`, does nothing."""
+        """Queues an item for every sink; never blocks and never raises. Ignored after `close`."""
         if self._closed:
             return
         if len(self._published) < _MOST_PUBLISHED:
@@ -92,25 +95,25 @@ class Bus:
             for worker in self._workers:
                 try:
                     worker.put(item)
-                except Exception:  # a thread that ends here would end every sink
+                except Exception:  # ending this thread would stop every sink
                     logger.exception("monitor: sink %s lost a record", worker.name)
 
     def report(self, about: Mapping[str, Any]) -> None:
-        """Lets the run itself say what became of its sinks."""
+        """Publishes an event of kind ``monitor`` about a sink."""
         self.publish(Event(kind="monitor", step=self._step, time=time.time(), data=about))
 
     def dropped(self) -> dict[str, int]:
-        """Items that each sink lost so far, by its name."""
+        """Returns the number of items that each sink has lost so far, by sink name."""
         return {worker.name: worker.dropped + self._lost for worker in self._workers}
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Writes out what is queued and closes the sinks, within `timeout` seconds in all.
+        """Writes what is queued and closes the sinks, all within `timeout` seconds.
 
         Returns:
-            Whether all of them ended; one that did not may still write.
+            Whether all sinks finished; one that did not may still write.
         """
         if self._closed:
-            return self._ended
+            return self._has_ended
         self._closed = True
         now = time.monotonic()
         deadline = now + timeout
@@ -120,20 +123,20 @@ class Bus:
             worker.stop(now + 0.9 * timeout)  # the rest is for closing the sink
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-        return self._ended
+        return self._has_ended
 
     @property
-    def _ended(self) -> bool:
+    def _has_ended(self) -> bool:
         return not any(worker.is_alive for worker in self._workers)
 
-    def forget(self) -> None:
-        """Lets go of everything, writing nothing; for a forked child, which has no threads."""
+    def abandon(self) -> None:
+        """Drops everything unwritten, for a forked child, which has none of the threads."""
         self._closed = True
         self._workers = []
 
 
 def _names(sinks: Sequence[Sink]) -> list[str]:
-    """Names that tell the sinks apart in messages and counts."""
+    """Returns a unique name for each sink, for messages and counts."""
     seen: Counter[str] = Counter()
     names = []
     for name in map(sink_name, sinks):
@@ -143,17 +146,17 @@ def _names(sinks: Sequence[Sink]) -> list[str]:
 
 
 def _watch_forks(bus: Bus) -> None:
-    """A forked child, such as a data loader's worker, must neither queue nor wait."""
+    """Makes forked children, such as data loader workers, neither queue nor wait."""
     if not _forks:
-        os.register_at_fork(after_in_child=_forget_all)
+        os.register_at_fork(after_in_child=_abandon_all)
         _forks.append(True)
     _open.add(bus)
 
 
-def _forget_all() -> None:
+def _abandon_all() -> None:
     for bus in _open:
-        bus.forget()
+        bus.abandon()
 
 
 _forks: list[bool] = []
-"""Not empty once forks are watched: importing alone changes nothing."""
+"""Not empty once the fork hook is registered, which importing this file must not do."""

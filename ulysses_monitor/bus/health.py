@@ -1,4 +1,4 @@
-"""Whether a sink works, and when to try again one that does not."""
+"""Tracks whether a sink works, and when to retry one that does not."""
 
 from __future__ import annotations
 
@@ -7,56 +7,67 @@ from typing import Literal
 __all__ = ["MAX_FAILURES", "Health"]
 
 MAX_FAILURES = 5
-"""Failures in a row after which a sink is off until it is tried again."""
+"""Failures in a row after which a sink is switched off until it is retried."""
 
 _SHORT_PAUSE, _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0, 300.0
-"""Seconds: between failures, once it is off, and after many tries."""
+"""Seconds before a retry: of a failing sink, of one that was just switched off, and at most."""
 
-_HURRIED_PAUSE = 0.2
+_CLOSING_PAUSE = 0.2
+"""Longest pause, in seconds, while the run is ending."""
 
 Change = Literal["failed", "off", "on"]
 
 
 class Health:
-    """Counts failures in a row of each method; off after `MAX_FAILURES`, with doubling pauses.
+    """Counts failures in a row of each method; switches off after `MAX_FAILURES`.
+
+    Pauses between retries double while the sink is off.
 
     Attributes:
-        off: whether it is switched off.
+        is_off: whether the sink is switched off.
     """
 
     def __init__(self) -> None:
         self._in_a_row: dict[str, int] = {}
         self._pause, self._longest = _SHORT_PAUSE, _LONGEST_PAUSE
         self._retry_at = 0.0
-        self.off = False
+        self.is_off = False
 
     def failed(self, method: str, now: float) -> Change | None:
-        """Counts a failure at `now`, monotonic seconds; what is worth a message, if anything."""
+        """Counts a failure.
+
+        Args:
+            method: the sink's method that failed.
+            now: monotonic seconds.
+
+        Returns:
+            ``failed`` or ``off`` if the change deserves a message, else None.
+        """
         count = self._in_a_row[method] = self._in_a_row.get(method, 0) + 1
-        change: Change | None = "failed" if count == 1 and not self.off else None
-        if self.off:
+        change: Change | None = "failed" if count == 1 and not self.is_off else None
+        if self.is_off:
             self._pause = min(2 * self._pause, self._longest)
         elif count == MAX_FAILURES:
-            self.off, self._pause, change = True, _FIRST_PAUSE, "off"
+            self.is_off, self._pause, change = True, _FIRST_PAUSE, "off"
         self._retry_at = now + self._pause
         return change
 
     def succeeded(self, method: str) -> Change | None:
-        """Counts a success; `on` where the sink had been off."""
+        """Counts a success; returns ``on`` if the sink was off until now, else None."""
         self._in_a_row.pop(method, None)
-        if self._in_a_row or not self.off:
+        if self._in_a_row or not self.is_off:
             return None
-        self.off, self._pause = False, _SHORT_PAUSE
+        self.is_off, self._pause = False, _SHORT_PAUSE
         return "on"
 
     def is_failing(self, method: str) -> bool:
-        """Whether the method's last call failed."""
+        """Returns whether the method's last call failed."""
         return method in self._in_a_row
 
-    def hurry(self) -> None:
-        """Tries again at once and often: there is no later."""
-        self._retry_at, self._pause, self._longest = 0.0, _SHORT_PAUSE, _HURRIED_PAUSE
+    def retry_soon(self) -> None:
+        """Retries immediately and often from now on, because the run is ending."""
+        self._retry_at, self._pause, self._longest = 0.0, _SHORT_PAUSE, _CLOSING_PAUSE
 
     def pause(self, now: float) -> float:
-        """Seconds to leave the sink alone."""
+        """Returns the seconds to wait before the next call."""
         return max(0.0, self._retry_at - now) if self._in_a_row else 0.0

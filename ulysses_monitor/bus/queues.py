@@ -1,4 +1,4 @@
-"""What waits for a sink: bounded, and either the oldest goes or some of it goes to disk."""
+"""The bounded queues of the sinks: one drops its oldest items, the other spills to disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Entry", "Item", "LosslessQueue", "Queue"]
 Item = StepRecord | Event
 
 _OVERHEAD = 512
-"""Bytes that an item takes beside its values, about."""
+"""Approximate bytes of an item besides its values."""
 
 
 def _size(item: Item) -> int:
@@ -27,7 +27,7 @@ def _size(item: Item) -> int:
 
 
 class Entry:
-    """A place in a lossless queue: its item, or where its values lie on disk."""
+    """A queued item, in memory or with its values on disk."""
 
     __slots__ = ("_item", "_offset", "_schema", "_spill", "_step", "_time")
 
@@ -35,18 +35,18 @@ class Entry:
         self._item: Item | None = item
 
     def item(self) -> Item:
-        """The item; read from disk where it lies there."""
+        """Returns the item, reading its values from disk if they are there."""
         item = self._item
         if item is None:
             values = self._spill.read(self._offset, len(self._schema.names))
             item = StepRecord(self._step, self._time, self._schema, values)
         return item
 
-    def move(self, spill: Spill) -> None:
-        """Moves the values to disk; nobody waits for it, and `item` may be called meanwhile.
+    def move_to_disk(self, spill: Spill) -> None:
+        """Moves the values to disk; `item` may be called at the same time.
 
         Raises:
-            OSError: there is no room; the item stays where it is.
+            OSError: there is no room; the item stays in memory.
         """
         item = self._item
         if isinstance(item, StepRecord):
@@ -56,10 +56,10 @@ class Entry:
 
 
 class Spill:
-    """Values in a temporary file that has no name: nothing is left of it whatever happens.
+    """Stores values in a temporary file without a name, so that nothing is ever left behind.
 
     Args:
-        limit: bytes that it may hold.
+        limit: most bytes in the file.
     """
 
     def __init__(self, limit: int) -> None:
@@ -67,7 +67,7 @@ class Spill:
         self._file: IO[bytes] = TemporaryFile(prefix="ulysses-spill-")  # noqa: SIM115
 
     def write(self, values: npt.NDArray[np.float64]) -> int:
-        """Appends values; where they begin.
+        """Appends values and returns their offset in bytes.
 
         Raises:
             OSError: there is no room.
@@ -81,18 +81,18 @@ class Spill:
         return offset
 
     def read(self, offset: int, count: int) -> npt.NDArray[np.float64]:
-        """`count` values that were written at `offset`."""
+        """Returns the `count` values written at `offset`."""
         return np.frombuffer(os.pread(self._file.fileno(), 8 * count, offset), np.float64)
 
 
 class Queue:
-    """First in, first out; the oldest items are dropped where there is no room.
+    """First in, first out; a full queue drops its oldest items.
 
     Args:
-        limit: bytes that may wait.
+        limit: most bytes in the queue.
 
     Attributes:
-        dropped: items that were dropped.
+        dropped: number of dropped items.
     """
 
     def __init__(self, limit: int) -> None:
@@ -105,7 +105,7 @@ class Queue:
         return len(self._entries) + (self._in_hand is not None)
 
     def put(self, item: Item) -> None:
-        """Adds an item; constant time."""
+        """Adds an item in constant time."""
         self._entries.append(Entry(item))
         self._bytes += _size(item)
         while self._bytes > self._limit and len(self._entries) > 1:
@@ -113,13 +113,13 @@ class Queue:
             self.dropped += 1
 
     def first(self) -> Entry:
-        """The oldest item's entry, which stays, and is dropped no more."""
+        """Returns the oldest entry, which stays in the queue and can no longer be dropped."""
         if self._in_hand is None:
             self._in_hand = self._take()
         return self._in_hand
 
-    def done(self) -> None:
-        """Takes away what `first` gave."""
+    def remove_first(self) -> None:
+        """Removes the entry that `first` returned."""
         self._in_hand = None
 
     def _take(self) -> Entry:
@@ -129,16 +129,16 @@ class Queue:
 
 
 class LosslessQueue:
-    """First in, first out; what does not fit in memory is moved to disk by `spill`.
+    """First in, first out; `spill` moves what does not fit in memory to disk.
 
-    Only where that is full or too slow, too, the newest record is dropped.
+    The queue drops the newest record only if the disk is also full or too slow.
 
     Args:
-        limit: bytes that may wait in memory; four times as many until they are moved.
-        spill_limit: bytes that may wait on disk.
+        limit: most bytes in memory; four times as many while they wait to be moved to disk.
+        spill_limit: most bytes on disk.
 
     Attributes:
-        dropped: records that were dropped.
+        dropped: number of dropped records.
     """
 
     def __init__(self, limit: int, spill_limit: int) -> None:
@@ -155,7 +155,7 @@ class LosslessQueue:
         return len(self._entries)
 
     def put(self, item: Item) -> None:
-        """Adds an item; constant time."""
+        """Adds an item in constant time."""
         size = _size(item)
         if isinstance(item, StepRecord) and self._bytes + size > 4 * self._limit:
             self.dropped += 1
@@ -166,11 +166,11 @@ class LosslessQueue:
         self._bytes += size
 
     def first(self) -> Entry:
-        """The oldest item's entry, which stays."""
+        """Returns the oldest entry, which stays in the queue."""
         return self._entries[0]
 
-    def done(self) -> None:
-        """Takes away what `first` gave."""
+    def remove_first(self) -> None:
+        """Removes the entry that `first` returned."""
         entry = self._entries.popleft()
         if entry is self._moving:
             self._moving = None
@@ -180,10 +180,10 @@ class LosslessQueue:
             self._spill, self._cannot_spill = None, False
 
     def spill(self, lock: AbstractContextManager[object]) -> None:
-        """Moves the oldest records to disk while too much is in memory.
+        """Moves the oldest records to disk until memory is within its limit.
 
         Args:
-            lock: guards every other method; not held while the disk is written.
+            lock: guards all other methods; not held while writing to disk.
         """
         while True:
             with lock:
@@ -194,10 +194,10 @@ class LosslessQueue:
                 self._moving = entry
             try:
                 spill = self._spill = self._spill or Spill(self._spill_limit)
-                entry.move(spill)
-            except OSError:  # full, or there is no place for it
+                entry.move_to_disk(spill)
+            except OSError:  # the disk is full, or there is no temporary folder
                 with lock:
                     self._cannot_spill = True
-                    if self._moving is entry:  # nobody took it away meanwhile
+                    if self._moving is entry:  # it was not removed in the meantime
                         self._bytes += size
                         self._in_memory.appendleft((entry, size))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ulysses_monitor.bus.health import MAX_FAILURES, Change, Health
 from ulysses_monitor.bus.queues import Item, LosslessQueue, Queue
-from ulysses_monitor.common.masking import masked_text
+from ulysses_monitor.common.masking import mask_text
 from ulysses_monitor.sinks.base import Sink, is_lossless
 
 __all__ = ["Report", "Worker"]
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 Report = Callable[[Mapping[str, Any]], None]
 
 _FLUSH_SECONDS = 0.25
-"""Longest wait of a written item for a flush: with the store's own wait, a step is safe in one
-second."""
+"""Longest time from writing an item to flushing it. Together with the store's own wait, a step is
+safe on disk within one second."""
 
 _SETTLE_SECONDS = 0.6
-"""After a flush that nothing follows, until another one: longer than the store waits for the disk
-again."""
+"""Time from a flush that nothing follows to one more flush; longer than the store's pause between
+two syncs, so that the last steps are synced too."""
 
 _HANG_SECONDS = 30.0
 _LOSSLESS_PAUSE = 0.1
@@ -35,17 +35,17 @@ _LOSSLESS_PAUSE = 0.1
 class Worker:
     """Writes to one sink what is put on its queue.
 
-    An item is kept and tried again where the failure is the medium's (`OSError`: a full disk, a
-    server that is away); any other failure is the item's own, which is dropped.
+    An `OSError` means that the medium failed (a full disk, an unreachable server), so the worker
+    keeps the item and retries. Any other error means that the sink rejects the item, so the worker
+    drops it.
 
     Args:
         sink: the sink.
-        name: of the sink, in messages.
-        limit: bytes that may wait in memory.
-        spill_limit: bytes that may wait on disk for a lossless sink.
-        report: told what happens to the sink.
-        opening: arguments of the sink's `open`, if it has one and is to be opened.
-
+        name: name of the sink in messages.
+        limit: most bytes that wait in memory.
+        spill_limit: most bytes that wait on disk, for a lossless sink.
+        report: called with what an event should say when the sink fails or recovers.
+        opening: arguments of the sink's `open`, if it has one.
     """
 
     def __init__(
@@ -69,41 +69,45 @@ class Worker:
         self._unflushed, self._flushed = 0, time.monotonic()
         self._settles_at = math.inf
         self._busy_since: float | None = None
-        self._said_hanging = False
+        self._has_warned = False
         self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
         self._thread.start()
 
     @property
     def dropped(self) -> int:
-        """Items that the sink did not get."""
+        """Number of items that the sink did not get."""
         return self._queue.dropped + self._lost
 
     def put(self, item: Item) -> None:
-        """Queues an item; waits for the disk where there is too much of it, never for the sink."""
+        """Queues an item; may wait for the spill disk, never for the sink."""
         with self._lock:
             self._queue.put(item)
             self._lock.notify()
         if isinstance(self._queue, LosslessQueue):
             self._queue.spill(self._lock)
-        self._look_for_hanging()
+        self._warn_if_hanging()
 
-    def _look_for_hanging(self) -> None:
+    def _warn_if_hanging(self) -> None:
         since = self._busy_since
-        if since is not None and not self._said_hanging:
+        if since is not None and not self._has_warned:
             seconds = time.monotonic() - since
             if seconds > _HANG_SECONDS:
-                self._said_hanging = True
-                logger.warning("monitor: sink %s stands still for %.0f s", self.name, seconds)
+                self._has_warned = True
+                logger.warning(
+                    "monitor: sink %s has not responded for %.0f s; training continues",
+                    self.name,
+                    seconds,
+                )
 
     def stop(self, deadline: float) -> None:
-        """Asks the thread to write out what waits, close the sink and end.
+        """Asks the thread to write what waits, close the sink and end.
 
         Args:
-            deadline: monotonic seconds after which it gives up.
+            deadline: monotonic time in seconds at which it gives up.
         """
         with self._lock:
             self._deadline = deadline
-            self._health.hurry()
+            self._health.retry_soon()
             self._lock.notify()
 
     @property
@@ -138,10 +142,10 @@ class Worker:
         if not self._attempt("close"):
             self._lost += self._unflushed
         if self.dropped:
-            logger.error("monitor: sink %s did not get %d items", self.name, self.dropped)
+            logger.error("monitor: sink %s lost %d records and events", self.name, self.dropped)
 
     def _wait(self) -> bool:
-        """Waits until there is something to do; false where the time is over."""
+        """Waits until there is something to do; returns False if it is time to end."""
         with self._lock:
             while True:
                 now = time.monotonic()
@@ -155,8 +159,8 @@ class Worker:
                 self._lock.wait(min((t for t in limits if 0 < t < math.inf), default=None))
 
     def _is_hopeless(self) -> bool:
-        """The run's end does not wait for a live sink that is off."""
-        return self._health.off and not isinstance(self._queue, LosslessQueue)
+        """Returns whether waiting is pointless: at the run's end, a live sink that is off."""
+        return self._health.is_off and not isinstance(self._queue, LosslessQueue)
 
     def _flush_is_due(self) -> bool:
         now = time.monotonic()
@@ -167,11 +171,11 @@ class Worker:
         return now - self._flushed >= _FLUSH_SECONDS
 
     def _flush(self) -> None:
-        """Flushes, and once more later: a sink that waits for the disk does so now and then."""
-        first, self._flushed = self._unflushed > 0, time.monotonic()
+        """Flushes, and schedules one more flush for sinks that sync only now and then."""
+        is_first, self._flushed = self._unflushed > 0, time.monotonic()
         if self._attempt("flush"):
             self._unflushed = 0
-            self._settles_at = self._flushed + _SETTLE_SECONDS if first else math.inf
+            self._settles_at = self._flushed + _SETTLE_SECONDS if is_first else math.inf
 
     def _write_first(self) -> None:
         with self._lock:
@@ -180,32 +184,32 @@ class Worker:
             self._unflushed += 1
             self._settles_at = 0.0
             with self._lock:
-                self._queue.done()
+                self._queue.remove_first()
 
     def _attempt(self, method: str, arguments: Callable[[], tuple[Any, ...]] = tuple) -> bool:
-        """Calls the sink; false where the same is to be tried again."""
+        """Calls a method of the sink; returns False if the same call must be retried."""
         self._busy_since = time.monotonic()
         try:
             getattr(self._sink, method)(*arguments())
         except BaseException as error:  # noqa: BLE001 - a sink may raise anything; it is reported
-            self._say(self._health.failed(method, time.monotonic()), error)
-            again = isinstance(error, OSError) or method != "write"
-            self._lost += method == "write" and not again
-            return not again
+            self._report_change(self._health.failed(method, time.monotonic()), error)
+            must_retry = isinstance(error, OSError) or method != "write"
+            self._lost += not must_retry
+            return not must_retry
         finally:
             self._busy_since = None
-        self._say(self._health.succeeded(method))
+        self._report_change(self._health.succeeded(method))
         return True
 
-    def _say(self, change: Change | None, error: BaseException | None = None) -> None:
+    def _report_change(self, change: Change | None, error: BaseException | None = None) -> None:
         if change is None:
             return
-        reason = _described(error) if error else ""
+        reason = _describe(error) if error else ""
         if change == "failed":
             logger.warning("monitor: sink %s failed: %s", self.name, reason)
         elif change == "off":
             logger.error(
-                "monitor: sink %s failed %d times in a row: off, and tried again later: %s",
+                "monitor: sink %s failed %d times in a row and is off; it will be retried: %s",
                 self.name,
                 MAX_FAILURES,
                 reason,
@@ -216,8 +220,8 @@ class Worker:
         self._report(about | ({"error": reason} if error else {}))
 
 
-def _described(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     try:
-        return masked_text(f"{type(error).__name__}: {error}")
-    except Exception:  # noqa: BLE001 - one that cannot even be printed
+        return mask_text(f"{type(error).__name__}: {error}")
+    except Exception:  # noqa: BLE001 - the error cannot even be printed
         return type(error).__name__

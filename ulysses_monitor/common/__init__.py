@@ -1,1 +1,1 @@
-"""What every part uses and nothing else of the project is needed for: errors, ranks, files."""
+"""What every part may use, and what imports no other part: errors, patching, ranks, files."""

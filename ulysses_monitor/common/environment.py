@@ -1,4 +1,7 @@
-"""Who ran it, where, with which versions; for run.json. No environment variable, so no secret."""
+"""Describes who runs a training, where, and with which versions, for run.json.
+
+It reads no environment variables, so it records no secrets.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the installed ones among the packages that matter."""
+    """Returns the versions of the packages that matter, if installed."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -37,7 +40,7 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """User, host, Python and package versions."""
+    """Returns user, host, Python and package versions."""
     return {
         "user": _user(),
         "host": socket.gethostname(),

@@ -1,4 +1,4 @@
-"""The project's own errors: what is raised on purpose, so that callers can tell it from a bug."""
+"""The project's own errors: raised on purpose, so that callers can tell them from bugs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ class UlyssesError(Exception):
 
 
 class InputError(UlyssesError):
-    """The user's input is wrong: the message says what, where, and what is allowed, in one line."""
+    """The user's input is wrong.
+
+    The message says in one line where the input is, what it is, and what is allowed:
+    ``<where>: <setting> is <value>; expected <what>``, or ``allowed: a, b, c`` for closed sets.
+    """
 
 
 class TrainingStoppedError(UlyssesError):
-    """A rule or a policy asked for the run to stop."""
+    """A rule or a policy stopped the run."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

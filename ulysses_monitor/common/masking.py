@@ -1,4 +1,4 @@
-"""Takes secrets out of what is about to be written or logged."""
+"""Masks secrets in what is about to be written or logged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["masked_text", "without_secrets"]
+__all__ = ["mask_secrets", "mask_text"]
 
 _MASK = "***"
 _SECRET_WORD = re.compile(
@@ -20,10 +20,10 @@ _TEXT_TOKEN = re.compile(
     "|first|last|next|new|prev|prompt|decoder|boi|eoi|eot|eom|suffix|prefix|middle|fill|box|object"
     "|per|by|each|cpu|gpu|answer|response|assistant|system|think|newline|blank|separator"
 )
-"""Stands before ``token`` where it is one of a text, as in ``pad_token``; else it is secret."""
+"""Words before ``token`` that make it a token of a text, as in ``pad_token``, not a secret."""
 
 _PLACES = ("dir", "path", "file", "name", "env")
-"""Where a secret lies is none."""
+"""Last words of names that tell where a secret is; the place itself is not a secret."""
 
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _IN_URL = re.compile(r"://[^\s\"']*@")
@@ -33,37 +33,37 @@ _KNOWN = re.compile(
     re.IGNORECASE,
 )
 _SHORTEST = 8
-"""Characters below which a value of the environment is not looked for: it may be any word."""
+"""Fewest characters of an environment variable's value to mask: shorter ones may be any word."""
 
 
-def without_secrets(value: Any, masked: bool = False) -> Any:
-    """`value` with secrets masked, at any depth.
+def mask_secrets(value: Any, is_secret: bool = False) -> Any:
+    """Returns `value` with secrets masked, at any depth.
 
-    Masked is text under a key that names a secret, the argument after an option that does, and
-    what `masked_text` finds elsewhere.
+    It masks text under a key that names a secret, the argument after an option that names one, and
+    what `mask_text` finds elsewhere.
 
     Args:
         value: text, numbers, None, and lists and mappings of them.
-        masked: whether it lies under such a key.
+        is_secret: whether `value` is under a key that names a secret.
     """
     if isinstance(value, Mapping):
         return {
-            masked_text(k) if isinstance(k, str) else k: without_secrets(v, masked or _is_secret(k))
+            mask_text(k) if isinstance(k, str) else k: mask_secrets(v, is_secret or _is_secret(k))
             for k, v in value.items()
         }
     if isinstance(value, list | tuple):
         options = [False, *map(_is_secret_option, value)]
-        return [without_secrets(v, masked or o) for v, o in zip(value, options, strict=False)]
+        return [mask_secrets(v, is_secret or o) for v, o in zip(value, options, strict=False)]
     if not isinstance(value, str):
         return value
-    return _MASK if masked and value else masked_text(value)
+    return _MASK if is_secret and value else mask_text(value)
 
 
-def masked_text(text: str) -> str:
-    """`text` without secrets.
+def mask_text(text: str) -> str:
+    """Returns `text` with secrets masked.
 
-    That is, without credentials of URLs, tokens by their looks, what is assigned to the name of a
-    secret, and the values of environment variables that are secret.
+    It masks credentials in URLs, tokens of known formats, what is assigned to the name of a
+    secret, and the values of secret environment variables.
     """
     for name in list(os.environ):
         value = os.environ.get(name, "")
@@ -94,5 +94,5 @@ def _is_secret_option(value: Any) -> bool:
 
 
 def _is_secret_value(name: str, value: str) -> bool:
-    """Whether a variable's value is worth hiding wherever it occurs: a path or a word is not."""
+    """Returns whether an environment variable's value is a secret, not a path or a plain word."""
     return _is_secret(name) and any(c.isdigit() for c in value) and not value.startswith(("/", "~"))

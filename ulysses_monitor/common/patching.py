@@ -1,4 +1,4 @@
-"""The one place where something is patched: a method, on one instance, and put back whole."""
+"""Patches methods on single instances and undoes it; nothing else in the project patches."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 __all__ = ["Undo", "patch_method", "undo_all"]
 
 Undo = Callable[[], None]
-"""Takes a patch or a hook back, leaving the object as it was."""
+"""Removes a patch or a hook and leaves the object as it was before."""
 
 
 def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
-    """Replaces ``instance.name`` by ``wrapper(original, *args, **kwargs)``; the class is untouched.
+    """Replaces ``instance.name`` with ``wrapper(original, *args, **kwargs)``, not in the class.
 
     Returns:
-        A function that puts the method back. Where somebody else has patched over it since, their
-        patch stays and this one turns into a plain pass-through.
+        A function that restores the method. If someone has patched it again since, their patch
+        stays, and this one only passes calls through.
     """
     had_own = name in vars(instance)
     original = getattr(instance, name)
-    active = True
+    is_active = True
 
-    @wraps(original)  # who asks for the signature is to see that of the original
+    @wraps(original)  # signature inspection must see that of the original
     def patched(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs) if active else original(*args, **kwargs)
+        return wrapper(original, *args, **kwargs) if is_active else original(*args, **kwargs)
 
     object.__setattr__(instance, name, patched)
 
     def undo() -> None:
-        nonlocal active
-        active = False
+        nonlocal is_active
+        is_active = False
         if vars(instance).get(name) is not patched:
             return
         if had_own:
@@ -43,6 +43,6 @@ def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
 
 
 def undo_all(undos: list[Undo]) -> None:
-    """Runs and forgets every undo, the latest first."""
+    """Runs and removes every undo, the latest first."""
     while undos:
         undos.pop()()

@@ -1,30 +1,30 @@
-"""Which rank this is, and how ranks agree; works the same where nothing is distributed."""
+"""Tells which rank this is and lets ranks agree; also works in a single process."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["agree_or_raise", "any_rank", "from_rank_0", "rank", "world_size"]
+__all__ = ["agree_or_raise", "any_rank", "broadcast_bytes", "rank", "world_size"]
 
 
 def rank() -> int:
-    """This process's rank, 0 where nothing is distributed."""
+    """Returns the rank of this process, 0 if nothing is distributed."""
     return dist.get_rank() if _distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 where nothing is distributed."""
+    """Returns the number of processes, 1 if nothing is distributed."""
     return dist.get_world_size() if _distributed() else 1
 
 
 def agree_or_raise(error: Exception | None, otherwise: Exception, device: torch.device) -> None:
-    """Raises on every rank where any rank has an `error`, so that none waits for the others.
+    """Raises on every rank if any rank has an error, so that no rank waits for the others.
 
     Args:
-        error: this rank's error, if any; raised as it is.
+        error: this rank's error, if any; raised unchanged.
         otherwise: what the other ranks raise.
-        device: where the backend's tensors live.
+        device: device of the tensors that the backend communicates.
     """
     failed = any_rank(error is not None, device)
     if error is not None:
@@ -34,20 +34,20 @@ def agree_or_raise(error: Exception | None, otherwise: Exception, device: torch.
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on any rank; every rank must call it."""
+    """Returns whether `flag` is true on any rank; every rank must call it."""
     flags = torch.tensor([float(flag)], device=device)
     if world_size() > 1:
         dist.all_reduce(flags)
     return bool(flags.item())
 
 
-def from_rank_0(data: bytes, device: torch.device) -> bytes:
-    """Rank 0's `data`, on every rank; every rank must call it."""
+def broadcast_bytes(data: bytes, device: torch.device) -> bytes:
+    """Returns the `data` of rank 0 on every rank; every rank must call it."""
     if world_size() == 1:
         return data
     size = torch.tensor([len(data)], device=device)
     dist.broadcast(size, src=0)
-    # frombuffer wants memory that may be written.
+    # frombuffer needs writable memory.
     payload = torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)
     if rank() != 0:
         payload = torch.zeros(max(1, int(size)), dtype=torch.uint8)

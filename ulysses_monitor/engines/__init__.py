@@ -1,4 +1,4 @@
-"""Engine views: how to read gradients, parameters and optimizer state of each training engine."""
+"""Engine views: gradients, parameters and optimizer state of each training engine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import AfterStep, Engine, Replica, Shard, nothing, unwrapped
+from ulysses_monitor.engines.base import Engine, Replica, Shard, StepCallback, do_nothing
 from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
-from ulysses_monitor.engines.deepspeed import deepspeed_engine, is_deepspeed_engine
+from ulysses_monitor.engines.deepspeed import find_deepspeed_engine
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
 from ulysses_monitor.engines.plain import PlainEngine
+from ulysses_monitor.engines.support import unwrap
 
 __all__ = [
-    "AfterStep",
     "DDPEngine",
     "Engine",
     "FSDPEngine",
     "PlainEngine",
     "Replica",
     "Shard",
+    "StepCallback",
+    "do_nothing",
     "find_engine",
-    "is_deepspeed_engine",
-    "nothing",
 ]
 
 
@@ -36,29 +36,34 @@ def find_engine(
     scaler: Any = None,
     clip_norm: Callable[[], float | None] | None = None,
 ) -> Engine:
-    """Finds the engine behind `model`.
+    """Returns the view of the engine that trains `model`.
 
     Args:
         model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
-        optimizer: the optimizer, or accelerate's wrapper of it; a DeepSpeed engine brings its own.
-        scaler: the `torch.amp.GradScaler`, if any; accelerate's wrapper brings its own.
-        clip_norm: gives the norm that the caller will clip to; a DeepSpeed engine knows it.
+        optimizer: the optimizer, or accelerate's wrapper of it; ignored for a DeepSpeed engine,
+            which has its own.
+        scaler: the `torch.amp.GradScaler`, if any; accelerate's wrapper has its own.
+        clip_norm: returns the norm that the caller will clip to; ignored for a DeepSpeed engine,
+            which knows it.
 
     Raises:
-        InputError: the engine is not supported.
+        InputError: the engine or the optimizer is not supported.
     """
-    if is_deepspeed_engine(model):
-        return deepspeed_engine(model)
+    if (engine := find_deepspeed_engine(model)) is not None:
+        return engine
     if optimizer is None:
-        raise InputError("monitor: watch(model, optimizer) needs the optimizer that trains model")
+        raise InputError(
+            "monitor: the optimizer is None; expected the torch.optim.Optimizer that trains the "
+            "model"
+        )
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
         optimizer = inner  # accelerate's wrapper
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(
             f"monitor: the optimizer is a {type(optimizer).__name__}; "
-            "allowed is a torch.optim.Optimizer"
+            "expected a torch.optim.Optimizer"
         )
     refuse_fsdp1(model)
-    view = FSDPEngine if is_fsdp(unwrapped(model)) else DDPEngine if is_ddp(model) else PlainEngine
+    view = FSDPEngine if is_fsdp(unwrap(model)) else DDPEngine if is_ddp(model) else PlainEngine
     return view(model, optimizer, scaler=scaler, clip_norm=clip_norm)

@@ -1,4 +1,27 @@
-"""What every engine view offers: a training engine's local shards, and when to read them."""
+"""The engine contract: how the monitor reads and steers one training engine.
+
+An engine is how a training distributes its parameters and takes its optimizer steps: plain torch,
+DDP, DeepSpeed ZeRO, FSDP2. An engine view answers three questions about it, alike on all ranks:
+
+- What does this rank hold? (`parameters`, `shapes`, `counted_indices`, `shards`, `replicas`)
+- What happens to the gradients next? (`grad_scale`, `clip_norm`, `learning_rates`)
+- When is a step? (`hook_step`)
+
+and writes gradients back (`set_gradient`, then `commit_gradients`).
+
+To add an engine:
+
+1. Write a class with the members of `Engine`. `PlainEngine` is the base for engines that keep
+   ``param.grad``; `DeepSpeedView` is the base for DeepSpeed. ``support.py`` has what views share.
+2. Cover every trainable parameter exactly once with the counted shards of all ranks, without any
+   communication in `shards`.
+3. Detect the engine in `find_engine`, and refuse with an `InputError` every variant that the view
+   would read wrongly.
+4. Add it to the exactness tests, which compare every metric with the same training on one process
+   in float64.
+
+Legend: P trainable parameters.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +33,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo
 
-__all__ = [
-    "AfterStep",
-    "Engine",
-    "Replica",
-    "Shard",
-    "check_spans_world",
-    "like",
-    "nothing",
-    "share",
-    "trainable_parameters",
-    "unwrapped",
-    "write_gradient",
-]
+__all__ = ["Engine", "Replica", "Shard", "StepCallback", "do_nothing"]
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Does nothing."""
 
 
-AfterStep = Callable[[bool], None]
-"""Called after an optimizer step; told whether it was done, or skipped for an overflow."""
+StepCallback = Callable[[bool], None]
+"""Called after an optimizer step with True, or with False if an overflow made the engine skip it.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,17 +53,16 @@ class Shard:
 
     Attributes:
         index: position of the parameter in the engine's `parameters()`.
-        offset: where the part starts in the flattened whole parameter, in elements; the part is
-            contiguous there.
-        param: the part itself, in the precision the optimizer updates.
-        grad: its gradient, reduced over ranks and unclipped, still times `Engine.grad_scale`;
-            None where the parameter got no gradient in this step. Read it; write it with
-            `Engine.set_gradient`.
-        state: the optimizer's tensors for the part, by the optimizer's own names
+        offset: first element of the part in the flattened parameter; the part is contiguous there.
+        param: the part itself, in the precision that the optimizer updates.
+        grad: its gradient, reduced over ranks and not yet clipped, still multiplied by
+            `Engine.grad_scale`; None if the parameter got no gradient in this step. Read only:
+            write with `Engine.set_gradient`.
+        state: the optimizer's tensors for the part, under the optimizer's own names
             (``exp_avg``, ``exp_avg_sq``); empty before the first step.
         settings: the optimizer's parameter group: ``lr``, ``betas``, ...
-        steps: the optimizer's own count of steps for the part; None where it keeps none.
-        counted: whether this rank counts the part in sums over ranks; false for a replica that
+        steps: the optimizer's step count for the part; None if it keeps none.
+        is_counted: whether this rank counts the part in sums over ranks; False for a replica that
             another rank counts.
     """
 
@@ -63,12 +73,12 @@ class Shard:
     state: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: Tensor | float | None = None
-    counted: bool = True
+    is_counted: bool = True
 
 
 @dataclass(frozen=True)
 class Replica:
-    """A tensor that several ranks must hold bit by bit alike: a parameter, and its gradient."""
+    """A parameter and its gradient that several ranks must hold bit for bit the same."""
 
     index: int
     param: Tensor
@@ -78,169 +88,115 @@ class Replica:
 class Engine(Protocol):
     """A view of a training engine.
 
-    All ranks' counted shards together are each trainable parameter exactly once.
+    The counted shards of all ranks together cover each trainable parameter exactly once.
     """
 
     name: str
-    """What was found, for run.json: ``plain``, ``ddp``, ``deepspeed-zero2``."""
+    """The engine's name in run.json: ``plain``, ``ddp``, ``deepspeed-zero2``."""
     device: torch.device
-    """Where the reduced vector of partial sums lives."""
+    """Device of the vector that the ranks reduce."""
     model: nn.Module
     """The user's model, without wrappers."""
     optimizer: torch.optim.Optimizer
     """The optimizer that does the arithmetic, without wrappers."""
     group: dist.ProcessGroup | None
-    """The ranks over which the parameters are sharded or replicated; None where there is one."""
+    """The ranks that share or replicate the parameters; None on a single process."""
     replica_sets: int
-    """Number of sets of ranks that hold the same replicas; 0 where nothing is replicated."""
+    """Number of sets of ranks that hold the same replicas; 0 if nothing is replicated."""
     replica_set: int
-    """Which of them this rank belongs to."""
+    """Index of the set that this rank belongs to."""
     clips_in_step: bool
-    """Whether the engine's own step clips; where not, the caller does, before the step."""
+    """Whether the engine clips inside its own step; if not, the caller clips before the step."""
     replicates_gradients: bool
-    """Whether the ranks of a set hold the same gradients, too."""
+    """Whether the ranks of a set also hold the same gradients."""
 
     def parameters(self) -> list[tuple[str, int]]:
-        """Name and number of elements of every trainable parameter, whole, alike on all ranks."""
+        """Returns name and number of elements of every full trainable parameter [P].
+
+        The list is the same on all ranks.
+        """
         ...
 
     def shapes(self) -> list[torch.Size]:
-        """Shape of every trainable parameter, whole, in the order of `parameters`."""
+        """Returns the shape of every full trainable parameter [P], in the order of `parameters`."""
         ...
 
-    def held(self) -> list[int]:
-        """Indices of the parameters of which this rank counts a shard; never changes."""
+    def counted_indices(self) -> list[int]:
+        """Returns the indices of the parameters of which this rank counts a shard.
+
+        The list never changes during a training.
+        """
         ...
 
     def shards(self) -> Iterator[Shard]:
-        """This rank's shards; gradients are only there just before a step, see `hook_step`."""
+        """Yields this rank's shards, without communication.
+
+        Gradients are valid only just before a step, see `hook_step`.
+        """
         ...
 
     def replicas(self) -> Iterator[Replica]:
-        """What this rank holds alike with the other ranks of its set."""
+        """Yields what this rank must hold the same as the other ranks of its set."""
         ...
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """The whole parameter, trainable or frozen, without communication; None if sharded."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """Returns the full parameter, trainable or frozen, without communication.
+
+        None means that this rank holds only a part of it.
+        """
         ...
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """This rank's part of any parameter; ranks that hold it all get the whole."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """Returns this rank's part of any parameter; all of it if it is not sharded."""
         ...
 
     def grad_scale(self) -> Tensor | float:
-        """The factor by which the gradients are still multiplied (the loss scale), else 1."""
+        """Returns the factor that the gradients still carry (the loss scale); 1 without one."""
         ...
 
     def clip_norm(self) -> float | None:
-        """The norm that the engine will clip to; None where it does not clip or does not say."""
+        """Returns the norm that the engine will clip to; None if there is none or it is unknown."""
         ...
 
     def learning_rates(self) -> list[float]:
-        """The learning rate of each parameter group that the coming step uses."""
+        """Returns the learning rate that the coming step uses, for each parameter group."""
         ...
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """Replaces a shard's gradient, so that the engine's own clipping and step see it.
+        """Replaces a shard's gradient, so that the engine clips and steps with the new one.
 
-        Ranks that hold a replica must all write the same. Call `gradients_written` afterwards.
+        All ranks that hold a replica must write the same values. Call `commit_gradients` after
+        the last one.
 
         Args:
             shard: a shard of this step, counted or not.
-            value: the new gradient, shaped as ``shard.grad`` and as much scaled as it.
+            value: the new gradient, with the shape and the scale of ``shard.grad``.
 
         Raises:
             ValueError: the parameter got no gradient in this step.
         """
         ...
 
-    def gradients_written(self) -> None:
-        """Completes a round of `set_gradient`; every rank calls it, also one that wrote none."""
+    def commit_gradients(self) -> None:
+        """Ends a round of `set_gradient`. Every rank must call it, even if it wrote nothing."""
         ...
 
     def hook_step(
-        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+        self,
+        before: Callable[[], None],
+        after: StepCallback,
+        ended: Callable[[], None] = do_nothing,
     ) -> Undo:
-        """Calls `before` and `after` around each optimizer step, and `ended` after the engine's.
+        """Hooks every optimizer step.
 
-        At `before` the gradients are accumulated and reduced, and the engine has not clipped them.
-        At `after` no scheduler of the engine's own has changed the settings yet; at `ended` the
-        engine may be saved, and left by an exception.
+        Args:
+            before: called when the gradients are accumulated and reduced, before the engine clips.
+            after: called after the optimizer's step, before any scheduler that the engine runs
+                itself changes the parameter groups.
+            ended: called after the engine's step; here the engine can be saved, or an exception
+                can leave the training.
+
+        Returns:
+            A function that removes the hooks.
         """
         ...
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's module behind DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Trainable parameters by their full names, tied ones once, in the model's order.
-
-    Raises:
-        InputError: there is none.
-    """
-    named = [
-        # Wrapping for compilation or checkpointing must not change what a metric is called.
-        (name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", ""), p)
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    ]
-    if not named:
-        raise InputError("monitor: the model has no trainable parameter, so nothing to watch")
-    return named
-
-
-def like(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
-    """Those of an optimizer's state that are plain floating tensors shaped as `param`.
-
-    Quantized states (8-bit optimizers) are neither, and are not measured as if they were.
-    """
-    return {
-        name: value
-        for name, value in tensors.items()
-        if type(value) is Tensor and value.shape == param.shape and value.is_floating_point()
-    }
-
-
-def share(numels: list[int], parts: int, part: int) -> list[int]:
-    """Indices of what one of `parts` readers reads: largest first to the least loaded reader."""
-    load, own = [0] * parts, []
-    for i in sorted(range(len(numels)), key=lambda i: -numels[i]):
-        reader = load.index(min(load))
-        load[reader] += numels[i]
-        if reader == part:
-            own.append(i)
-    return sorted(own)
-
-
-def write_gradient(shard: Shard, value: Tensor, name: str) -> None:
-    """`Engine.set_gradient` where the gradient that was read is the one the engine uses.
-
-    Raises:
-        ValueError: the parameter got no gradient in this step.
-    """
-    if shard.grad is None:
-        raise ValueError(f"parameter {name} got no gradient in this step, so none can be set")
-    shard.grad.copy_(value)
-
-
-def check_spans_world(group: dist.ProcessGroup, what: str) -> None:
-    """Refuses an engine that spreads parameters over a part of the ranks only.
-
-    Raises:
-        InputError: it does; sums over ranks would mix different parameters.
-    """
-    size, world = dist.get_world_size(group), dist.get_world_size()
-    if size != world:
-        raise InputError(
-            f"monitor: {what} spans {size} of {world} ranks; pipeline and tensor parallelism are "
-            "not supported, allowed is one group of all ranks"
-        )

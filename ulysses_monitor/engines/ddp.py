@@ -1,4 +1,4 @@
-"""DistributedDataParallel: whole parameters, and gradients alike on all ranks after reduction."""
+"""DistributedDataParallel: every rank holds full parameters and the same reduced gradients."""
 
 from __future__ import annotations
 
@@ -10,49 +10,50 @@ import torch.distributed as dist
 from torch import nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import Replica, check_spans_world, share, unwrapped
+from ulysses_monitor.engines.base import Replica
 from ulysses_monitor.engines.plain import PlainEngine
+from ulysses_monitor.engines.support import assign_parameters, check_spans_world, unwrap
 
 __all__ = ["DDPEngine", "is_ddp"]
 
 
 def is_ddp(model: nn.Module) -> bool:
     """Whether `model` is a `DistributedDataParallel` module, compiled or not."""
-    return isinstance(_ddp(model), nn.parallel.DistributedDataParallel)
+    return isinstance(_uncompile(model), nn.parallel.DistributedDataParallel)
 
 
 class DDPEngine(PlainEngine):
-    """Replicas hold the same after DDP's reduction, so the ranks share the reading.
+    """View of a DDP module: the ranks share the reading, because all hold the same.
 
-    Each rank counts a part of the parameters of about equal size; none is counted twice.
+    Each rank counts about as many elements as any other; no parameter is counted twice.
 
     Args:
         model: the DDP module.
         optimizer: the optimizer that owns the parameters.
-        **options: as `PlainEngine`'s.
+        **options: see `PlainEngine`.
 
     Raises:
-        InputError: the model has no trainable parameter, spans a part of the ranks only, or its
-            optimizer state is sharded.
+        InputError: the model has no trainable parameters, DDP spans only some of the ranks, or
+            the optimizer state is sharded.
     """
 
     name = "ddp"
     replica_sets = 1
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        self.group: dist.ProcessGroup = _ddp(model).process_group
+        self.group: dist.ProcessGroup = _uncompile(model).process_group
         check_spans_world(self.group, "DistributedDataParallel")
         if any(c.__name__ == "ZeroRedundancyOptimizer" for c in type(optimizer).__mro__):
             raise InputError(
-                "monitor: ZeroRedundancyOptimizer is not supported; allowed with "
-                "DistributedDataParallel is an optimizer whose state every rank holds"
+                "monitor: the optimizer is a ZeroRedundancyOptimizer; expected an optimizer that "
+                "keeps all of its state on every rank"
             )
-        super().__init__(unwrapped(model), optimizer, **options)
+        super().__init__(unwrap(model), optimizer, **options)
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         numels = [p.numel() for _, p in self._named]
-        return share(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
+        return assign_parameters(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
@@ -60,5 +61,5 @@ class DDPEngine(PlainEngine):
             yield Replica(i, param.detach(), param.grad)
 
 
-def _ddp(model: nn.Module) -> Any:
+def _uncompile(model: nn.Module) -> Any:
     return getattr(model, "_orig_mod", model)

@@ -1,8 +1,10 @@
 """FSDP2 (``fully_shard``): each rank holds rows of every parameter, as a DTensor.
 
-``p.grad.norm()`` of such a tensor is the norm of this rank's rows alone. Here the rows are read
-through ``to_local``, and what is added up over ranks is sums. With HSDP (a mesh of replicas of
-shards) the replicas share the reading.
+``p.grad.norm()`` of a DTensor gives the norm of this rank's rows alone. The view reads the rows
+through ``to_local``, so that the probes can add up their sums over ranks. Under HSDP (a mesh of
+replicas of shards) the replicas share the reading.
+
+Legend: N rows of a parameter, W ranks; a rank holds [N/W, ...] of [N, ...].
 """
 
 from __future__ import annotations
@@ -18,16 +20,15 @@ from torch.distributed.tensor import Shard as Sharded
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import (
-    Replica,
-    Shard,
+from ulysses_monitor.engines.base import Replica, Shard
+from ulysses_monitor.engines.plain import PlainEngine, step_count
+from ulysses_monitor.engines.support import (
+    assign_parameters,
     check_spans_world,
-    like,
-    share,
+    select_state,
     trainable_parameters,
-    unwrapped,
+    unwrap,
 )
-from ulysses_monitor.engines.plain import PlainEngine, steps_of
 
 __all__ = ["FSDPEngine", "is_fsdp", "refuse_fsdp1"]
 
@@ -38,34 +39,34 @@ def is_fsdp(model: nn.Module) -> bool:
 
 
 def refuse_fsdp1(model: nn.Module) -> None:
-    """Refuses the first FSDP, whose flat parameters hide the model's own.
+    """Refuses FSDP1, whose flat parameters hide those of the model.
 
     Raises:
         InputError: a module is a `FullyShardedDataParallel`.
     """
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         raise InputError(
-            "monitor: FullyShardedDataParallel (FSDP1) is not supported; "
+            "monitor: the model uses FullyShardedDataParallel (FSDP1), which is not supported; "
             "use fully_shard (FSDP2; in accelerate fsdp_version: 2)"
         )
 
 
 class FSDPEngine(PlainEngine):
-    """View of a model under ``fully_shard``, with and without CPU offload, FSDP or HSDP.
+    """View of a model under ``fully_shard``: FSDP or HSDP, with or without CPU offload.
 
     Args:
         model: the model.
         optimizer: the optimizer, built after sharding.
-        **options: as `PlainEngine`'s.
+        **options: see `PlainEngine`.
 
     Raises:
-        InputError: a parameter is placed in another way than by rows over all ranks.
+        InputError: a parameter is not sharded by rows over all ranks.
     """
 
     name = "fsdp2"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        named = trainable_parameters(unwrapped(model))
+        named = trainable_parameters(unwrap(model))
         for name, param in named:
             _check_placement(name, param)
         mesh = named[0][1].device_mesh  # type: ignore[attr-defined]
@@ -82,9 +83,9 @@ class FSDPEngine(PlainEngine):
         super().__init__(model, optimizer, **options)
         self.device = torch.device(mesh.device_type)
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
-        own = share([p.numel() for _, p in self._named], self._replicas, self._replica)
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
+        own = assign_parameters([p.numel() for _, p in self._named], self._replicas, self._replica)
         return [i for i in own if _local(self._named[i][1]).numel()]
 
     def shards(self) -> Iterator[Shard]:
@@ -100,24 +101,24 @@ class FSDPEngine(PlainEngine):
                 self._offsets[i],
                 local,
                 None if param.grad is None else _local(param.grad),
-                like(tensors, local),
+                select_state(tensors, local),
                 self._settings.get(param, {}),
-                steps_of(state),
-                counted=i in self._held,
+                step_count(state),
+                is_counted=i in self._counted,
             )
 
     def replicas(self) -> Iterator[Replica]:
-        """See `Engine.replicas`; there are some with HSDP."""
+        """See `Engine.replicas`; only HSDP has replicas."""
         if self._replicas > 1:
             for shard in self.shards():
                 yield Replica(shard.index, shard.param, shard.grad)
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return None if isinstance(param, DTensor) else param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         return _local(param)
 
 
@@ -125,19 +126,19 @@ def _check_placement(name: str, param: nn.Parameter) -> None:
     placements = list(param.placements) if isinstance(param, DTensor) else None
     if placements not in ([Sharded(0)], [Replicate(), Sharded(0)]):
         raise InputError(
-            f"monitor: parameter {name} is placed as {placements or 'a plain tensor'}; supported "
-            "with fully_shard are rows over all ranks: [Shard(0)], or [Replicate(), Shard(0)]"
+            f"monitor: parameter {name} is placed as {placements or 'a plain tensor'}; expected "
+            "rows over all ranks, by fully_shard: [Shard(0)] or [Replicate(), Shard(0)]"
         )
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's rows, as the storage itself: what is written there is in the DTensor."""
+    """Returns this rank's rows [N/W, ...], sharing their storage with the DTensor [N, ...]."""
     local = tensor.detach()
     return local.to_local() if isinstance(local, DTensor) else local
 
 
 def _offset(param: Any) -> int:
-    """Where this rank's rows start in the flattened parameter."""
+    """Returns where this rank's rows start in the flattened parameter, in elements."""
     _, starts = compute_local_shape_and_global_offset(
         param.shape, param.device_mesh, param.placements
     )

@@ -1,4 +1,4 @@
-"""Plain torch: whole parameters on one process, in any precision, with or without a GradScaler."""
+"""Plain torch: one process with the full parameters, any precision, with or without GradScaler."""
 
 from __future__ import annotations
 
@@ -11,31 +11,24 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.engines.base import (
-    AfterStep,
-    Replica,
-    Shard,
-    like,
-    nothing,
-    trainable_parameters,
-    unwrapped,
-    write_gradient,
-)
+from ulysses_monitor.engines.base import Replica, Shard, StepCallback, do_nothing
+from ulysses_monitor.engines.parameter_view import ParameterView
+from ulysses_monitor.engines.support import select_state
 
-__all__ = ["PlainEngine", "steps_of", "whole_shards"]
+__all__ = ["PlainEngine", "full_shards", "step_count"]
 
 
-class PlainEngine:
-    """A model and a `torch.optim.Optimizer`; the base of the engines that keep ``param.grad``.
+class PlainEngine(ParameterView):
+    """View of a model and a `torch.optim.Optimizer`; base of the engines that keep ``param.grad``.
 
     Args:
         model: the model, wrapped or not.
         optimizer: the optimizer that owns the parameters.
         scaler: the `GradScaler` that steps the optimizer, if any.
-        clip_norm: gives the norm that the caller will clip to, for `grad/clip_coef/total`.
+        clip_norm: returns the norm that the caller will clip to, for `grad/clip_coef/total`.
 
     Raises:
-        InputError: the model has no trainable parameter.
+        InputError: the model has no trainable parameters.
     """
 
     name = "plain"
@@ -53,88 +46,62 @@ class PlainEngine:
         scaler: GradScaler | None = None,
         clip_norm: Callable[[], float | None] | None = None,
     ) -> None:
-        self.model = unwrapped(model)
-        self.optimizer = optimizer
+        super().__init__(model, optimizer)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_norm = clip_norm or (lambda: None)
-        self._named = trainable_parameters(self.model)
         self.device = self._named[0][1].device
         self._settings = {
             param: group for group in optimizer.param_groups for param in group["params"]
         }
-        self._held = frozenset(self.held())
+        self._counted = frozenset(self.counted_indices())
 
-    def parameters(self) -> list[tuple[str, int]]:
-        """See `Engine.parameters`."""
-        return [(name, p.numel()) for name, p in self._named]
-
-    def shapes(self) -> list[torch.Size]:
-        """See `Engine.shapes`."""
-        return [p.shape for _, p in self._named]
-
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
-            return []  # replicas that some other means keeps alike: rank 0 speaks for all
+            return []  # something else keeps the replicas equal, so rank 0 counts for all
         return list(range(len(self._named)))
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        return whole_shards(self._named, self.optimizer, self._settings, self._held)
+        return full_shards(self._named, self.optimizer, self._settings, self._counted)
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
         return iter(())
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
-        return param.detach()
-
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
-        return param.detach()
-
     def grad_scale(self) -> Tensor | float:
         """See `Engine.grad_scale`; 1 once the caller has unscaled the gradients."""
         if self._scaler is None:
             return 1.0
-        # A tensor on the device: GradScaler's own get_scale() would wait for it.
+        # A tensor on the device: GradScaler's own get_scale() would make the host wait for it.
         scale = self._scaler._get_scale_async()
         states = self._scaler._per_optimizer_states
-        # A look-up would create the entry, as the scaler's own step does.
+        # Reading a missing entry would create it and change what the scaler's own step does.
         unscaled = id(self.optimizer) in states and (
             states[id(self.optimizer)]["stage"] is OptState.UNSCALED
         )
         return 1.0 if unscaled or scale is None else scale
 
-    def learning_rates(self) -> list[float]:
-        """See `Engine.learning_rates`."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """See `Engine.set_gradient`."""
-        write_gradient(shard, value, self._named[shard.index][0])
-
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`."""
-
     def hook_step(
-        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+        self,
+        before: Callable[[], None],
+        after: StepCallback,
+        ended: Callable[[], None] = do_nothing,
     ) -> Undo:
-        """Hooks `optimizer.step()`, or the `GradScaler`'s, which may leave the former out.
+        """Hooks `optimizer.step()`, or `GradScaler.step()`, which skips the former on an overflow.
 
-        Callers that clip do so earlier, see `Monitor.before_clip`.
+        Callers that clip must read the gradients before that, see `Monitor.before_clip`.
         """
         if self._scaler is None:
 
-            def over() -> None:
+            def finish() -> None:
                 after(True)
                 ended()
 
-            return self._hook_optimizer(before, over)
+            return self._hook_optimizer(before, finish)
         stepped = False
 
-        def note() -> None:
+        def note_step() -> None:
             nonlocal stepped
             stepped = True
 
@@ -150,7 +117,7 @@ class PlainEngine:
             return result
 
         undos = [
-            self._hook_optimizer(lambda: None, note),
+            self._hook_optimizer(lambda: None, note_step),
             patch_method(self._scaler, "step", step),
         ]
         return lambda: undo_all(undos)
@@ -166,19 +133,19 @@ class PlainEngine:
         return undo
 
 
-def whole_shards(
+def full_shards(
     named: Sequence[tuple[str, nn.Parameter]],
     optimizer: torch.optim.Optimizer,
     settings: Mapping[Tensor, Mapping[str, Any]],
-    held: Collection[int],
+    counted: Collection[int],
 ) -> Iterator[Shard]:
-    """Shards of parameters that this rank holds whole, and that the optimizer updates itself.
+    """Yields the shards of parameters that this rank holds in full and the optimizer updates.
 
     Args:
         named: the trainable parameters.
         optimizer: the optimizer.
-        settings: each parameter's group.
-        held: indices of those that this rank counts.
+        settings: the parameter group of each parameter.
+        counted: indices of the parameters that this rank counts.
     """
     for i, (_, param) in enumerate(named):
         state = optimizer.state.get(param, {})
@@ -187,14 +154,14 @@ def whole_shards(
             0,
             param.detach(),
             param.grad,
-            like(state, param),
+            select_state(state, param),
             settings.get(param, {}),
-            steps_of(state),
-            counted=i in held,
+            step_count(state),
+            is_counted=i in counted,
         )
 
 
-def steps_of(state: Mapping[str, Any]) -> Tensor | float | None:
-    """The optimizer's own count of steps in `state`, if it keeps one."""
+def step_count(state: Mapping[str, Any]) -> Tensor | float | None:
+    """Returns the step count that the optimizer keeps in `state`, or None."""
     steps = state.get("step")
     return steps if isinstance(steps, Tensor | float | int) else None

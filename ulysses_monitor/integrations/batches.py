@@ -1,4 +1,4 @@
-"""What a micro-batch of a Trainer holds: its tokens, its labels, and what attention looks at."""
+"""Counts what a Trainer's micro-batch holds: its tokens, its labels, and the pairs attended to."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["attended_pairs", "label_tokens", "row_tokens"]
+from ulysses_monitor.records.batch_keys import IGNORE_INDEX, ROW_MASKS
 
-_ROW_MASKS = (
-    ("attention_mask",),
-    ("prompt_mask", "completion_mask"),  # GRPO, RLOO
-    ("chosen_attention_mask", "rejected_attention_mask"),  # ORPO, CPO
-)
-"""Masks [B, S], 0 for padding, that together are the rows a micro-batch trains on."""
+__all__ = ["attended_pairs", "label_tokens", "row_tokens"]
 
 
 def row_tokens(batch: Any) -> Tensor | float:
-    """Tokens that a micro-batch trains on without padding, as far as its usual keys tell.
+    """Counts the tokens without padding that a micro-batch trains on, by its known keys.
 
-    KTO's ``KL_*`` rows and references are run without gradients, so they do not count.
+    KTO's ``KL_*`` rows and reference rows run without gradients and are not counted.
     """
     if masks := _row_masks(batch):
         return sum((mask.ne(0).sum() for mask in masks), start=0.0)
@@ -29,9 +24,9 @@ def row_tokens(batch: Any) -> Tensor | float:
 
 
 def attended_pairs(batch: Any) -> Tensor | float:
-    """The sum of the squared lengths of a micro-batch's rows, or of the documents packed in them.
+    """Sums the squared lengths of a micro-batch's rows, or of the documents packed in them.
 
-    Positions 0, 1, ... n - 1 of a document give the sum of 2 * position + 1, which is n squared.
+    For the positions 0, 1, ... n - 1 of a document, the sum of 2 * position + 1 is n squared.
     """
     if masks := _row_masks(batch):
         lengths = [mask.ne(0).sum(1).double() for mask in masks]
@@ -45,10 +40,10 @@ def attended_pairs(batch: Any) -> Tensor | float:
 
 
 def _row_masks(batch: Any) -> list[Tensor]:
-    """The masks of a batch that together are its rows; none where it has no such set."""
+    """Finds the masks that together cover the batch's rows; empty if it has none of `ROW_MASKS`."""
     if not isinstance(batch, Mapping):
         return []
-    for names in _ROW_MASKS:
+    for names in ROW_MASKS:
         masks = [m for m in map(batch.get, names) if isinstance(m, Tensor) and m.dim() == 2]
         if len(masks) == len(names):
             return masks
@@ -56,16 +51,16 @@ def _row_masks(batch: Any) -> list[Tensor]:
 
 
 def label_tokens(batch: Any, shifted: bool) -> Tensor | None:
-    """Tokens that are predicted; where the loss is `shifted`, nothing predicts a row's first."""
+    """Counts the tokens that are predicted; a `shifted` loss does not predict a row's first."""
     if not isinstance(batch, Mapping):
         return None
     for name, start in (("shift_labels", 0), ("labels", int(shifted))):
         labels = batch.get(name)
         if isinstance(labels, Tensor) and labels.dim() > 1:
-            return labels[..., start:].ne(-100).sum()
+            return labels[..., start:].ne(IGNORE_INDEX).sum()
     mask = batch.get("completion_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
-    whole_rows = "completion_ids" not in batch  # as DPO's and KTO's, unlike GRPO's
-    labelled: Tensor = mask[:, 1:] if whole_rows else mask * batch.get("tool_mask", 1)
+    is_of_rows = "completion_ids" not in batch  # of DPO and KTO; of completions in GRPO
+    labelled: Tensor = mask[:, 1:] if is_of_rows else mask * batch.get("tool_mask", 1)
     return labelled.sum()

@@ -1,116 +1,146 @@
 """`MonitorCallback`: watches any Hugging Face or TRL Trainer, before gradients are clipped.
 
 A callback alone comes too late: transformers calls ``on_pre_optimizer_step`` after clipping, and
-under DeepSpeed the whole step happens inside ``accelerator.backward``. So the callback places, for
-the time of one training, patches on instances that the Trainer owns:
+under DeepSpeed the whole step happens inside ``accelerator.backward``. So for the duration of one
+training, the callback patches instances that the Trainer owns:
 
 - ``trainer.get_batch_samples``: the step's micro-batches and their number of label tokens; and
-  ``trainer._prepare_inputs`` where those are prompts, of which it makes the batches (GRPO, RLOO);
+  ``trainer._prepare_inputs`` if those are prompts, from which it makes the batches (GRPO, RLOO);
 - ``accelerator.backward``: each micro-batch's loss, as it is scaled for accumulation;
 - ``accelerator.clip_grad_norm_``, which the Trainer calls once a step on every path but
   DeepSpeed's: gradients are reduced and not yet clipped;
 - the engine's step: under DeepSpeed it is the moment to read, elsewhere it tells when the step
   is done.
 
-All are taken back when training ends.
+All patches are removed when training ends.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import write_whole
+from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.common.ranks import from_rank_0, rank
-from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.common.ranks import rank
+from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
-from ulysses_monitor.monitor import Monitor, describe_model
+from ulysses_monitor.integrations.trainer_lookup import (
+    calling_trainer,
+    engine_of,
+    read_on_rank_0,
+    resumed_checkpoint,
+)
 from ulysses_monitor.records.trainer_names import evaluation_name
+from ulysses_monitor.session.opening import Training, describe_model
+from ulysses_monitor.session.process_exit import Status
+from ulysses_monitor.session.session import Session
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["MonitorCallback", "attach", "calling_trainer"]
+__all__ = ["MonitorCallback", "OpensSessions", "TrainerWatcher", "attach"]
 
 logger = logging.getLogger(__name__)
 
 
-def attach(monitor: Monitor, trainer: Any) -> MonitorCallback:
+class OpensSessions(Protocol):
+    """What a `MonitorCallback` needs of a monitor."""
+
+    def open(self, engine: Engine, training: Training) -> Session:
+        """Opens the run of a training that begins."""
+        ...
+
+
+def attach(monitor: OpensSessions, trainer: Any) -> Undo:
     """Adds a `MonitorCallback` for `monitor` to `trainer`.
+
+    Returns:
+        A function that removes it.
 
     Raises:
         InputError: `trainer` is not a `transformers.Trainer`.
     """
     if not isinstance(trainer, Trainer):
         raise InputError(
-            f"monitor: attach() got a {type(trainer).__name__}; allowed is a transformers.Trainer "
-            "or a subclass of it, and watch(model, optimizer) for a plain loop"
+            f"monitor: attach() got a {type(trainer).__name__}; expected a transformers.Trainer or "
+            "a subclass; for a plain loop use watch(model, optimizer)"
         )
-    callback = MonitorCallback(monitor)
+    callback = MonitorCallback(monitor, trainer)
     trainer.add_callback(callback)
-    return callback
+
+    def remove() -> None:
+        callback.finish("stopped")
+        trainer.remove_callback(callback)
+
+    return remove
 
 
-class MonitorCallback(TrainerCallback):
-    """Connects a `Monitor` to the Trainer it is added to.
+class TrainerWatcher(TrainerCallback):
+    """Connects the trainings of a Trainer to sessions, one for each.
 
     Args:
-        monitor: the monitor; its run starts with the training and ends with it.
+        trainer: the Trainer; without it, the Trainer is looked for when a training begins.
+
+    Attributes:
+        session: the session of the training that is going on, None between trainings.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
+    def __init__(self, trainer: Trainer | None = None) -> None:
+        self.session: Session | None = None
+        self._given = trainer
+        self._trainer: Trainer | None = trainer
         self._undos: list[Undo] = []
-        self._place = ""
+
+    def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
+        """Opens the session of a training that begins.
+
+        Raises:
+            InputError: it cannot be opened.
+        """
+        raise NotImplementedError
+
+    # -- events of the Trainer -----------------------------------------------------------------
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Finds the Trainer and its engine, opens the run, places the patches."""
+        """Finds the Trainer and its engine, opens the run, patches what it must see."""
         undo_all(self._undos)  # of a training that raised before
-        trainer = calling_trainer(self)
-        monitor = self.monitor
-        engine = _engine(trainer)
-        self._place = _state_file(trainer, self)
-        if state.global_step:
-            _give_back(monitor, self._place, _resumed_from(trainer), engine)
-        monitor.start(
-            engine,
-            step=state.global_step,
-            info=_describe(trainer, state),
-            max_steps=state.max_steps if state.max_steps > 0 else None,
-            can=("save", "stop"),
-            scheduler=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        trainer = self._find_trainer(state)
+        engine = engine_of(trainer)
+        self.session = session = self.open_session(
+            trainer, engine, self._describe(trainer, state, engine)
         )
         accelerator = trainer.accelerator
         self._undos = [
-            patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer)),
-            patch_method(accelerator, "backward", self._backward),
+            patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer, session)),
+            patch_method(accelerator, "backward", _observe_loss(session)),
         ]
         if not engine.clips_in_step:
-            self._undos.append(patch_method(accelerator, "clip_grad_norm_", self._clip))
-        # Where the step was read before it was clipped, this does not read it again.
-        monitor.hook_step(monitor.stepped)
+            self._undos.append(
+                patch_method(accelerator, "clip_grad_norm_", _read_before_clipping(session))
+            )
+        # If the step was read before it was clipped, this does not read it again.
+        session.hook_step()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Completes the step's record; does what policies or people ask of the training."""
-        self.monitor.step_ends(state.global_step)
-        wanted = self.monitor.wanted()
-        if "save" in wanted:
+        if self.session is None:
+            return
+        self.session.step_ends(state.global_step)
+        requests = self.session.take_requests()
+        if "save" in requests:
             control.should_save = True
-        if "stop" in wanted:
+        if "stop" in requests:
             control.should_training_stop = True
 
     def on_evaluate(
@@ -122,53 +152,99 @@ class MonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Records an evaluation's numbers as ``eval/<name>/total``."""
-        numbers = {
-            evaluation_name(name): float(value)
-            for name, value in (metrics or {}).items()
-            if isinstance(value, int | float) and name != "epoch"
-        }
-        self.monitor.record(numbers)
+        if self.session is None:
+            return
+        self.session.log(
+            {
+                evaluation_name(name): float(value)
+                for name, value in (metrics or {}).items()
+                if isinstance(value, int | float) and name != "epoch"
+            }
+        )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Records that a checkpoint was written, and keeps with it what policies remember."""
-        self.monitor.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
+        if self.session is None or self._trainer is None:
+            return
+        self.session.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
         try:
-            held = self.monitor.state_dict().get("policies")
+            held = self.session.policy_state()
         except Exception:
             logger.exception("monitor: the policies' memory is not kept with this checkpoint")
             return
-        folder = Path(calling_trainer(self)._get_output_dir(trial=None))
+        folder = Path(self._trainer._get_output_dir(trial=None))
         folder /= f"checkpoint-{state.global_step}"
         if rank() == 0 and held is not None and folder.is_dir():
+            path = folder / self._state_file(self._trainer)
             try:
-                write_whole(folder / self._place, held.numpy().tobytes())
+                with replace_file(path) as file:
+                    file.write(held)
             except OSError as error:
-                logger.error("monitor: %s: not written: %s", folder / self._place, error)
+                logger.error("monitor: %s: not written: %s", path, error)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ends the run and takes every patch back."""
+        """Ends the run and removes every patch."""
         self.finish("finished")
 
-    def finish(self, status: Any) -> None:
+    def finish(self, status: Status) -> None:
         """Ends the run with `status`; for callers that see the training fail."""
         undo_all(self._undos)
-        self.monitor.close(status)
+        if self.session is not None:
+            self.session.close(status)
+            self.session = None
+
+    # -- what the Trainer does not tell --------------------------------------------------------
+
+    def _find_trainer(self, state: TrainerState) -> Trainer:
+        """Returns the Trainer that trains: the given one, or the one on the stack.
+
+        A callback that was attached to one Trainer may have been handed to another one.
+        """
+        given = self._given
+        trainer = given if given is not None and given.state is state else calling_trainer(self)
+        self._trainer = trainer
+        return trainer
+
+    def _describe(self, trainer: Trainer, state: TrainerState, engine: Engine) -> Training:
+        kind = trainer.args.lr_scheduler_type
+        checkpoint = None
+        if state.global_step:
+            path = resumed_checkpoint(trainer) / self._state_file(trainer)
+            checkpoint = read_on_rank_0(path, engine)
+        return Training(
+            step=state.global_step,
+            max_steps=state.max_steps if state.max_steps > 0 else None,
+            info={
+                "trainer": type(trainer).__name__,
+                "model": describe_model(trainer.model),
+                "resumed_at_step": state.global_step or None,
+            },
+            abilities=("save", "stop"),
+            scheduler=str(getattr(kind, "value", kind)),
+            policy_state=checkpoint,
+        )
+
+    def _state_file(self, trainer: Trainer) -> str:
+        """Returns the name of the policies' file in a checkpoint; each monitor has its own."""
+        callbacks = trainer.callback_handler.callbacks
+        place = [c for c in callbacks if isinstance(c, TrainerWatcher)].index(self)
+        return f"ulysses_policies_{place}.npz"
 
     # -- the patches ---------------------------------------------------------------------------
 
-    def _get_batch_samples(self, trainer: Trainer) -> Callable[..., Any]:
+    def _get_batch_samples(self, trainer: Trainer, session: Session) -> Callable[..., Any]:
         made_late = False
 
         def count(batch: Any) -> None:
             # Ranks that share rows share their tokens. `get_sp_size` is not among them: DeepSpeed's
-            # own sequence parallelism has cut the rows before they come here.
+            # own sequence parallelism has sliced the rows before they come here.
             peers = trainer.get_cp_size() * trainer.get_tp_size()
             labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
-            self.monitor.observe(
+            session.observe(
                 tokens=row_tokens(batch) / peers,
                 loss_tokens=None if labels is None else labels / peers,
                 attended=attended_pairs(batch) / peers,
@@ -182,7 +258,7 @@ class MonitorCallback(TrainerCallback):
 
         def get_batch_samples(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal made_late
-            self.monitor.step_begins()
+            session.step_begins()
             batches, count_of_labels = original(*args, **kwargs)
             for batch in batches:
                 if isinstance(batch, Mapping):
@@ -194,76 +270,35 @@ class MonitorCallback(TrainerCallback):
 
         return get_batch_samples
 
-    def _backward(
-        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        self.monitor.observe(loss=loss)
+
+class MonitorCallback(TrainerWatcher):
+    """Connects a monitor to the Trainer it is added to.
+
+    Args:
+        monitor: its run starts with the training and ends with it.
+        trainer: the Trainer, if it is at hand.
+    """
+
+    def __init__(self, monitor: OpensSessions, trainer: Trainer | None = None) -> None:
+        super().__init__(trainer)
+        self.monitor = monitor
+
+    def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
+        """Opens the monitor's next session."""
+        return self.monitor.open(engine, training)
+
+
+def _observe_loss(session: Session) -> Callable[..., Any]:
+    def backward(original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        session.observe(loss=loss)
         return original(loss, *args, **kwargs)
 
-    def _clip(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.monitor.gradients_ready()
+    return backward
+
+
+def _read_before_clipping(session: Session) -> Callable[..., Any]:
+    def clip_grad_norm_(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        session.gradients_ready()
         return original(*args, **kwargs)
 
-
-def calling_trainer(callback: TrainerCallback) -> Trainer:
-    """The Trainer that is calling `callback`, found on the stack: transformers does not pass it.
-
-    Raises:
-        InputError: no caller is a Trainer that has this callback.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, Trainer) and callback in caller.callback_handler.callbacks:
-            return caller
-        frame = frame.f_back  # type: ignore[assignment]
-    raise InputError("monitor: MonitorCallback was called by something that is not a Trainer")
-
-
-def _state_file(trainer: Trainer, callback: MonitorCallback) -> str:
-    """What in a checkpoint holds the policies' memory; several monitors have a file each."""
-    callbacks = trainer.callback_handler.callbacks
-    own = [c for c in callbacks if isinstance(c, MonitorCallback)].index(callback)
-    return f"ulysses_policies_{own}.npz"
-
-
-def _resumed_from(trainer: Trainer) -> Path:
-    """The checkpoint that the Trainer resumes from; it tells its own methods alone."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        given = frame.f_locals.get("resume_from_checkpoint")
-        if frame.f_locals.get("self") is trainer and isinstance(given, str | os.PathLike):
-            return Path(given)
-        frame = frame.f_back  # type: ignore[assignment]
-    step = trainer.state.global_step
-    return Path(trainer._get_output_dir(trial=None)) / f"checkpoint-{step}"
-
-
-def _give_back(monitor: Monitor, place: str, checkpoint: Path, engine: Engine) -> None:
-    """Reads on rank 0, whose file system has the checkpoint, what `on_save` wrote."""
-    held = b""
-    if rank() == 0:
-        try:
-            held = (checkpoint / place).read_bytes()
-        except OSError as error:
-            logger.debug("monitor: %s: %s", checkpoint / place, error)
-    held = from_rank_0(held, engine.device)
-    if held:
-        monitor.load_state_dict({"policies": torch.frombuffer(bytearray(held), dtype=torch.uint8)})
-
-
-def _engine(trainer: Trainer) -> Engine:
-    return find_engine(
-        trainer.model_wrapped,
-        trainer.optimizer,
-        scaler=trainer.accelerator.scaler,
-        clip_norm=lambda: trainer.args.max_grad_norm or None,
-    )
-
-
-def _describe(trainer: Trainer, state: TrainerState) -> dict[str, Any]:
-    return {
-        "trainer": type(trainer).__name__,
-        "model": describe_model(trainer.model),
-        "resumed_at_step": state.global_step or None,
-    }
+    return clip_grad_norm_

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.records import Schema, StepRecord
-from ulysses_monitor.records.adapter_names import AdapterPair, adapter_pairs
+from ulysses_monitor.records.adapter_names import AdapterPair, find_adapter_pairs
 
 __all__ = ["Array", "fingerprint", "lora_pairs", "per_parameter"]
 
@@ -49,4 +49,4 @@ def fingerprint(names: tuple[str, ...]) -> int:
 @lru_cache(maxsize=8)
 def lora_pairs(names: tuple[str, ...]) -> tuple[AdapterPair, ...]:
     """The adapter pairs among parameter names."""
-    return adapter_pairs(names)
+    return find_adapter_pairs(names)

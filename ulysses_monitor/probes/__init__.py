@@ -1,9 +1,9 @@
-"""Probes: what is measured on an engine's shards."""
+"""Probes compute metrics from an engine's shards."""
 
 from ulysses_monitor.probes.adapters import AdapterProbe
 from ulysses_monitor.probes.assembly import assemble
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
-from ulysses_monitor.probes.capture import Capture, Captured
+from ulysses_monitor.probes.capture import Capture, CapturedStep
 from ulysses_monitor.probes.consistency import ReplicaProbe
 from ulysses_monitor.probes.layout import Layout
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
@@ -13,7 +13,7 @@ __all__ = [
     "AdamStateProbe",
     "AdapterProbe",
     "Capture",
-    "Captured",
+    "CapturedStep",
     "FollowUp",
     "GradientProbe",
     "Layout",

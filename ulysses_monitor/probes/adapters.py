@@ -1,14 +1,15 @@
 """``lora/delta_ratio/*`` and ``lora/stable_rank/*``: what the adapters have learned.
 
-From r x r matrices alone, never from a dense BA. With G = (B^T B)(A A^T), which has the squared
-singular values of BA as its eigenvalues:
+Both come from r x r matrices alone, never from a dense BA. The eigenvalues of
+G = (B^T B)(A A^T) are the squared singular values of BA, so:
 
 - ||BA||_F^2 = tr G
 - ||BA||_2^2 = the largest eigenvalue of G, by repeated squaring: tr(G^(2^k))^(1 / 2^k)
 
-Stable rank: ||BA||_F^2 / ||BA||_2^2 (Rudelson and Vershynin, 2007). It is between 1 and r.
+The stable rank is ||BA||_F^2 / ||BA||_2^2 (Rudelson and Vershynin, arXiv math/0503442). It lies
+between 1 and r.
 
-Legend: r rank, I in features, O out features, N adapter pairs.
+Legend: r LoRA rank, I input features, O output features, N adapter pairs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.common.patching import Undo
+from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.engines import Engine
+from ulysses_monitor.engines.support import strip_wrappers
 from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import Layout, median
 from ulysses_monitor.probes.sums import statistics
@@ -36,7 +38,7 @@ __all__ = ["AdapterProbe"]
 Array = npt.NDArray[np.float64]
 
 _SQUARINGS = 24
-"""tr(G^(2^24))^(1 / 2^24) is the largest eigenvalue to within r^(2^-24), 1e-7 of it."""
+"""tr(G^(2^24))^(1 / 2^24) exceeds the largest eigenvalue by at most r^(2^-24), about 1e-7 of it."""
 
 
 @dataclass
@@ -48,12 +50,12 @@ class _Pair:
     adapter: str
     index: int
     grams: dict[str, Tensor]
-    """B^T B and A A^T [r, r] that a forward pass has shown, where the parameters are sharded."""
+    """B^T B and A A^T [r, r], taken in a forward pass if the parameters are sharded."""
     base_squares: Tensor | None = None
-    """This rank's part of the squared norm of the frozen base weight."""
+    """This rank's part of the base weight's squared norm, once read."""
 
     def side(self, which: str) -> nn.Parameter:
-        """A [r, I, ...] or B [O, r, ...], or an embedding's, which lie in another dictionary."""
+        """Returns A [r, I, ...] or B [O, r, ...]; PEFT keeps those of embeddings elsewhere."""
         for kind in ("lora", "lora_embedding"):
             held = getattr(self.module, f"{kind}_{which}", {})
             if self.adapter in held:
@@ -62,29 +64,29 @@ class _Pair:
         raise KeyError(f"{self.name} has no lora_{which}")
 
     def base(self) -> nn.Parameter | None:
-        """The weight that the adapter adds to, where it is made of plain numbers."""
+        """Returns the weight that the adapter adds to, or None if it is quantized."""
         layer: Any = self.module
         while hasattr(layer, "base_layer"):
             layer = layer.base_layer
         weight = getattr(layer, "weight", None)
-        plain = isinstance(weight, nn.Parameter) and weight.is_floating_point()
-        return weight if plain else None
+        is_dense = isinstance(weight, nn.Parameter) and weight.is_floating_point()
+        return weight if is_dense else None
 
     def scale(self) -> float:
-        """The adapter's alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        """Returns the adapter's alpha / r, or alpha / sqrt(r) with rsLoRA."""
         return float(self.module.scaling[self.adapter])  # type: ignore[index]
 
 
 class AdapterProbe:
     """Reads the adapters of a model; the ranks share the pairs.
 
-    Where the parameters are sharded (ZeRO-3, FSDP2) nothing is gathered: the forward pass does
-    that anyhow, and is looked at.
+    The probe gathers no sharded parameters (ZeRO-3, FSDP2). The forward pass gathers them anyway,
+    and a hook reads them there.
 
     Args:
         layout: the parameters.
         engine: the engine.
-        wanted: whether the coming step is one at which this probe is read.
+        next_is_sampled: tells whether the coming step is one at which this probe is read.
     """
 
     name = "adapters"
@@ -92,9 +94,9 @@ class AdapterProbe:
     maxima = 0
     rechecks = False
 
-    def __init__(self, layout: Layout, engine: Engine, wanted: Callable[[], bool]) -> None:
-        self._engine, self._wanted = engine, wanted
-        modules = {_plain(name): module for name, module in engine.model.named_modules()}
+    def __init__(self, layout: Layout, engine: Engine, next_is_sampled: Callable[[], bool]) -> None:
+        self._engine, self._next_is_sampled = engine, next_is_sampled
+        modules = {strip_wrappers(name): module for name, module in engine.model.named_modules()}
         self._pairs = [
             _Pair(p.module, modules[p.path], p.adapter, i, {})
             for i, p in enumerate(layout.adapter_pairs)
@@ -112,41 +114,40 @@ class AdapterProbe:
         ranks, rank = 1, 0
         if engine.group is not None:
             ranks, rank = dist.get_world_size(engine.group), dist.get_rank(engine.group)
-        self._mine = [p for p in self._pairs if p.index % ranks == rank]
-        self._handles = [handle for p in self._mine for handle in self._look_at_forward(p)]
+        self._own_pairs = [p for p in self._pairs if p.index % ranks == rank]
+        self._undos = [undo for p in self._own_pairs for undo in self._hook_forward(p)]
 
     def close(self) -> None:
-        """Takes the hooks back."""
-        while self._handles:
-            self._handles.pop()()
+        """Removes the hooks."""
+        undo_all(self._undos)
 
-    def _look_at_forward(self, pair: _Pair) -> list[Undo]:
-        """Hooks for the sides that no rank holds whole but in the forward pass."""
+    def _hook_forward(self, pair: _Pair) -> list[Undo]:
+        """Hooks the layers of A and B, if this rank holds them in full only in a forward pass."""
         undos: list[Undo] = []
         for which in "AB":
-            if self._engine.whole(pair.side(which)) is not None:
+            if self._engine.full_parameter(pair.side(which)) is not None:
                 continue
             layer = getattr(pair.module, f"lora_{which}", {})
-            if pair.adapter in layer:  # an embedding's A and B are read in no module's forward
-                hook = self._hook(pair, which)
+            if pair.adapter in layer:  # no module's forward pass reads A and B of an embedding
+                hook = self._gram_hook(pair, which)
                 undos.append(layer[pair.adapter].register_forward_pre_hook(hook).remove)
         return undos
 
-    def _hook(self, pair: _Pair, which: str) -> Callable[..., None]:
-        def look(layer: Any, args: Any) -> None:  # noqa: ARG001
-            if self._wanted() and which not in pair.grams:
+    def _gram_hook(self, pair: _Pair, which: str) -> Callable[..., None]:
+        def read_gram(layer: Any, args: Any) -> None:  # noqa: ARG001
+            if self._next_is_sampled() and which not in pair.grams:
                 with torch.no_grad():
                     pair.grams[which] = _gram(layer.weight, which)
 
-        # A compiled model steps out of its graph here; tracing the hook would freeze `_wanted`.
-        return cast("Callable[..., None]", torch.compiler.disable(look))
+        # A compiled model steps out of its graph here; tracing the hook would freeze the condition.
+        return cast("Callable[..., None]", torch.compiler.disable(read_gram))
 
     def read(self, reading: Reading) -> Tensor:  # noqa: ARG002
-        """||BA||_F^2, ||BA||_2^2, 1 if they are known, and this rank's part of ||W||^2 [N * 4]."""
+        """Returns, for each pair [N * 4]: ||BA||_F^2, ||BA||_2^2, 1 if known, a part of ||W||^2."""
         device = self._engine.device
         result = torch.zeros(len(self._pairs), 4, dtype=torch.float64, device=device)
         rows = {id(pair): row for pair, row in zip(self._pairs, result, strict=True)}
-        for pair in self._mine:
+        for pair in self._own_pairs:
             grams = {w: self._gram_of(pair, w) for w in "AB"}
             if grams["A"] is not None and grams["B"] is not None:
                 found = _squared_norms(grams["B"] @ grams["A"])
@@ -157,20 +158,25 @@ class AdapterProbe:
         return result.flatten()
 
     def _gram_of(self, pair: _Pair, which: str) -> Tensor | None:
-        whole = self._engine.whole(pair.side(which))
-        return pair.grams.get(which) if whole is None else _gram(whole, which)
+        full = self._engine.full_parameter(pair.side(which))
+        return pair.grams.get(which) if full is None else _gram(full, which)
 
     def _base_squares(self, pair: _Pair) -> Tensor | float:
-        """Read once: the base is frozen. Where every rank holds it whole, one rank counts it."""
+        """Returns this rank's part of ||W||^2, read only once if the base is frozen.
+
+        If every rank holds the base in full, one rank counts it.
+        """
         weight = pair.base()
-        if weight is None or (self._engine.whole(weight) is not None and pair not in self._mine):
+        if weight is None or (
+            self._engine.full_parameter(weight) is not None and pair not in self._own_pairs
+        ):
             return 0.0
         if pair.base_squares is None or weight.requires_grad:
-            pair.base_squares = statistics([self._engine.piece(weight)])[0, 0]
+            pair.base_squares = statistics([self._engine.local_parameter(weight)])[0, 0]
         return pair.base_squares
 
     def values(self, totals: Array) -> Array | None:
-        """See `Probe.values`; NaN where a quantized base has no norm or BA is zero."""
+        """See `Probe.values`; NaN if the base is quantized, or if BA is zero."""
         frobenius, spectral, known, base = totals.reshape(-1, 4).T
         if not known.any():
             return None
@@ -186,18 +192,17 @@ def _is_peft(module: nn.Module | None, pair: AdapterPair) -> bool:
     return module is not None and pair.adapter in getattr(module, "scaling", {})
 
 
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
-
-
 def _gram(weight: Tensor, which: str) -> Tensor:
-    """A A^T or B^T B, float64 [r, r]; convolutions' A [r, I, k, k] and B [O, r, 1, 1] as well."""
-    flat = weight.detach().double().flatten(1)  # [r, I] or [O, r]
+    """Returns A A^T or B^T B, float64 [r, r].
+
+    Convolutions have A [r, I, k, k] and B [O, r, 1, 1].
+    """
+    flat = weight.detach().double().flatten(1)  # [r, I, k, k] -> [r, I*k*k], [O, r, 1, 1] -> [O, r]
     return flat @ flat.t() if which == "A" else flat.t() @ flat
 
 
 def _squared_norms(product: Tensor) -> Tensor:
-    """||BA||_F^2 and ||BA||_2^2 from G = (B^T B)(A A^T) [r, r]: [2], zeros from zeros."""
+    """Returns ||BA||_F^2 and ||BA||_2^2 [2] from G = (B^T B)(A A^T) [r, r]; zeros if G is zero."""
     trace = product.trace()
     power, logarithm, weight = product, torch.zeros_like(trace), 1.0
     for _ in range(_SQUARINGS):

@@ -1,4 +1,4 @@
-"""Which probes a run has."""
+"""Chooses the probes of a run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ logger = logging.getLogger(__name__)
 def assemble(
     engine: Engine, sample_every: int, next_is_sampled: Callable[[], bool]
 ) -> tuple[Capture, list[Undo]]:
-    """The capture of every metric that `engine`'s parameters have; every rank must call it.
+    """Builds the capture with every probe that fits `engine`; every rank must call it.
 
     Args:
-        engine: what to read.
+        engine: the engine to read.
         sample_every: see `Capture`.
-        next_is_sampled: whether the coming step is one at which ``sampled`` probes are read.
+        next_is_sampled: tells whether the coming step is one at which ``sampled`` probes are read.
 
     Returns:
-        The capture, and what takes its hooks back.
+        The capture, and functions that remove its hooks.
     """
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     probes: list[Probe] = [GradientProbe(layout), AdamStateProbe(layout), ParameterProbe(layout)]
     undos: list[Undo] = []
     if layout.adapter_pairs:
-        adapters = _adapters(layout, engine, next_is_sampled)
+        adapters = _make_adapter_probe(layout, engine, next_is_sampled)
         if adapters is not None:
             probes.append(adapters)
             undos.append(adapters.close)
@@ -47,15 +47,18 @@ def assemble(
     return Capture(engine, probes, sample_every, [UpdateProbe(layout, engine.optimizer)]), undos
 
 
-def _adapters(
+def _make_adapter_probe(
     layout: Layout, engine: Engine, next_is_sampled: Callable[[], bool]
 ) -> AdapterProbe | None:
-    """It knows how PEFT is made inside; where that has changed there is none, on no rank."""
+    """Makes the adapter probe, or None on all ranks if PEFT's internals have changed on any."""
     probe = None
     try:
         probe = AdapterProbe(layout, engine, next_is_sampled)
     except Exception:
-        logger.exception("monitor: the adapters could not be looked into; no lora/delta_ratio")
+        logger.exception(
+            "monitor: the LoRA adapters could not be read; lora/delta_ratio and lora/stable_rank "
+            "are off"
+        )
     if any_rank(probe is None, engine.device):
         if probe is not None:
             probe.close()

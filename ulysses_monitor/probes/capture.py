@@ -1,4 +1,7 @@
-"""One reading of one step: all probes in one vector, one all-reduce, one copy to the host."""
+"""Reads a step: all probes in one vector, one all-reduce, one copy to the host.
+
+Legend: P trainable parameters, S slots of maxima.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.records import Schema
 
-__all__ = ["Capture", "Captured"]
+__all__ = ["Capture", "CapturedStep"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 Part = tuple[Schema, Array]
-"""What one probe measured."""
+"""Names and values of what one probe measured."""
 
 _T = TypeVar("_T")
 _P = TypeVar("_P", bound=Probe)
@@ -32,37 +35,39 @@ _MAX_FAILURES = 3
 
 
 @dataclass(frozen=True)
-class Captured:
-    """What one reading gave, alike on all ranks.
+class CapturedStep:
+    """The result of one reading, the same on all ranks.
 
     Attributes:
-        parts: of this step.
-        of_previous: of the step before it, from probes that look after a step.
+        parts: metrics of this step.
+        previous_parts: metrics of the step before, from the follow-ups.
         extra: the caller's own values, summed over ranks.
     """
 
     parts: list[Part]
-    of_previous: list[Part]
+    previous_parts: list[Part]
     extra: dict[str, float]
 
 
 class Capture:
     """Reads an engine with a set of probes.
 
-    The vector that travels holds, in this order: the caller's own sums, one failure flag per
-    active probe, every active probe's sums, and the maxima. A sum over ranks cannot give a
-    maximum, so each rank that holds a part of a parameter has a slot of its own for it. The
-    vector's length is alike on all ranks at every step, because it depends on the step number and
-    on reduced failure counts only; a probe that raises on one rank sends zeros and its flag, so
-    the collective stays balanced. NaN or Inf in a step cost it a second, careful, reading.
+    The ranks reduce one vector per step. It holds, in this order: the caller's own sums, one
+    failure flag for each active probe, the sums of every active probe, and the maxima. A sum over
+    ranks cannot give a maximum, so each rank that holds a part of a parameter has its own slot
+    for it.
 
-    Every rank must make it, at the same time.
+    The vector has the same length on all ranks at every step, because it depends only on the step
+    number and on reduced failure counts. A probe that raises on one rank sends zeros and its flag,
+    so the collective stays balanced. NaN or Inf in a step cause a second reading of that step.
+
+    Every rank must make a capture, at the same time.
 
     Args:
-        engine: what to read.
-        probes: what to read from it at a step.
+        engine: the engine to read.
+        probes: the probes that read a step before the optimizer takes it.
         sample_every: probes of cost class ``sampled`` are read at steps 1, 1 + N, 1 + 2N, ...
-        follow_ups: what to look for after such steps.
+        follow_ups: the probes that look at sampled steps afterwards.
     """
 
     def __init__(
@@ -80,71 +85,71 @@ class Capture:
         self._failures = {probe.name: 0 for probe in [*probes, *follow_ups]}
         self._slots = _Slots(engine)
         self._measuring = False
-        self._failed_here: set[str] = set()
+        self._raised_here: set[str] = set()
 
     def names(self) -> set[str]:
-        """Every metric that a step may have before it is done."""
+        """Returns the names of all metrics that can be known before the optimizer steps."""
         return {name for probe in self._probes for name in probe.names}
 
     def is_sampled(self, step: int) -> bool:
-        """Whether probes of cost class ``sampled`` are read at `step`."""
+        """Returns whether probes of cost class ``sampled`` are read at `step`."""
         return (step - 1) % self.sample_every == 0
 
-    def read(self, step: int, extra: Mapping[str, Tensor | float]) -> Captured:
+    def read(self, step: int, extra: Mapping[str, Tensor | float]) -> CapturedStep:
         """Reads one step; every rank must call it at the same step.
 
         Args:
             step: number of the optimizer step.
-            extra: the caller's own values of this rank, the same names on all ranks.
+            extra: the caller's own values on this rank; the names are the same on all ranks.
         """
-        now = self._on(p for p in self._probes if p.cost == "every" or self.is_sampled(step))
-        late = self._on(self._follow_ups) if self._measuring else []
+        now = self._active(p for p in self._probes if p.cost == "every" or self.is_sampled(step))
+        late = self._active(self._follow_ups) if self._measuring else []
         with torch.no_grad():
-            reduced, shards = self._reduced([*now, *late], list(extra.values()))
+            reduced, shards = self._reduce([*now, *late], list(extra.values()))
             self._recheck(now, reduced)
             self._prepare(step, shards)
-        return Captured(
+        return CapturedStep(
             parts=self._values(now, reduced),
-            of_previous=self._values(late, reduced),
+            previous_parts=self._values(late, reduced),
             extra=dict(zip(extra, reduced.extra.tolist(), strict=True)),
         )
 
-    def stepped(self, done: bool) -> None:
-        """The optimizer step is over; looks at what it did where that is to be measured.
+    def finish_step(self, done: bool) -> None:
+        """Measures what the optimizer step did, if it is a sampled step.
 
         Args:
-            done: false where it was skipped for an overflow.
+            done: False if the step was skipped, for example because of an overflow.
         """
         if self._measuring and done:
             shards = self._shards() or []
             with torch.no_grad():
-                for probe in self._on(self._follow_ups):
-                    self._note(probe, _attempt(probe.name, probe.after_step, shards))
+                for probe in self._active(self._follow_ups):
+                    self._note_failure(probe, _attempt(probe.name, probe.after_step, shards))
 
     def _prepare(self, step: int, shards: list[Shard]) -> None:
-        """Tells the probes of steps that the coming one is to be measured, or not."""
+        """Prepares the follow-ups for the coming optimizer step, if it is a sampled one."""
         self._measuring = self.is_sampled(step) and bool(self._follow_ups)
-        self._failed_here.clear()
+        self._raised_here.clear()
         if self._measuring:
-            for probe in self._on(self._follow_ups):
-                self._note(probe, _attempt(probe.name, probe.before_step, shards))
+            for probe in self._active(self._follow_ups):
+                self._note_failure(probe, _attempt(probe.name, probe.before_step, shards))
 
-    def _note(self, probe: Probe, attempt: _Attempt[None]) -> None:
-        """Remembers that a follow-up raised on this rank, until the vector says so to all."""
-        if not attempt.done:
-            self._failed_here.add(probe.name)
+    def _note_failure(self, probe: Probe, attempt: _Attempt[None]) -> None:
+        """Remembers that a follow-up raised on this rank until the vector tells all ranks."""
+        if not attempt.succeeded:
+            self._raised_here.add(probe.name)
 
-    def _on(self, probes: Iterable[_P]) -> list[_P]:
+    def _active(self, probes: Iterable[_P]) -> list[_P]:
         return [p for p in probes if self._failures[p.name] < _MAX_FAILURES]
 
     # -- the vector ------------------------------------------------------------------------
 
-    def _reduced(
-        self, active: Sequence[Probe], extra: list[Tensor | float], careful: bool = False
+    def _reduce(
+        self, active: Sequence[Probe], extra: list[Tensor | float], is_recheck: bool = False
     ) -> tuple[_Reduced, list[Shard]]:
-        """What the ranks' vectors add up to; and all shards of this rank."""
+        """Returns the totals over all ranks, and all shards of this rank."""
         device = self.engine.device
-        shards, vectors = self._read(active, careful)
+        shards, vectors = self._read(active, is_recheck)
         flags = torch.tensor([float(v is None) for v in vectors], dtype=torch.float64)
         parts = [torch.as_tensor(v, dtype=torch.float64).reshape(1) for v in extra]
         parts.append(flags)
@@ -155,7 +160,7 @@ class Capture:
             parts.append(vector[: probe.size])
             maxima = vector[probe.size :].view(probe.maxima, width)
             parts += [self._slots.place(row) for row in maxima]
-        totals = self._sum(torch.cat([part.to(device, non_blocking=True) for part in parts]))
+        totals = self._all_reduce(torch.cat([part.to(device, non_blocking=True) for part in parts]))
         return self._split(active, totals, len(extra)), shards
 
     def _split(self, active: Sequence[Probe], totals: Array, extras: int) -> _Reduced:
@@ -173,27 +178,27 @@ class Capture:
         return reduced
 
     def _recheck(self, active: Sequence[Probe], reduced: _Reduced) -> None:
-        """Reads once more, carefully, what met NaN or Inf; the totals are alike on all ranks."""
-        doubtful = [
+        """Reads again what has NaN or Inf in its totals, which are the same on all ranks."""
+        nonfinite = [
             p for p in active if p.rechecks and not np.isfinite(reduced.totals[p.name]).all()
         ]
-        if doubtful:
-            again, _ = self._reduced(doubtful, [], careful=True)
+        if nonfinite:
+            again, _ = self._reduce(nonfinite, [], is_recheck=True)
             reduced.totals.update(again.totals)
             reduced.failed.update(again.failed)
 
     def _read(
-        self, active: Sequence[Probe], careful: bool
+        self, active: Sequence[Probe], is_recheck: bool
     ) -> tuple[list[Shard], list[Tensor | None]]:
-        """All shards, and each probe's vector, None where it raised."""
+        """Returns all shards, and the vector of each probe, or None if it raised."""
         shards = self._shards()
         scale = _attempt(f"engine {self.engine.name}", self.engine.grad_scale).result
         if shards is None or scale is None:
             return [], [None] * len(active)
-        reading = Reading([s for s in shards if s.counted], scale, careful)
+        reading = Reading([s for s in shards if s.is_counted], scale, is_recheck)
         vectors = [
             None
-            if probe.name in self._failed_here
+            if probe.name in self._raised_here
             else _attempt(probe.name, probe.read, reading).result
             for probe in active
         ]
@@ -202,7 +207,7 @@ class Capture:
     def _shards(self) -> list[Shard] | None:
         return _attempt(f"engine {self.engine.name}", lambda: [*self.engine.shards()]).result
 
-    def _sum(self, vector: Tensor) -> Array:
+    def _all_reduce(self, vector: Tensor) -> Array:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(vector)
         return vector.cpu().numpy()
@@ -215,30 +220,34 @@ class Capture:
             if probe.name in reduced.failed:
                 self._count_failure(probe)
                 continue
-            # The totals are alike on all ranks, so what raises here does so on all.
+            # The totals are the same on all ranks, so an error here is raised on all of them.
             values = _attempt(probe.name, probe.values, reduced.totals[probe.name])
-            if not values.done:
+            if not values.succeeded:
                 self._count_failure(probe)
             elif values.result is not None:
                 measured.append((self._schema(probe), values.result))
         return measured
 
     def _schema(self, probe: Probe) -> Schema:
-        """The same object each time: comparing thousands of names costs more than the record."""
+        """Returns the same object each time: comparing thousands of names would cost too much."""
         if probe.name not in self._schemas:
             self._schemas[probe.name] = Schema(probe.names)
         return self._schemas[probe.name]
 
     def _count_failure(self, probe: Probe) -> None:
-        """Counts a failure seen by any rank; all ranks count alike, so all disable alike."""
+        """Counts a failure on any rank; all ranks count the same, so all switch off together."""
         self._failures[probe.name] += 1
         if self._failures[probe.name] == _MAX_FAILURES:
-            logger.error("monitor: probe %r failed %d times: off", probe.name, _MAX_FAILURES)
+            logger.error(
+                "monitor: probe %s failed %d times and is off; its metrics end here",
+                probe.name,
+                _MAX_FAILURES,
+            )
 
 
 @dataclass
 class _Reduced:
-    """One vector, over all ranks: the caller's sums, each probe's, and who raised on any rank."""
+    """The reduced vector: the caller's sums, each probe's totals, and the probes that raised."""
 
     extra: Array
     totals: dict[str, Array] = field(default_factory=dict)
@@ -247,23 +256,25 @@ class _Reduced:
 
 @dataclass(frozen=True)
 class _Attempt(Generic[_T]):
-    done: bool
+    """The outcome of a call that may have raised."""
+
+    succeeded: bool
     result: _T | None = None
 
 
 def _attempt(what: str, call: Callable[..., _T], *args: object) -> _Attempt[_T]:
-    """Calls; what raises is logged: monitoring never stops training."""
+    """Calls a function and logs what it raises: monitoring never stops training."""
     try:
-        return _Attempt(done=True, result=call(*args))
+        return _Attempt(succeeded=True, result=call(*args))
     except Exception:
         logger.exception("monitor: %s failed", what)
-        return _Attempt(done=False)
+        return _Attempt(succeeded=False)
 
 
 class _Slots:
-    """Where in the vector each rank puts its maximum of each parameter that it holds a part of.
+    """The places of the maxima in the vector: one for each parameter and rank that counts it.
 
-    Made once, with one all-reduce of which rank holds what.
+    Built once, with one all-reduce that tells which rank counts what.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -272,25 +283,25 @@ class _Slots:
             ranks, rank = dist.get_world_size(), dist.get_rank()
         self.width = len(engine.parameters())
         holds = torch.zeros(ranks, self.width, device=engine.device)
-        holds[rank, engine.held()] = 1.0
+        holds[rank, engine.counted_indices()] = 1.0
         if ranks > 1:
             dist.all_reduce(holds)
         by_parameter = holds.cpu().numpy().T.nonzero()
         self._of_slot, of_rank = by_parameter
         self.size = len(self._of_slot)
         mine = (of_rank == rank).nonzero()[0]
-        self._mine = torch.from_numpy(mine).to(engine.device)
-        self._my_parameters = torch.from_numpy(self._of_slot[mine]).to(engine.device)
+        self._own_slots = torch.from_numpy(mine).to(engine.device)
+        self._own_parameters = torch.from_numpy(self._of_slot[mine]).to(engine.device)
 
     def place(self, row: Tensor) -> Tensor:
-        """This rank's maxima [P] in its slots [size], zeros in the others'."""
+        """Puts this rank's maxima [P] into its slots [S]; the other slots are zero."""
         placed = torch.zeros(self.size, dtype=torch.float64, device=row.device)
-        mine, parameters = self._mine.to(row.device), self._my_parameters.to(row.device)
-        return placed.index_copy_(0, mine, row.index_select(0, parameters))
+        own, parameters = self._own_slots.to(row.device), self._own_parameters.to(row.device)
+        return placed.index_copy_(0, own, row.index_select(0, parameters))
 
     def largest(self, slots: Array) -> Array:
-        """The largest over ranks of each parameter [P], zero where nobody holds it."""
+        """Returns the largest value of each parameter [P]; zero if no rank holds it."""
         result = np.zeros(self.width)
-        with np.errstate(invalid="ignore"):  # NaN stays NaN; the step is then read once more
+        with np.errstate(invalid="ignore"):  # NaN stays NaN, so that the step is read again
             np.maximum.at(result, self._of_slot, slots)
         return result

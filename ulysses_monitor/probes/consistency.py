@@ -1,9 +1,12 @@
-"""``param/mismatch/*`` and ``grad/mismatch/*``: whether replicas are still bit by bit alike.
+"""``param/mismatch/*`` and ``grad/mismatch/*``: whether replicas are still bit for bit the same.
 
-Each rank sums the bits of each tensor to a small whole number h and sends h and h^2. For the sums
-over n ranks, n * sum(h^2) = sum(h)^2 holds exactly if all h are alike (Cauchy and Schwarz), and
-the numbers are small enough for float64 to be exact. So one sum over ranks compares them all. A
-slot per rank says which rank is not like the others.
+Each rank sums the bits of each tensor to a small integer h, its fingerprint, and sends h and h^2.
+By the Cauchy-Schwarz inequality, n * sum(h^2) = sum(h)^2 over n ranks holds only if all h are
+equal, and the numbers are small enough for float64 to be exact. So one sum over ranks compares
+them all. One more slot per rank shows which rank differs.
+
+Legend: K kinds of tensors (parameter, gradient), S sets of replicas, P trainable parameters,
+W ranks.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.base import Reading
-from ulysses_monitor.probes.layout import Layout, named
-from ulysses_monitor.probes.sums import pieces_of
+from ulysses_monitor.probes.layout import Layout, metric_names
+from ulysses_monitor.probes.sums import split_pieces
 from ulysses_monitor.records import Cost
 
 __all__ = ["ReplicaProbe"]
@@ -32,11 +35,11 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ReplicaProbe:
-    """Counts parameters whose replicas differ; ``param/odd_rank`` names the first odd rank.
+    """Counts parameters whose replicas differ; ``param/odd_rank`` is the first rank that differs.
 
     Args:
         layout: the parameters.
-        engine: an engine that keeps replicas.
+        engine: an engine with replicas.
     """
 
     name = "replicas"
@@ -54,65 +57,65 @@ class ReplicaProbe:
         kinds = ("param", "grad") if engine.replicates_gradients else ("param",)
         self._kinds = len(kinds)
         self.size = 2 * self._kinds * self._sets * len(layout.names) + self._ranks
-        self.names = tuple(n for kind in kinds for n in named(f"{kind}/mismatch", layout))
+        self.names = tuple(n for kind in kinds for n in metric_names(f"{kind}/mismatch", layout))
         self.names += ("param/odd_rank/total",)
 
     def read(self, reading: Reading) -> Tensor:  # noqa: ARG002
-        """Fingerprints and their squares [2, kinds, sets, P], then a fingerprint of all [ranks]."""
+        """Returns fingerprints and their squares [2 * K * S * P], then one of all per rank [W]."""
         device = self._engine.device
-        prints = torch.zeros(
+        fingerprints = torch.zeros(
             self._kinds, self._sets, len(self.layout.names), dtype=torch.int64, device=device
         )
         for replica in self._engine.replicas():
             tensors = (replica.param, replica.grad)[: self._kinds]
             for kind, tensor in enumerate(tensors):
                 if tensor is not None:
-                    prints[kind, self._set, replica.index] = _fingerprint(tensor)
-        prints = prints.remainder(self._modulus)
+                    fingerprints[kind, self._set, replica.index] = _fingerprint(tensor)
+        fingerprints = fingerprints.remainder(self._modulus)
         own = torch.zeros(self._ranks, dtype=torch.float64, device=device)
-        own[self._rank] = prints.sum().remainder(self._modulus) + 1
-        values = prints.double().flatten()
+        own[self._rank] = fingerprints.sum().remainder(self._modulus) + 1
+        values = fingerprints.double().flatten()  # [K, S, P] -> [K * S * P]
         return torch.cat([values, values.square(), own])
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
         sums, squares = totals[: -self._ranks].reshape(2, self._kinds, self._sets, -1)
         copies = self._ranks // self._sets
-        differ = (copies * squares != sums**2).any(axis=1).astype(np.float64)  # [kinds, P]
-        values = [self.layout.spread(row) for row in differ]
+        differ = (copies * squares != sums**2).any(axis=1).astype(np.float64)  # [K, S, P] -> [K, P]
+        values = [self.layout.aggregate(row) for row in differ]
         return np.append(np.concatenate(values), self._odd_rank(totals[-self._ranks :]))
 
-    def _odd_rank(self, prints: Array) -> float:
-        """The first rank that is not like most of its set; NaN where all are alike.
+    def _odd_rank(self, fingerprints: Array) -> float:
+        """Returns the first rank that differs from most of its set, or NaN if none does.
 
-        Of two that differ, nobody can say which is right; then it is the later one.
+        Of two ranks that differ, neither is known to be right; the second one is returned.
         """
         for ranks in self._ranks_of_sets():
-            usual = Counter(prints[ranks].tolist()).most_common(1)[0][0]
-            odd = [r for r in ranks if prints[r] != usual]
+            usual = Counter(fingerprints[ranks].tolist()).most_common(1)[0][0]
+            odd = [r for r in ranks if fingerprints[r] != usual]
             if odd:
                 return float(odd[0])
         return math.nan
 
     def _ranks_of_sets(self) -> Sequence[Sequence[int]]:
-        """A mesh of replicas of shards counts its shards fastest."""
+        """Returns the ranks of each set [S]; in an HSDP mesh the shard index varies fastest."""
         return [range(s, self._ranks, self._sets) for s in range(self._sets)]
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits read as integers, modulo 2^64; the order of summing is free.
+    """Returns the sum of a tensor's bits as integers, modulo 2^64; the order does not matter.
 
-    Whole words of 64 bits are summed several times as fast as smaller numbers.
+    Summing words of 64 bits is several times as fast as summing smaller integers.
     """
     flat = tensor.detach().contiguous().view(-1)
     in_word = 8 // flat.element_size()
     words, rest = flat.split([len(flat) - len(flat) % in_word, len(flat) % in_word])
-    sums = [_words(piece, in_word).sum() for piece in pieces_of(words)]
+    sums = [_words(piece, in_word).sum() for piece in split_pieces(words)]
     sums.append(rest.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
     return torch.stack(sums).sum()
 
 
 def _words(piece: Tensor, in_word: int) -> Tensor:
-    """A piece as words; torch reads them only where one can begin."""
+    """Returns a piece as 64-bit words; torch requires them to be aligned."""
     aligned = piece.storage_offset() % in_word == 0
     return (piece if aligned else piece.clone()).view(torch.int64)

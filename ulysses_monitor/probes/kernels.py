@@ -1,8 +1,8 @@
-"""Reductions on the CPU that read memory once, compiled by Numba, on torch's number of threads.
+"""CPU reductions that read memory once, compiled by Numba, on as many threads as torch uses.
 
-torch has no operation that gives a norm, a sum of magnitudes, a maximum and a count of zeros in
-one pass, and its fp32 norm adds naively: a relative error of 4e-3 at 50 million elements. Here all
-is added in float64, for which there is time while memory is waited for.
+torch has no operation that returns a norm, a sum of magnitudes, a maximum and a count of non-zeros
+in one pass, and its fp32 norm adds naively, with a relative error of 4e-3 at 50 million elements.
+These kernels add in float64, which costs nothing because memory is the bottleneck.
 """
 
 from __future__ import annotations
@@ -23,46 +23,45 @@ __all__ = ["AdamStep", "adam_changes", "statistics"]
 _T = TypeVar("_T")
 
 _PIECE = 1 << 19
-"""Elements that one call reads at most: what threads share out, and what a copy in float32 of a
-half-precision tensor costs."""
+"""Most elements that one call reads; also the size of a float32 copy of half-precision data."""
 
-_ALONE = 1 << 18
-"""Elements below which a second thread takes longer to start than to help."""
+_SERIAL_LIMIT = 1 << 18
+"""Elements up to which a second thread takes longer to start than it saves."""
 
-_BUT_SIGN = {kind: kind(np.iinfo(kind).max) for kind in (np.int32, np.int64)}
-"""Every bit of a number but its sign."""
+_MAGNITUDE_MASK = {kind: kind(np.iinfo(kind).max) for kind in (np.int32, np.int64)}
+"""Masks with every bit of a number except its sign."""
 
-# NaN and Inf keep their meaning: that is how a step with them is found.
+# No "nnan" and "ninf": NaN and Inf must survive, because they trigger the second reading.
 _compiled = njit(
     fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", nogil=True, cache=True
 )
 
 
 class AdamStep(NamedTuple):
-    """What a step of Adam was done with: all that the formula takes beside the tensors."""
+    """The scalars in the formula of one Adam step."""
 
     rate: float | Tensor
-    """Learning rate over the first moment's bias correction."""
+    """Learning rate divided by the first moment's bias correction."""
     root_scale: float | Tensor
-    """One over the root of the second moment's bias correction."""
+    """One divided by the square root of the second moment's bias correction."""
     eps: float
     decay: float
-    """What AdamW multiplied the parameter with, minus one; 0 for Adam."""
+    """The factor that AdamW applied to the parameter, minus one; 0 for Adam."""
 
 
 def statistics(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of squares, sum and maximum of absolute values, and count of non-zeros of each tensor.
+    """Returns sum of squares, sum of magnitudes, largest magnitude and non-zeros of each tensor.
 
     Args:
         tensors: dense CPU tensors of any shape and floating type.
 
     Returns:
-        float64 tensor [4, len(tensors)]; not finite where a tensor is not.
+        float64 tensor [4, len(tensors)]; a column is not finite if its tensor is not.
     """
     if not tensors:
         return torch.zeros(4, 0, dtype=torch.float64)
     pieces = [[(piece,) for piece in _pieces(tensor)] for tensor in tensors]
-    found = np.array(_on_threads(_statistics, [p for group in pieces for p in group])).T
+    found = np.array(_map_on_threads(_statistics, [p for group in pieces for p in group])).T
     starts = _starts(pieces)
     result = np.add.reduceat(found, starts, axis=1)
     result[2] = np.maximum.reduceat(found[2], starts)
@@ -70,11 +69,11 @@ def statistics(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def adam_changes(steps: Sequence[tuple[AdamStep, Sequence[Tensor]]]) -> Tensor:
-    """Sums of squares of Adam's last change and of the parameter before it, of each parameter.
+    """Returns the squared norms of each step's change and of the parameter before it.
 
     Args:
-        steps: what each step's formula takes; the parameter after it, `exp_avg` and
-            `exp_avg_sq`, CPU tensors of one shape.
+        steps: for each parameter, the scalars of its Adam step, and three CPU tensors of one
+            shape: the parameter after the step, ``exp_avg`` and ``exp_avg_sq``.
 
     Returns:
         float64 tensor [2, len(steps)].
@@ -88,12 +87,12 @@ def adam_changes(steps: Sequence[tuple[AdamStep, Sequence[Tensor]]]) -> Tensor:
         ]
         for step, tensors in steps
     ]
-    found = np.array(_on_threads(_adam_change, [p for group in pieces for p in group])).T
+    found = np.array(_map_on_threads(_adam_change, [p for group in pieces for p in group])).T
     return torch.from_numpy(np.add.reduceat(found, _starts(pieces), axis=1))
 
 
 def _starts(groups: Sequence[Sequence[Any]]) -> npt.NDArray[np.intp]:
-    """Where each group begins in a list of all."""
+    """Returns where each group begins in the concatenation of all."""
     return np.cumsum([0, *(len(group) for group in groups[:-1])])
 
 
@@ -101,15 +100,16 @@ def _statistics(job: tuple[Tensor]) -> tuple[float, float, float, int]:
     array = _array(job[0])
     integer = np.int32 if array.itemsize == 4 else np.int64
     bits = array.view(integer)
-    squares, magnitudes, highest, nonzero = _statistics_of(array, bits, _BUT_SIGN[integer])
+    squares, magnitudes, highest, nonzero = _statistics_of(array, bits, _MAGNITUDE_MASK[integer])
     return squares, magnitudes, float(np.array(highest, integer).view(array.dtype)), nonzero
 
 
 @_compiled
-def _statistics_of(array: Any, bits: Any, but_sign: Any) -> Any:  # pragma: no cover
-    """Magnitudes of floats are ordered as their bits are, which a processor compares faster.
+def _statistics_of(array: Any, bits: Any, magnitude_mask: Any) -> Any:  # pragma: no cover
+    """Reduces one array; `bits` is the array as integers.
 
-    A piece is short enough for an int32 to count; Numba would make int64 of it unasked.
+    Magnitudes of floats have the order of their bits, which a processor compares faster. A piece is
+    short enough for an int32 counter; Numba would widen it to int64 by itself.
     """
     kind = bits.dtype.type
     squares, magnitudes, highest, nonzero = 0.0, 0.0, kind(0), np.int32(0)
@@ -117,7 +117,7 @@ def _statistics_of(array: Any, bits: Any, but_sign: Any) -> Any:  # pragma: no c
         value = np.float64(abs(array[i]))
         squares += value * value
         magnitudes += value
-        magnitude_bits = kind(bits[i] & but_sign)
+        magnitude_bits = kind(bits[i] & magnitude_mask)
         highest = max(highest, magnitude_bits)
         nonzero = np.int32(nonzero + (magnitude_bits != 0))
     return squares, magnitudes, highest, nonzero
@@ -135,6 +135,7 @@ def _adam_change(job: tuple[AdamStep, Tensor, Tensor, Tensor]) -> tuple[float, f
 def _adam_change_of(  # pragma: no cover
     after: Any, m: Any, v: Any, rate: Any, root_scale: Any, eps: Any, decay: Any, undo: Any
 ) -> Any:
+    """Reduces one parameter after Adam's step and its moments `m` and `v`."""
     changes, befores = 0.0, 0.0
     for i in range(after.size):
         update = m[i] / (np.sqrt(v[i]) * root_scale + eps) * rate
@@ -151,18 +152,18 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _array(piece: Tensor) -> npt.NDArray[Any]:
-    """The piece's elements; half precision as float32, which holds all of it."""
+    """Returns the piece's elements; half precision becomes float32, which represents it exactly."""
     wide = piece if piece.dtype in (torch.float32, torch.float64) else piece.float()
     return wide.numpy()
 
 
-def _on_threads(call: Callable[[Any], _T], jobs: Sequence[tuple[Any, ...]]) -> list[_T]:
-    """`call` of each job, which ends with a tensor; the GIL is free while that is read."""
+def _map_on_threads(call: Callable[[Any], _T], jobs: Sequence[tuple[Any, ...]]) -> list[_T]:
+    """Calls a function that releases the GIL on every job; a job ends with a tensor."""
     threads = torch.get_num_threads()
     sizes = np.array([job[-1].numel() for job in jobs])
-    if threads == 1 or sizes.sum() <= _ALONE:
+    if threads == 1 or sizes.sum() <= _SERIAL_LIMIT:
         return [call(job) for job in jobs]
-    # Runs of neighbours with about as many elements each.
+    # One run of neighbouring jobs per thread, each with about as many elements.
     ends = np.searchsorted(sizes.cumsum(), sizes.sum() * np.arange(1, threads) / threads)
     runs = [jobs[low:high] for low, high in zip([0, *ends], [*ends, len(jobs)], strict=True)]
     found = _pool(threads).map(lambda run: [call(job) for job in run], runs)

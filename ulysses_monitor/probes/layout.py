@@ -1,4 +1,7 @@
-"""How parameters fall into layers and adapter pairs; made once per engine from names alone."""
+"""Groups parameters into layers and adapter pairs by their names, once per engine.
+
+Legend: P trainable parameters, L layers.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.records.adapter_names import AdapterPair, adapter_pairs
+from ulysses_monitor.records.adapter_names import AdapterPair, find_adapter_pairs
 
-__all__ = ["Layout", "median", "named"]
+__all__ = ["Layout", "median", "metric_names"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
 
@@ -22,7 +25,7 @@ class Layout:
 
     Attributes:
         names: full parameter names [P].
-        numels: number of elements of each whole parameter [P].
+        numels: number of elements of each full parameter [P].
     """
 
     names: tuple[str, ...]
@@ -30,7 +33,7 @@ class Layout:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        """Index of each layer that has a trainable parameter, ascending [L]."""
+        """Numbers of the layers that have a trainable parameter, ascending [L]."""
         return tuple(sorted({i for i in self._layer_of if i is not None}))
 
     @cached_property
@@ -40,16 +43,16 @@ class Layout:
 
     @cached_property
     def scopes(self) -> tuple[str, ...]:
-        """Scope names in the order of `spread`: total, layers, parameters [1 + L + P]."""
+        """Scope names in the order of `aggregate`: total, layers, parameters [1 + L + P]."""
         layers = [f"layer/{i}" for i in self.layers]
         return ("total", *layers, *(f"param/{name}" for name in self.names))
 
-    def spread(self, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Adds up sums per parameter [P] to total, layers and parameters [1 + L + P]."""
+    def aggregate(self, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Returns sums of total, layers and parameters [1 + L + P] from sums of parameters [P]."""
         return np.concatenate(([sums.sum()], self._layer_matrix @ sums, sums))
 
-    def spread_max(self, maxima: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The largest of all, of each layer, and per parameter, from that per parameter [P]."""
+    def aggregate_max(self, maxima: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Returns maxima of total, layers and parameters [1 + L + P] from the parameters' [P]."""
         layers = [maxima[row > 0].max() for row in self._layer_matrix]
         return np.concatenate(([maxima.max()], layers, maxima))
 
@@ -60,16 +63,16 @@ class Layout:
 
     @cached_property
     def adapter_pairs(self) -> tuple[AdapterPair, ...]:
-        """Every module that has both sides of an adapter."""
-        return adapter_pairs(self.names)
+        """Every module that has both A and B of an adapter."""
+        return find_adapter_pairs(self.names)
 
 
-def named(prefix: str, layout: Layout) -> tuple[str, ...]:
-    """The names of a metric that has every scope."""
+def metric_names(prefix: str, layout: Layout) -> tuple[str, ...]:
+    """Returns the names of a metric that has every scope [1 + L + P]."""
     return tuple(f"{prefix}/{scope}" for scope in layout.scopes)
 
 
 def median(values: npt.NDArray[np.float64]) -> float:
-    """The median of those that are not NaN; NaN if none is."""
+    """Returns the median of the values that are not NaN, or NaN without any."""
     known = values[~np.isnan(values)]
     return float(np.median(known)) if len(known) else float("nan")

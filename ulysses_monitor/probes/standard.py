@@ -1,4 +1,7 @@
-"""The probes every run has: gradients with LoRA ratios, optimizer state, parameters."""
+"""The probes of every run: gradients with LoRA ratios, optimizer state, parameters.
+
+Legend: P trainable parameters, H parameters of which this rank counts a shard, N adapter pairs.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Shard
 from ulysses_monitor.probes.base import Reading
-from ulysses_monitor.probes.layout import Layout, median, named
+from ulysses_monitor.probes.layout import Layout, median, metric_names
 from ulysses_monitor.probes.sums import (
-    careful_statistics,
+    finite_statistics,
     index_tensor,
     statistics,
 )
 from ulysses_monitor.records import Cost
 
-__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "count_elements", "spread_rows"]
+__all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "count_elements", "scatter_rows"]
 
 Array = npt.NDArray[np.float64]
 
@@ -29,8 +32,12 @@ _SQUARES, _ABS, _NONZERO, _BAD = range(4)
 class GradientProbe:
     """``grad/*`` and ``lora/grad_ratio_B_A/*``.
 
-    Elements that are NaN or Inf are counted under ``grad/nonfinite`` and left out of the rest, so
-    that one bad tensor does not hide the others. A parameter that got no gradient counts as zeros.
+    Elements that are NaN or Inf are counted under ``grad/nonfinite`` and left out of the other
+    metrics, so that one bad tensor does not hide the rest. A parameter without a gradient counts
+    as zeros.
+
+    Args:
+        layout: the parameters.
     """
 
     name = "gradients"
@@ -45,38 +52,38 @@ class GradientProbe:
         self._pair_a = np.array([pair.a for pair in pairs], np.intp)
         self._pair_b = np.array([pair.b for pair in pairs], np.intp)
         kinds = ("norm", "abs_mean", "zero_frac", "nonfinite", "max")
-        self.names = tuple(n for kind in kinds for n in named(f"grad/{kind}", layout))
+        self.names = tuple(n for kind in kinds for n in metric_names(f"grad/{kind}", layout))
         self.names += ("grad/abs_mean/tensor_mean",)
         if pairs:
             modules = (f"lora/grad_ratio_B_A/module/{pair.module}" for pair in pairs)
             self.names += (*modules, "lora/grad_ratio_B_A/total")
 
     def read(self, reading: Reading) -> Tensor:
-        """Sums of squares, of absolute values, of non-zeros, of non-finites [P]; maxima [P]."""
+        """Returns sums of squares, magnitudes, non-zeros and non-finites, then maxima [5 * P]."""
         held = [(s.index, s.grad) for s in reading.shards if s.grad is not None]
         grads = [grad for _, grad in held]
-        found = (careful_statistics if reading.careful else statistics)(grads)
+        found = (finite_statistics if reading.is_recheck else statistics)(grads)
         squares, magnitudes, largest, nonzero = found[:4]
-        bad = found[4] if reading.careful else torch.zeros_like(squares)
+        bad = found[4] if reading.is_recheck else torch.zeros_like(squares)
         scale = reading.grad_scale
         rows = [squares / scale**2, magnitudes / scale, nonzero, bad, largest / scale]
-        return spread_rows(torch.stack(rows), [i for i, _ in held], self.layout)
+        return scatter_rows(torch.stack(rows), [i for i, _ in held], self.layout)
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
         rows = totals.reshape(5, -1)
         largest = rows[4]
-        spread = [self.layout.spread(row) for row in rows[:4]]
-        numels = self.layout.spread(np.array(self.layout.numels, np.float64))
+        sums = [self.layout.aggregate(row) for row in rows[:4]]
+        numels = self.layout.aggregate(np.array(self.layout.numels, np.float64))
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = spread[_ABS] / (numels - spread[_BAD])
+            means = sums[_ABS] / (numels - sums[_BAD])
             tensor_mean = (rows[_ABS] / (self.layout.numels - rows[_BAD])).mean()
         values = [
-            np.sqrt(spread[_SQUARES]),
+            np.sqrt(sums[_SQUARES]),
             means,
-            1.0 - spread[_NONZERO] / numels,
-            spread[_BAD],
-            self.layout.spread_max(largest),
+            1.0 - sums[_NONZERO] / numels,
+            sums[_BAD],
+            self.layout.aggregate_max(largest),
             np.array([tensor_mean]),
         ]
         if len(self._pair_a):
@@ -84,9 +91,9 @@ class GradientProbe:
         return np.concatenate(values)
 
     def _ratios(self, norms: Array) -> Array:
-        """Norm of B's gradient over A's per pair, and the median over pairs [pairs + 1].
+        """Returns norm of B's gradient over A's for each pair, then their median [N + 1].
 
-        Inf while B = 0 keeps A's gradient at zero; NaN where neither side got a gradient.
+        Inf while B = 0 keeps A's gradient at zero; NaN if neither A nor B got a gradient.
         """
         a, b = norms[self._pair_a], norms[self._pair_b]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -98,8 +105,12 @@ class AdamStateProbe:
     """``optim/exp_avg_norm/*`` and ``optim/exp_avg_sq_mean/*``: the state that enters this step.
 
     A moment that the optimizer does not keep (SGD; Adafactor's factored second moment; 8-bit
-    states) gives no metric; neither does the first step, before which there is no state. A
-    parameter that never got a gradient has a state of zeros, whether the optimizer keeps it or not.
+    state) gives no metric, and neither does the first step, before which there is no state. A
+    parameter that never got a gradient counts as zeros, whether the optimizer keeps state for it
+    or not.
+
+    Args:
+        layout: the parameters.
     """
 
     name = "optimizer_state"
@@ -111,19 +122,22 @@ class AdamStateProbe:
         self.layout = layout
         self.size = 5 * len(layout.names)
         self.names = (
-            *named("optim/exp_avg_norm", layout),
-            *named("optim/exp_avg_sq_mean", layout),
+            *metric_names("optim/exp_avg_norm", layout),
+            *metric_names("optim/exp_avg_sq_mean", layout),
         )
 
     def read(self, reading: Reading) -> Tensor:
-        """Squares of the first moment, sums of the second, elements with either, with none [P]."""
+        """Returns the first moment's sums of squares, the second's sums, and elements [5 * P].
+
+        The elements are counted by what they have: a first moment, a second moment, no state.
+        """
         first = [s for s in reading.shards if "exp_avg" in s.state]
         second = [s for s in reading.shards if "exp_avg_sq" in s.state]
-        # Without any state there is nothing; beside others that have one, zeros.
+        # A parameter without state counts as zeros, but only if others have state.
         bare = [s for s in reading.shards if not s.state and s.steps is None]
         rows = [
             self._row(statistics([s.state["exp_avg"] for s in first])[0], first),
-            # The sum of what is never negative.
+            # The second moment is never negative, so its sum is its sum of magnitudes.
             self._row(statistics([s.state["exp_avg_sq"] for s in second])[1], second),
         ]
         rows += [count_elements(shards, self.layout) for shards in (first, second, bare)]
@@ -131,23 +145,27 @@ class AdamStateProbe:
         return torch.cat([row.to(device, non_blocking=True) for row in rows])
 
     def _row(self, values: Tensor, shards: Sequence[Shard]) -> Tensor:
-        return spread_rows(values[None], [s.index for s in shards], self.layout)
+        return scatter_rows(values[None], [s.index for s in shards], self.layout)
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`."""
         squares, sums, first, second, bare = totals.reshape(5, -1)
-        spread = self.layout.spread
+        aggregate = self.layout.aggregate
         if not squares.any() and not sums.any():
             return None
-        # What never got a gradient counts as zeros in a moment that others have.
-        firsts, seconds = (spread(has + bare if has.any() else has) for has in (first, second))
+        # A parameter that never got a gradient counts as zeros in a moment that others have.
+        firsts, seconds = (aggregate(has + bare if has.any() else has) for has in (first, second))
         with np.errstate(divide="ignore", invalid="ignore"):
-            norms = np.where(firsts > 0, np.sqrt(spread(squares)), np.nan)
-            return np.concatenate([norms, spread(sums) / seconds])
+            norms = np.where(firsts > 0, np.sqrt(aggregate(squares)), np.nan)
+            return np.concatenate([norms, aggregate(sums) / seconds])
 
 
 class ParameterProbe:
-    """``param/norm/*``: the parameters that enter this step, in the optimizer's precision."""
+    """``param/norm/*``: the parameters that enter this step, in the optimizer's precision.
+
+    Args:
+        layout: the parameters.
+    """
 
     name = "parameters"
     cost: Cost = "sampled"
@@ -157,31 +175,37 @@ class ParameterProbe:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.size = len(layout.names)
-        self.names = named("param/norm", layout)
+        self.names = metric_names("param/norm", layout)
 
     def read(self, reading: Reading) -> Tensor:
-        """Sums of squares [P]."""
+        """Returns sums of squares [P]."""
         squares = statistics([s.param for s in reading.shards])[0]
-        return spread_rows(squares[None], [s.index for s in reading.shards], self.layout)
+        return scatter_rows(squares[None], [s.index for s in reading.shards], self.layout)
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
-        return np.sqrt(self.layout.spread(totals))
+        return np.sqrt(self.layout.aggregate(totals))
 
 
-def spread_rows(rows: Tensor, indices: Sequence[int], layout: Layout) -> Tensor:
-    """Values of held shards [R, H] in their parameters' places, zeros elsewhere, flat [R * P].
+def scatter_rows(rows: Tensor, indices: Sequence[int], layout: Layout) -> Tensor:
+    """Scatters values of shards into rows over all parameters; zeros elsewhere.
 
-    A parameter is held at most once by a rank.
+    Args:
+        rows: values of the shards [R, H].
+        indices: the parameter of each shard [H], none twice.
+        layout: the parameters.
+
+    Returns:
+        float64 tensor [R * P].
     """
     placed = torch.zeros(len(rows), len(layout.names), dtype=torch.float64, device=rows.device)
     if len(indices):
         placed.index_copy_(1, index_tensor(tuple(indices), rows.device), rows.double())
-    return placed.flatten()
+    return placed.flatten()  # [R, P] -> [R * P]
 
 
 def count_elements(shards: Sequence[Shard], layout: Layout) -> Tensor:
-    """Elements of each parameter that shards hold [P], on their device."""
+    """Returns how many elements of each parameter the shards hold [P], on their device."""
     counts = np.zeros(len(layout.names))
     for s in shards:
         counts[s.index] += s.param.numel()

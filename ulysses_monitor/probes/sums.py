@@ -1,7 +1,7 @@
-"""Sums over local shards that are exact enough to compare engines by, in bounded memory.
+"""Sums over local shards, exact enough to compare engines, in bounded memory.
 
-On the CPU by kernels of our own, which read memory once; on a GPU, whose memory is ten times as
-fast, by torch's, of which there are few and which add as trees.
+On the CPU, the kernels of this project read memory once. On a GPU, whose memory is ten times as
+fast, a few torch operations do, which add as trees.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from ulysses_monitor.probes import kernels
 __all__ = [
     "GPU_PIECE",
     "PIECE",
-    "careful_statistics",
+    "finite_statistics",
     "index_tensor",
-    "pieces_of",
+    "split_pieces",
     "statistics",
     "statistics_by_torch",
 ]
 
 PIECE = 1 << 18
-"""Elements that are worked on at a time where there is a temporary: 1 MiB, which stays in a cache.
-"""
+"""Elements per piece where an operation needs a temporary: 1 MiB in float32, so it fits a cache."""
 
 GPU_PIECE = 1 << 24
-"""The same on a GPU, where a piece is to be large; float32 still counts so many one by one."""
+"""Elements per piece on a GPU: large, but float32 can still count that many one by one."""
 
 
 @lru_cache(maxsize=64)
 def index_tensor(indices: tuple[int, ...], device: torch.device) -> Tensor:
-    """`indices` on `device`; kept, because copying them there would wait for a GPU each step."""
+    """Returns `indices` on `device`; cached, because the copy would wait for a GPU each step."""
     return torch.tensor(indices, dtype=torch.long, device=device)
 
 
 def statistics(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of squares, sum and maximum of absolute values, and count of non-zeros of each tensor.
+    """Returns sum of squares, sum of magnitudes, largest magnitude and non-zeros of each tensor.
 
     Args:
         tensors: dense tensors of any shape and floating type, on one device.
 
     Returns:
-        float64 tensor [4, len(tensors)] on their device; not finite where a tensor is not.
+        float64 tensor [4, len(tensors)] on their device; a column is not finite if its tensor is
+        not.
     """
     on_cpu = not tensors or tensors[0].device.type == "cpu"
     return (kernels.statistics if on_cpu else statistics_by_torch)(tensors)
 
 
 def statistics_by_torch(tensors: Sequence[Tensor]) -> Tensor:
-    """As `statistics`, for a GPU: a few kernels over all tensors; none waits for the host."""
+    """Does what `statistics` does, for a GPU: a few kernels over all tensors, without waiting."""
     device = tensors[0].device
     owners, pieces = [], []
     for i, tensor in enumerate(tensors):
-        # Of nothing there is no maximum.
-        for piece in pieces_of(tensor, GPU_PIECE) if tensor.numel() else ():
+        # An empty tensor has no maximum.
+        for piece in split_pieces(tensor, GPU_PIECE) if tensor.numel() else ():
             owners.append(i)
             pieces.append(piece)
     result = torch.zeros(4, len(tensors), dtype=torch.float64, device=device)
@@ -69,14 +69,14 @@ def statistics_by_torch(tensors: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def pieces_of(tensor: Tensor, size: int = PIECE) -> Iterator[Tensor]:
-    """The tensor's elements, flat, at most `size` at a time."""
+def split_pieces(tensor: Tensor, size: int = PIECE) -> Iterator[Tensor]:
+    """Splits the tensor's elements into flat pieces of at most `size` elements."""
     flat = tensor.reshape(-1)
     return iter((flat,) if flat.numel() <= size else flat.split(size))
 
 
 def _by_foreach(pieces: list[Tensor]) -> Tensor:
-    # Half precision is summed in float32: fp16 overflows at 65,504, bf16 has 8 bits.
+    # Half precision is summed in float32, because fp16 overflows at 65,504 and bf16 has 8 bits.
     exact = any(piece.dtype == torch.float64 for piece in pieces)
     accumulator = torch.float64 if exact else torch.float32
     by_order = [torch._foreach_norm(pieces, order, accumulator) for order in (2, 1, float("inf"))]
@@ -85,20 +85,20 @@ def _by_foreach(pieces: list[Tensor]) -> Tensor:
     return torch.stack([rows[0].square(), rows[1], rows[2], torch.stack(nonzero).double()])
 
 
-def careful_statistics(tensors: Sequence[Tensor]) -> Tensor:
-    """As `statistics`, over the finite elements, in float64; and the count of the others.
+def finite_statistics(tensors: Sequence[Tensor]) -> Tensor:
+    """Does what `statistics` does over finite elements, in float64, and counts the others.
 
     Returns:
         float64 tensor [5, len(tensors)] on their device.
     """
     if not tensors:
         return torch.zeros(5, 0, dtype=torch.float64)
-    return torch.stack([_careful(tensor) for tensor in tensors], dim=1)
+    return torch.stack([_finite_statistics(tensor) for tensor in tensors], dim=1)
 
 
-def _careful(tensor: Tensor) -> Tensor:
+def _finite_statistics(tensor: Tensor) -> Tensor:
     rows = []
-    for piece in pieces_of(tensor):
+    for piece in split_pieces(tensor):
         bad = ~piece.isfinite()
         finite = piece.double().abs_().masked_fill_(bad, 0.0)
         nonzero = (piece != 0).sum()

@@ -1,7 +1,17 @@
-"""Opens recorded runs: one or many, finished or alive, here or at a URL, ours or another tool's."""
+"""Opens recorded runs: one or many, finished or live, local or at a URL, ours or another tool's."""
 
 from ulysses_monitor.reading.opening import open_runs
+from ulysses_monitor.reading.overview import Overview
 from ulysses_monitor.reading.reader import RunReader, open_run
 from ulysses_monitor.reading.run_set import RunSet
+from ulysses_monitor.reading.selection import make_name_filter, take_rows
 
-__all__ = ["RunReader", "RunSet", "open_run", "open_runs"]
+__all__ = [
+    "Overview",
+    "RunReader",
+    "RunSet",
+    "make_name_filter",
+    "open_run",
+    "open_runs",
+    "take_rows",
+]

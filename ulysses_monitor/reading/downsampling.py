@@ -1,4 +1,4 @@
-"""Fewer rows of a run, of which none is invented and no extreme is lost."""
+"""Reduces the rows of a run without losing an extreme; every row it keeps is a recorded one."""
 
 from __future__ import annotations
 
@@ -14,52 +14,60 @@ _Rows = npt.NDArray[np.intp]
 
 
 def keep_extremes(block: Block, points: int) -> _Rows:
-    """Places of at most `points` rows of a block, ascending; all where it has no more.
+    """Selects at most `points` rows of a block; selects all of them if they fit.
 
-    Kept are, in this order:
+    Rows are selected in this order:
 
     1. the first and the last row, and for each metric the rows with its smallest and its largest
        finite value;
-    2. rows in which a metric was measured as NaN or Inf: all of them, or, if there are more than
-       half of `points`, some that are evenly spread;
-    3. with the rest, as many equal stretches of rows as can be had, and for each metric its
-       smallest and largest finite value in each stretch.
+    2. rows in which a metric was measured as NaN or Inf: all of them, or, if they would take more
+       than half of `points`, an evenly spaced subset;
+    3. with the remaining budget, the smallest and the largest finite value of each metric in each
+       of as many equal stretches of rows as fit.
 
     Args:
-        block: the rows.
-        points: how many to keep at most.
+        block: N rows of M metrics.
+        points: the largest number of rows to select.
+
+    Returns:
+        Row indices, ascending [at most `points`].
 
     Raises:
-        SelectionError: `points` cannot hold what comes first.
+        SelectionError: `points` is not an integer of 2 or more, or is too small for the rows of
+            the first group.
     """
+    _check_points(points)
     count, columns = len(block.steps), len(block.names)
-    if isinstance(points, bool) or not isinstance(points, int | np.integer) or points < 2:
-        raise SelectionError(f"points: got {points!r}; allowed is a whole number from 2")
     if count <= points:
         return np.arange(count)
     ends = np.array([0, count - 1], np.intp)
-    least = np.union1d(ends, _extremes(block, count))
-    if len(least) > points:
+    required = np.union1d(ends, _find_extremes(block, count))
+    if len(required) > points:
         raise SelectionError(
-            f"points={points} cannot hold the extremes of {columns} metrics; allowed is "
-            f"{len(least)} or more, or fewer metrics"
+            f"metrics: points is {points}; expected {len(required)} or more to keep the extremes "
+            f"of {columns} metrics, or fewer metrics"
         )
-    broken = _spread(_broken(block), min(points // 2, points - len(least)))
-    always = np.union1d(ends, broken)
-    stretches = (points - len(always)) // (2 * columns)
-    found = _extremes(block, -(-count // stretches)) if stretches > 1 else least
-    return np.union1d(always, found)
+    budget = min(points // 2, points - len(required))
+    kept = np.union1d(ends, _space_evenly(_find_nonfinite(block), budget))
+    stretches = (points - len(kept)) // (2 * columns)
+    extremes = _find_extremes(block, -(-count // stretches)) if stretches > 1 else required
+    return np.union1d(kept, extremes)
 
 
-def _extremes(block: Block, length: int) -> _Rows:
-    """Rows with the smallest and largest value of each column in each stretch of `length` rows."""
+def _check_points(points: object) -> None:
+    if isinstance(points, bool) or not isinstance(points, int | np.integer) or points < 2:
+        raise SelectionError(f"metrics: points is {points!r}; expected an integer of 2 or more")
+
+
+def _find_extremes(block: Block, length: int) -> _Rows:
+    """Returns the rows with the minimum and maximum of each column in each `length` rows."""
     found = []
     for column in block.values.T:  # a column at a time: a run may be wider than memory
-        found += [_lowest(column, length), _lowest(-column, length)]
+        found += [_find_minima(column, length), _find_minima(-column, length)]
     return np.unique(np.concatenate(found))
 
 
-def _lowest(column: npt.NDArray[np.float32], length: int) -> _Rows:
+def _find_minima(column: npt.NDArray[np.float32], length: int) -> _Rows:
     stretches = -(-len(column) // length)
     padded = np.full(stretches * length, np.inf, np.float32)
     padded[: len(column)] = np.where(np.isfinite(column), column, np.inf)
@@ -69,16 +77,16 @@ def _lowest(column: npt.NDArray[np.float32], length: int) -> _Rows:
     return found
 
 
-def _broken(block: Block) -> _Rows:
-    """Rows in which something was measured that is not finite."""
-    broken = np.zeros(len(block.steps), bool)
+def _find_nonfinite(block: Block) -> _Rows:
+    """Returns the rows in which a measured value is NaN or Inf."""
+    nonfinite = np.zeros(len(block.steps), bool)
     for values, present in zip(block.values.T, block.present.T, strict=True):
-        broken |= present & ~np.isfinite(values)
-    return np.flatnonzero(broken)
+        nonfinite |= present & ~np.isfinite(values)
+    return np.flatnonzero(nonfinite)
 
 
-def _spread(rows: _Rows, most: int) -> _Rows:
-    """`rows`, or `most` of them, evenly spread, with the first and the last."""
-    if len(rows) <= most:
+def _space_evenly(rows: _Rows, limit: int) -> _Rows:
+    """Returns `rows`, or `limit` of them, evenly spaced, with the first and the last."""
+    if len(rows) <= limit:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(np.intp)]
+    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.intp)]

@@ -1,4 +1,4 @@
-"""Many runs at once: a table of runs, one frame or Arrow table of their metrics, SQL."""
+"""Many runs at once: a table of runs, their metrics as one frame or Arrow table, and SQL."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from ulysses_monitor.common.errors import InputError, UlyssesError, nearest
-from ulysses_monitor.reading.long_tables import event_table, metric_table
-from ulysses_monitor.reading.overview import Overview, overview
+from ulysses_monitor.reading.arrow_tables import build_event_table, build_metric_table
+from ulysses_monitor.reading.overview import Overview, read_overview
 from ulysses_monitor.reading.reader import RunReader
 from ulysses_monitor.reading.selection import SelectionError, Steps, Times
 from ulysses_monitor.reading.sql import run_query
@@ -20,29 +20,29 @@ from ulysses_monitor.reading.sql import run_query
 __all__ = ["RunSet"]
 
 _THREADS = 8
-_BROKEN = (UlyssesError, OSError, ValueError, LookupError, TypeError, pa.ArrowException)
-"""What reading a damaged run may raise."""
+_READ_ERRORS = (UlyssesError, OSError, ValueError, LookupError, TypeError, pa.ArrowException)
+"""Reading a damaged run may raise any of these."""
 
 T = TypeVar("T")
 
 
 class RunSet:
-    """Runs by name, in that order. One that cannot be read is left out of every answer.
+    """Runs by name, in order. Every method skips a run that cannot be read.
 
     Args:
-        runs: by the name that tells them apart.
-        problems: by place, why what should have been a run is none.
+        runs: the runs, by names that tell them apart.
+        problems: by place, why something that looks like a run could not be opened.
 
     Attributes:
-        problems: by place, why a run was left out of the last answer, or what of it is damaged.
+        problems: by place, why the last call skipped a run, or which of its files are damaged.
     """
 
     def __init__(
         self, runs: Mapping[str, RunReader], problems: Mapping[str, str] | None = None
     ) -> None:
         self._runs = dict(runs)
-        self._no_runs = dict(problems or {})
-        self.problems = dict(self._no_runs)
+        self._unopened = dict(problems or {})
+        self.problems = dict(self._unopened)
 
     def __repr__(self) -> str:
         return f"<RunSet of {len(self)} runs>"
@@ -55,26 +55,28 @@ class RunSet:
 
     def __getitem__(self, name: str) -> RunReader:
         if name not in self._runs:
-            raise InputError(f"run {name!r}: not among these runs{nearest(name, self._runs)}")
+            raise InputError(
+                f"runs: {name!r} is not among these {len(self)} runs{nearest(name, self._runs)}"
+            )
         return self._runs[name]
 
     @property
     def names(self) -> list[str]:
-        """What the runs are called: their folders' names, and their places where two are alike."""
+        """The runs' names: of their folders, or their places if folders share a name."""
         return list(self._runs)
 
     def overviews(self) -> dict[str, Overview]:
-        """Each run in a few values, by when they started."""
-        return _by_start(self._each(overview))
+        """Returns each run in a few values, by name, oldest first."""
+        return _sort_by_start(self._read_each(read_overview))
 
     def table(self) -> pd.DataFrame:
-        """A row for each run, by when they started.
+        """Returns a row for each run, oldest first.
 
         Returns:
-            A frame indexed by `run`, with the attributes of `Overview` as columns;
-            `started` and `ended` are times in UTC.
+            A frame indexed by `run`, with the attributes of `Overview` as columns; `started` and
+            `ended` are timestamps in UTC.
         """
-        return _as_table(self.overviews())
+        return _tabulate(self.overviews())
 
     def metrics(
         self,
@@ -83,14 +85,23 @@ class RunSet:
         times: Times | None = None,
         points: int | None = None,
     ) -> pd.DataFrame:
-        """As `RunReader.metrics`, of all runs; `points` are for each run.
+        """Returns the metrics of all runs; see `RunReader.metrics`.
+
+        Args:
+            patterns: names or patterns; all metrics if there are none.
+            steps: ``(first, last)``, both included; None for no limit.
+            times: ``(first, last)``, both included; None for no limit.
+            points: the largest number of rows for each run.
 
         Returns:
-            A frame indexed by `run` and `step`, a column per metric, NaN where a run has none.
-            ``frame.loc["a"]`` is one run's, and ``frame["train/loss/total"].unstack("run")`` has a
-            column for each run.
+            A frame indexed by `run` and `step`, with a column for each metric; NaN where a run did
+            not record it. ``frame.loc["a"]`` selects one run, and
+            ``frame["train/loss/total"].unstack("run")`` has a column for each run.
+
+        Raises:
+            InputError: a limit is invalid, or `points` is too small to keep the extremes.
         """
-        found = self._each(
+        found = self._read_each(
             lambda run: run.metrics(*patterns, steps=steps, times=times, points=points)
         )
         frames = {name: frame for name, frame in found.items() if len(frame)}
@@ -105,44 +116,51 @@ class RunSet:
         times: Times | None = None,
         points: int | None = None,
     ) -> Any:
-        """As `metrics`, as a `pyarrow.Table` with a row for each value that was measured.
+        """Returns the same metrics as `metrics`, with a row for each measured value.
 
         Returns:
-            Columns `run` and `metric` (dictionaries), `step` int64, `time` float64 (seconds since
-            the epoch) and `value` float32.
+            A `pyarrow.Table` with the columns `run` and `metric` (dictionaries), `step` (int64),
+            `time` (float64, seconds since the epoch) and `value` (float32).
+
+        Raises:
+            InputError: see `metrics`.
         """
-        return metric_table(
-            self._each(lambda run: run.block(*patterns, steps=steps, times=times, points=points))
+        found = self._read_each(
+            lambda run: run.block(*patterns, steps=steps, times=times, points=points)
         )
+        return build_metric_table(found)
 
     def sql(self, query: str, metrics: tuple[str, ...] | str = ()) -> pd.DataFrame:
-        """The answer to a query in SQL, by DuckDB, which can read and write nothing else.
+        """Runs a SQL query over the runs in DuckDB, and returns its result.
 
-        Its tables: ``runs`` is `table`, with a column `run`; ``metrics`` is `dataset`; ``events``
-        has `run`, `kind`, `step`, `time` and the rest as JSON in `data`.
+        The query can use three tables and reach nothing else: ``runs`` is `table`, with a column
+        `run`; ``metrics`` is `dataset`; ``events`` has the columns `run`, `kind`, `step`, `time`,
+        and `data` with the event's other keys as JSON.
 
         Args:
-            query: what DuckDB understands.
-            metrics: patterns of the metrics to read; all if none is given, which may be many.
+            query: a SELECT, in DuckDB's dialect.
+            metrics: patterns of the metrics to load into the table; all metrics if there are none.
 
         Raises:
             InputError: DuckDB is not installed, or the query is wrong.
         """
         patterns = (metrics,) if isinstance(metrics, str) else metrics
-        found = self._each(lambda run: (overview(run), run.block(*patterns), run.event_list()))
-        runs = _as_table(_by_start({name: parts[0] for name, parts in found.items()}))
+        found = self._read_each(
+            lambda run: (read_overview(run), run.block(*patterns), run.event_list())
+        )
+        runs = _tabulate(_sort_by_start({name: parts[0] for name, parts in found.items()}))
         tables = {
             "runs": pa.Table.from_pandas(runs.reset_index(), preserve_index=False),
-            "metrics": metric_table({name: parts[1] for name, parts in found.items()}),
-            "events": event_table({name: parts[2] for name, parts in found.items()}),
+            "metrics": build_metric_table({name: parts[1] for name, parts in found.items()}),
+            "events": build_event_table({name: parts[2] for name, parts in found.items()}),
         }
         return run_query(query, tables)
 
-    def _each(self, read: Callable[[RunReader], T]) -> dict[str, T]:
-        """What `read` gives for each run of which it can be had."""
+    def _read_each(self, read: Callable[[RunReader], T]) -> dict[str, T]:
+        """Calls `read` with each run, and returns the results of those that can be read."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            answers = list(pool.map(lambda run: _attempt(read, run), self))
-        self.problems = dict(self._no_runs)
+            answers = list(pool.map(lambda run: _try_reading(read, run), self))
+        self.problems = dict(self._unopened)
         for run, (_, problem) in zip(self, answers, strict=True):
             if problem:
                 self.problems[str(run.location)] = problem
@@ -150,34 +168,34 @@ class RunSet:
         return {name: answer[0] for name, (answer, _) in found if answer}
 
 
-def _attempt(read: Callable[[RunReader], T], run: RunReader) -> tuple[tuple[T] | None, str]:
-    """What `read` gives, None where the run is broken; and what is wrong with the run."""
+def _try_reading(read: Callable[[RunReader], T], run: RunReader) -> tuple[tuple[T] | None, str]:
+    """Returns the result of `read`, None if it fails; and what is wrong with the run."""
     try:
         answer = read(run)
     except SelectionError:
         raise
-    except _BROKEN as error:
+    except _READ_ERRORS as error:
         reason = str(error).removeprefix(f"run {run.location}: ") or type(error).__name__
         return None, " ".join(reason.split())
     damaged = "; ".join(f"{name}: {reason}" for name, reason in run.damaged.items())
-    return (answer,), f"damaged, the rest is served: {damaged}" if damaged else ""
+    return (answer,), f"damaged; reading what is left: {damaged}" if damaged else ""
 
 
-def _by_start(overviews: Mapping[str, Overview]) -> dict[str, Overview]:
-    """Oldest first, and last those of which it is not known."""
+def _sort_by_start(overviews: Mapping[str, Overview]) -> dict[str, Overview]:
+    """Sorts runs oldest first; those with no known start come last."""
     return dict(
         sorted(overviews.items(), key=lambda item: (item[1].started is None, item[1].started or 0))
     )
 
 
-def _as_table(overviews: Mapping[str, Overview]) -> pd.DataFrame:
+def _tabulate(overviews: Mapping[str, Overview]) -> pd.DataFrame:
     index = pd.Index(list(overviews), name="run", dtype=object)
     rows = [dataclasses.asdict(found) for found in overviews.values()]
     columns = [field.name for field in dataclasses.fields(Overview)]
     table = pd.DataFrame(rows, index=index, columns=columns)
     for key in ("started", "ended"):
         seconds = table[key].astype(float)
-        # Microseconds: DuckDB does not compare nanoseconds with its own times.
+        # Microseconds: DuckDB cannot compare nanoseconds with its own timestamps.
         moments = pd.to_datetime(seconds, unit="s", utc=True, errors="coerce")
         table[key] = moments.astype("datetime64[us, UTC]")
     return table

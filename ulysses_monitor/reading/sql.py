@@ -1,4 +1,4 @@
-"""SQL over tables in memory, by DuckDB, which can neither read nor write anything else."""
+"""Runs SQL over in-memory tables with DuckDB, which is locked out of everything else."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ from ulysses_monitor.common.errors import InputError
 
 __all__ = ["run_query"]
 
-_LOCKED_DOWN = (
-    "SET python_enable_replacements = false",  # else a query reads the caller's variables
+_LOCKDOWN = (
+    "SET python_enable_replacements = false",  # otherwise a query can read the caller's variables
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
-_QUERIES = {"SELECT", "EXPLAIN", "MULTI"}  # PIVOT is several
+_READ_ONLY = {"SELECT", "EXPLAIN", "MULTI"}  # DuckDB splits a PIVOT into several: MULTI
 
 
 def run_query(query: str, tables: Mapping[str, Any]) -> pd.DataFrame:
-    """The answer to one query.
+    """Runs one query and returns its result.
 
     Args:
-        query: what DuckDB understands.
-        tables: Arrow tables by the name that the query has for them.
+        query: SQL, in DuckDB's dialect.
+        tables: Arrow tables, by the names that the query uses.
 
     Raises:
-        InputError: DuckDB is not installed, or the query is wrong, or reaches for files.
+        InputError: DuckDB is not installed, or the query is wrong or does more than read
+            `tables`.
     """
     try:
         import duckdb
     except ImportError:
-        raise InputError("sql: needs DuckDB; pip install 'ulysses-toolkit[duckdb]'") from None
+        raise InputError(
+            "sql: DuckDB is not installed; run pip install 'ulysses-toolkit[duckdb]'"
+        ) from None
     with duckdb.connect(":memory:") as connection:
         for name, table in tables.items():
             connection.register(name, table)
-        for setting in _LOCKED_DOWN:
+        for setting in _LOCKDOWN:
             connection.execute(setting)
         try:
             kinds = {statement.type.name for statement in connection.extract_statements(query)}
-            if not kinds or kinds - _QUERIES:
-                raise InputError(f"sql: got {', '.join(sorted(kinds)) or 'nothing'}; give a SELECT")
+            if not kinds or kinds - _READ_ONLY:
+                given = ", ".join(sorted(kinds)) or "empty"
+                raise InputError(f"sql: query is {given}; expected a SELECT")
             return connection.execute(query).df()
         except duckdb.Error as error:
             raise InputError(f"sql: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""Plain data that every other part speaks: metrics, schemas, records, events, alerts, actions."""
+"""The data that all parts exchange: metrics, schemas, records, events, alerts, actions."""
 
 from ulysses_monitor.records.action import KINDS, Action, Mode
 from ulysses_monitor.records.events import Alert, Event, Severity

@@ -1,4 +1,4 @@
-"""What a policy asks for."""
+"""Actions: what a policy asks for."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ulysses_monitor.common.errors import InputError, nearest
 __all__ = ["KINDS", "Action", "Kind", "Mode"]
 
 Mode = Literal["off", "shadow", "active"]
-"""Of a policy: not asked; asked, and its answers recorded; asked, and its answers done."""
+"""Mode of a policy: not asked; asked and recorded; asked, recorded and carried out."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an action of one kind is about.
+    """What actions of one kind change, and which values they take.
 
     Attributes:
-        on: ``gradients`` before the engine clips them; the ``rate`` of learning; the ``update``
-            that the optimizer makes of them; or the ``training`` itself.
-        needed: names of its values; None where they are named by parameters.
-        optional: further names.
+        on: what they change: the ``gradients`` before the engine clips them, the learning
+            ``rate``, the ``update`` that the optimizer makes, or the ``training`` itself.
+        needed: names of the required values; None if the names are those of parameters.
+        optional: names of the optional values.
     """
 
     on: Literal["gradients", "rate", "update", "training"]
@@ -49,51 +49,51 @@ KINDS: Mapping[str, Kind] = {
     "snapshot": Kind("update"),
     "stop": Kind("training"),
 }
-"""Every kind of action, by name."""
+"""All kinds of actions, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
     """What a policy asks for at a step, before gradients are clipped.
 
-    On the targets' gradients:
+    These kinds change the gradients of the targets:
 
-    - ``add_noise``: Gaussian noise of standard deviation ``std``;
-    - ``balance_lora``: of each LoRA pair with both sides among the targets, the smaller gradient's
-      norm is raised to ``share`` of the larger's;
-    - ``centralize``: each row of a matrix loses its mean;
-    - ``clip_each``: each parameter's gradient norm is at most the value under its name;
-    - ``clip_norm``: the targets' common norm is at most ``max_norm``;
-    - ``clip_rows``: each row's norm is at most ``ratio`` of its weights' norm;
-    - ``clip_value``: every element lies within plus and minus ``limit``;
-    - ``freeze``: this step leaves the targets and their optimizer state as they are;
-    - ``scale``: the targets times ``factor``;
-    - ``scale_each``: each parameter's gradient times the value under its name.
+    - ``add_noise`` adds Gaussian noise with standard deviation ``std``;
+    - ``balance_lora`` raises the smaller gradient norm of each LoRA pair, if both A and B are
+      targets, to ``share`` of the larger one;
+    - ``centralize`` subtracts from each row of a matrix its mean;
+    - ``clip_each`` limits each parameter's gradient norm to the value under its name;
+    - ``clip_norm`` limits the common norm of the targets to ``max_norm``;
+    - ``clip_rows`` limits each row's norm to ``ratio`` times the norm of the weights in that row;
+    - ``clip_value`` limits every element to plus and minus ``limit``;
+    - ``freeze`` leaves the targets and their optimizer state unchanged in this step;
+    - ``scale`` multiplies the targets by ``factor``;
+    - ``scale_each`` multiplies each parameter's gradient by the value under its name.
 
-    On the step:
+    These kinds change the step:
 
-    - ``lr_factor``: its learning rate is the scheduled one times ``factor``, in the parameter
-      group numbered ``group``, or in all where it is not given;
-    - ``skip``: the optimizer leaves weights and its state as they are; the step counts;
-    - ``snapshot``: weights and optimizer state, as they enter this step, are kept in memory;
-    - ``roll_back``: instead of this step, they become those of the newest snapshot that is at
-      least ``steps_back`` steps old, or the oldest there is; the batches of the next
-      ``skip_steps`` steps train nothing. Data, schedule and step number go on.
+    - ``lr_factor`` multiplies the scheduled learning rate by ``factor``, in the parameter group
+      with number ``group`` or, without it, in all groups;
+    - ``skip`` leaves weights and optimizer state unchanged; the step still counts;
+    - ``snapshot`` keeps weights and optimizer state, as they enter this step, in memory;
+    - ``roll_back`` replaces this step by a return to the newest snapshot that is at least
+      ``steps_back`` steps old, or to the oldest one; the batches of the next ``skip_steps`` steps
+      train nothing. Data, schedule and step number move on.
 
-    On the training, at the end of the step:
+    These kinds act on the training at the end of the step:
 
-    - ``save``: a checkpoint;
-    - ``stop``: an orderly end.
+    - ``save`` writes a checkpoint;
+    - ``stop`` ends the training in an orderly way.
 
     Attributes:
         kind: what to do.
-        values: with which numbers.
-        targets: shell-style patterns of parameter names; all by default.
+        values: its numbers, by name; finite and not negative.
+        targets: shell-style patterns of parameter names; all parameters by default.
         reason: one sentence for people.
-        read: the metrics that led to it, by name.
+        read: the metrics that led to the action, by name.
 
     Raises:
-        InputError: the kind is not known, or its values are not those it needs.
+        InputError: the kind is unknown, or the values are not those that it takes.
     """
 
     kind: str
@@ -105,17 +105,17 @@ class Action:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(
-                f"action {self.kind!r} is not known{nearest(self.kind, KINDS)}; "
-                f"allowed is one of {', '.join(KINDS)}"
+                f"action: kind is {self.kind!r}{nearest(self.kind, KINDS)}; "
+                f"allowed: {', '.join(KINDS)}"
             )
         kind = KINDS[self.kind]
         if kind.needed is not None and set(self.values) - {*kind.optional} != {*kind.needed}:
             raise InputError(
                 f"action {self.kind}: values are {sorted(self.values)}; "
-                f"needed are {list(kind.needed)}"
+                f"expected {list(kind.needed)}"
             )
         for name, value in self.values.items():
             if not math.isfinite(value) or value < 0:
                 raise InputError(
-                    f"action {self.kind}: {name} is {value}; allowed is a number from 0"
+                    f"action {self.kind}: {name} is {value}; expected a finite number of 0 or more"
                 )

@@ -1,4 +1,4 @@
-"""What happens, more rarely than a step: events, and the alerts of rules."""
+"""Events, which are rarer than steps, and alerts, the findings of rules."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Severity = Literal["info", "warning", "critical"]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened, rarer than a step: start, stop, alert, evaluation, checkpoint.
+    """Something rarer than a step: a start, a stop, an alert, an evaluation, a checkpoint.
 
     Attributes:
         kind: ``start``, ``stop``, ``alert``, ``action``, ``control``, ``eval``, ``checkpoint``,
             ``monitor``.
-        step: last optimizer step when it happened.
+        step: the last optimizer step at that time.
         time: seconds since the epoch.
         data: JSON-ready details.
     """
@@ -35,10 +35,10 @@ class Alert:
 
     Attributes:
         rule: name of the rule.
-        step: step of the record that fired it.
-        metric: name of the metric that fired it.
-        value: its value.
-        threshold: what it was held against.
+        step: step of the record that the alert is about.
+        metric: name of the metric that the alert is about.
+        value: value of the metric.
+        threshold: the limit that the value crossed.
         message: one sentence for people.
         hint: what to try.
         severity: ``info``, ``warning`` or ``critical``.
@@ -54,7 +54,7 @@ class Alert:
     severity: Severity = "warning"
 
     def to_event(self, time: float) -> Event:
-        """The alert as an event of kind ``alert``."""
+        """Returns the alert as an event of kind ``alert``."""
         data = {
             "rule": self.rule,
             "metric": self.metric,

@@ -1,4 +1,4 @@
-"""Records and events in the form that JSON, protobuf and every reader of either can take."""
+"""Converts records and events to what JSON, protobuf and their readers accept."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import Any
 
 import numpy as np
 
-from ulysses_monitor.common.masking import without_secrets
+from ulysses_monitor.common.masking import mask_secrets
 from ulysses_monitor.records import Event
 
-__all__ = ["encodable", "event_as_json", "plain"]
+__all__ = ["escape_surrogates", "event_to_dict", "to_jsonable"]
 
 
-def event_as_json(event: Event) -> dict[str, Any]:
-    """The event as one flat object, with secrets masked."""
-    data = without_secrets(plain(dict(event.data)))
+def event_to_dict(event: Event) -> dict[str, Any]:
+    """Returns the event as one flat JSON object, with secrets masked."""
+    data = mask_secrets(to_jsonable(dict(event.data)))
     return {**data, "kind": event.kind, "step": event.step, "time": event.time}
 
 
-def plain(value: Any, depth: int = 20) -> Any:
-    """`value` of nothing but what JSON has, at any depth; what it has not becomes text.
+def to_jsonable(value: Any, depth: int = 20) -> Any:
+    """Returns `value` with only what JSON has; everything else becomes text.
 
-    So do NaN and Inf, which many readers of JSON refuse, and what is nested too deep.
+    NaN and Inf become text too, because many JSON readers refuse them, and so does what is nested
+    deeper than `depth`.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if depth == 0:
-        return encodable(f"{type(value).__name__} ...")
+        return escape_surrogates(f"{type(value).__name__} ...")
     if isinstance(value, Mapping):
-        return {encodable(str(k)): plain(v, depth - 1) for k, v in value.items()}
+        return {escape_surrogates(str(k)): to_jsonable(v, depth - 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v, depth - 1) for v in value]
+        return [to_jsonable(v, depth - 1) for v in value]
     if (
         value is None
         or isinstance(value, int)
         or (isinstance(value, float) and math.isfinite(value))
     ):
         return value
-    return encodable(str(value))
+    return escape_surrogates(str(value))
 
 
-def encodable(text: str) -> str:
-    """`text` with what UTF-8 cannot encode (lone surrogates) written as escapes."""
+def escape_surrogates(text: str) -> str:
+    """Returns `text` with lone surrogates, which UTF-8 cannot encode, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

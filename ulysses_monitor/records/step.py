@@ -1,7 +1,7 @@
-"""What is measured: metrics, schemas, and the record of a step.
+"""Metrics, schemas, and the record of a step.
 
-A `StepRecord` is one object however many metrics it carries: a `Schema` that is built once and one
-array of values in the schema's order. Names follow ``family/stat/scope``, for example
+A `StepRecord` is one object however many metrics it carries: a `Schema`, built once, and one array
+of values in the order of the schema. Names follow ``family/stat/scope``, for example
 ``grad/norm/layer/3`` or ``optim/exp_avg_norm/param/model.embed_tokens.weight``.
 """
 
@@ -22,7 +22,7 @@ from ulysses_monitor.common.errors import InputError
 __all__ = ["METRIC_SCHEMA_VERSION", "Cost", "Metric", "Schema", "StepRecord", "column", "schema_of"]
 
 METRIC_SCHEMA_VERSION = 1
-"""Version of the metric names and their meaning; written into run.json."""
+"""Version of the metric names and what they mean; written to run.json."""
 
 Reduction = Literal["sum", "max", "min"]
 Cost = Literal["every", "sampled"]
@@ -32,12 +32,12 @@ _NAME = re.compile(r"[a-z0-9_]+/[A-Za-z0-9_]+/\S+")
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Declares one metric: its name, how partial values of the ranks combine, what it costs.
+    """Declares a metric: its name, how the ranks' partial values combine, and its cost.
 
     Args:
         name: ``family/stat/scope``.
-        reduction: how the partial values of the ranks are combined.
-        cost: ``every`` step, or ``sampled`` each N steps.
+        reduction: how the partial values of the ranks combine.
+        cost: ``every`` if it is measured at each step, ``sampled`` if every N steps.
 
     Raises:
         InputError: the name is not of the form ``family/stat/scope``.
@@ -50,13 +50,14 @@ class Metric:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InputError(
-                f"metric {self.name!r}: a name is family/stat/scope, such as grad/norm/total"
+                f"metric: name is {self.name!r}; expected family/stat/scope, such as "
+                "grad/norm/total"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Schema:
-    """The names of a record's values, in their order. Compared by identity; built once.
+    """The names of a record's values, in order. Built once and compared by identity.
 
     Raises:
         InputError: a name appears twice.
@@ -82,7 +83,7 @@ class Schema:
 
 @lru_cache(maxsize=256)
 def schema_of(names: tuple[str, ...]) -> Schema:
-    """The schema of a few names, the same object each time.
+    """Returns the schema of a few names, the same object each time.
 
     Raises:
         InputError: a name appears twice.
@@ -92,13 +93,13 @@ def schema_of(names: tuple[str, ...]) -> Schema:
 
 @dataclass(frozen=True, eq=False)
 class StepRecord:
-    """What was measured at one optimizer step.
+    """The metrics of one optimizer step.
 
     Attributes:
-        step: number of the optimizer step the gradients belong to, 1 for the first.
-        time: seconds since the epoch when the record was made.
-        schema: names of the values.
-        values: float64 array [len(schema.names)].
+        step: number of the optimizer step that the gradients belong to, 1 for the first.
+        time: when the record was made, in seconds since the epoch.
+        schema: names of the values [M].
+        values: float64 array [M].
     """
 
     step: int
@@ -108,7 +109,7 @@ class StepRecord:
 
     @classmethod
     def of(cls, step: int, time: float, metrics: Mapping[str, float]) -> StepRecord:
-        """Builds a record of a few values."""
+        """Builds a record from a few values by name."""
         return cls(
             step, time, schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
         )
@@ -120,15 +121,15 @@ class StepRecord:
         return float(self.values[self.schema.index[name]])
 
     def get(self, name: str, default: float = float("nan")) -> float:
-        """The value of `name`, or `default` where the record does not carry it."""
+        """Returns the value of `name`, or `default` if the record does not have it."""
         i = self.schema.index.get(name)
         return default if i is None else float(self.values[i])
 
     def to_dict(self) -> dict[str, float]:
-        """All values by name."""
+        """Returns all values by name."""
         return dict(zip(self.schema.names, self.values.tolist(), strict=True))
 
 
 def column(history: Sequence[StepRecord], name: str) -> npt.NDArray[np.float64]:
-    """Values of `name` over `history` [len(history)], NaN where a record does not carry it."""
+    """Returns the values of `name` in each record of `history`, NaN if a record lacks it."""
     return np.array([record.get(name) for record in history], np.float64)

@@ -1,4 +1,4 @@
-"""What the numbers that a Hugging Face Trainer logs are called here.
+"""Maps the numbers that a Hugging Face Trainer logs to metric names.
 
 The Trainer logs ``loss``, ``eval_loss``, ``rewards/chosen``; its TensorBoard files carry
 ``train/loss``, ``eval/loss``, ``train/rewards/chosen``. Both become ``family/stat/scope``.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-__all__ = ["evaluation_name", "logged_name", "names_for", "tag_name"]
+__all__ = ["assign_names", "evaluation_name", "logged_name", "tag_name"]
 
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_/]")
 _OURS = {"grad_norm": "grad/norm/total", "learning_rate": "optim/lr/0"}
 
 
 def evaluation_name(name: str) -> str:
-    """The metric of an evaluation's number.
+    """Returns the metric name of an evaluation's number.
 
     >>> evaluation_name("eval_loss"), evaluation_name("eval_rouge-l")
     ('eval/loss/total', 'eval/rouge_l/total')
@@ -25,7 +25,7 @@ def evaluation_name(name: str) -> str:
 
 
 def logged_name(name: str) -> str:
-    """The metric of a number in a Trainer's ``log_history``.
+    """Returns the metric name of a number in a Trainer's ``log_history``.
 
     >>> logged_name("loss"), logged_name("grad_norm"), logged_name("eval_loss")
     ('train/loss/total', 'grad/norm/total', 'eval/loss/total')
@@ -36,7 +36,7 @@ def logged_name(name: str) -> str:
 
 
 def tag_name(tag: str) -> str:
-    """The metric of a TensorBoard tag: a Trainer's become ours, all others stay as they are.
+    """Returns the metric name of a TensorBoard tag; only the Trainer's own tags are renamed.
 
     >>> tag_name("train/loss"), tag_name("grad/norm/layer/3"), tag_name("Loss/test")
     ('train/loss/total', 'grad/norm/layer/3', 'Loss/test')
@@ -49,14 +49,16 @@ def tag_name(tag: str) -> str:
     return evaluation_name(name) if family == "eval" else tag
 
 
-def names_for(given: Iterable[str], rule: Callable[[str], str]) -> dict[str, str]:
-    """A metric name for each of `given`, no two alike: where `rule` makes two so, one stays as is.
+def assign_names(given: Iterable[str], rule: Callable[[str], str]) -> dict[str, str]:
+    """Returns a unique metric name for each given name.
 
-    >>> names_for(["train/loss", "train/loss/total"], tag_name)
+    If `rule` maps two names to the same metric, one of them keeps its own name.
+
+    >>> assign_names(["train/loss", "train/loss/total"], tag_name)
     {'train/loss': 'train/loss', 'train/loss/total': 'train/loss/total'}
     """
     names = {name: rule(name) for name in given}
-    # Those that are named so already have the first claim, then the order in which they came.
+    # Names that already are metric names come first, then the others in their order.
     taken = {name for name in names if names[name] == name}
     for name, ours in names.items():
         if ours != name:

@@ -1,4 +1,4 @@
-"""A run as one self-contained page: report.html, with no script and no external request."""
+"""Writes report.html: a run on one self-contained page, with no scripts or external requests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.reading.reader import RunReader
-from ulysses_monitor.report import formatting as fmt
+from ulysses_monitor.common.files import replace_file
+from ulysses_monitor.reading import RunReader
 from ulysses_monitor.report import tables
-from ulysses_monitor.report.charts import draw_charts
-from ulysses_monitor.report.plots import broken_steps, finite
+from ulysses_monitor.report.plots import finite_values, nonfinite_steps
+from ulysses_monitor.report.sections import draw_sections
 
 __all__ = ["write_report"]
 
@@ -33,38 +34,44 @@ _METRICS = (
     "optim/exp_avg_sq_mean/layer/*",
     "monitor/overhead_seconds/total",
 )
-_MOST_ALERTS, _MOST_EVENTS = 50, 500
+Entry = tuple[str, str, str]
+"""A label, its value, and a note; the note may be empty."""
+
+_HOST_KEYS = ("host", "platform", "python", "user", "pid")
+_MAX_ALERTS, _MAX_EVENTS = 50, 500
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(run: RunReader, path: Path | None = None) -> Path:
-    """Writes a run's report, finished or alive, and returns where it is.
+    """Writes the report of a run, finished or live, and returns the file's path.
 
-    The page needs no network, and replaces an earlier one only once it is complete.
+    The page opens without a network. It replaces an earlier report only once it is complete.
 
     Args:
         run: the run.
         path: the file to write; ``report.html`` in the run directory if None.
 
     Raises:
-        InputError: `path` is a directory, or is in none, or is None and the run lies at a URL.
+        InputError: the folder of `path` does not exist, `path` is a directory, or `path` is None
+            and the run is at a URL.
     """
-    path = _place(run) if path is None else Path(path)
+    path = _default_path(run) if path is None else Path(path)
     if path.is_dir():
-        raise InputError(f"report {path}: is a directory; name a file such as report.html")
+        raise InputError(f"report: {path} is a directory; expected a file such as report.html")
     if not path.parent.is_dir():
-        raise InputError(f"report {path}: no such folder: {path.parent}")
+        raise InputError(f"report: the folder {path.parent} of {path} does not exist; create it")
     html = _render(run)
-    temporary = path.with_name(f".{path.name}.tmp")
-    # A lone surrogate in a run's text has no UTF-8 form: it must not cost the report.
-    temporary.write_text(html, encoding="utf-8", errors="replace")
-    return temporary.replace(path)
+    with replace_file(path) as file:
+        # UTF-8 cannot encode a lone surrogate in a run's text, which must not prevent the report.
+        file.write(html.encode(errors="replace"))
+    return path
 
 
-def _place(run: RunReader) -> Path:
+def _default_path(run: RunReader) -> Path:
     if run.location.local is None:
         raise InputError(
-            f"report of {run.location}: nothing is written to a URL; name a file: --output FILE"
+            f"report: {run.location} is a URL, and no report is written there; "
+            "name a local file with --output FILE"
         )
     return run.path / "report.html"
 
@@ -84,24 +91,24 @@ def _render(run: RunReader) -> str:
 
 
 def _context(run: RunReader) -> dict[str, Any]:
-    """Everything the template names; text from the run goes in as it is and is escaped there."""
+    """Returns everything the template uses; the template escapes all text from the run."""
     frame, info, summary = run.metrics(*_METRICS), run.info, run.summary()
-    alerts = tables.alert_rows(run)
+    alerts = tables.list_alerts(run)
     return {
         "info": info,
         "summary": summary,
-        "facts": _facts(info, summary, frame),
-        "figures": _key_figures(summary, frame, alerts),
-        "alerts": alerts[:_MOST_ALERTS],
-        "more_alerts": len(alerts) - _MOST_ALERTS,
-        "actions": tables.action_rows(run),
-        "charts": draw_charts(frame, [a["step"] for a in alerts]),
-        "unbalanced": list(tables.most_unbalanced(frame)["ratio"].items()),
-        "largest": _with_bars(tables.largest_gradients(frame)),
+        "facts": _list_facts(info, summary, frame),
+        "figures": _list_key_figures(summary, frame, alerts),
+        "alerts": alerts[:_MAX_ALERTS],
+        "more_alerts": len(alerts) - _MAX_ALERTS,
+        "actions": tables.summarize_actions(run),
+        "charts": draw_sections(frame, [a["step"] for a in alerts]),
+        "unbalanced": list(tables.find_most_unbalanced(frame)["ratio"].items()),
+        "largest": _add_bars(tables.find_largest_gradients(frame)),
         "config": json.dumps(info.get("config") or {}, indent=2, ensure_ascii=False, default=str),
-        "versions": _mapping(info.get("versions")),
-        "host": [(k, info[k]) for k in ("host", "platform", "python", "user", "pid") if k in info],
-        "events": tables.event_rows(run, frame)[:_MOST_EVENTS],
+        "versions": _as_mapping(info.get("versions")),
+        "host": [(key, info[key]) for key in _HOST_KEYS if key in info],
+        "events": tables.list_events(run, frame)[:_MAX_EVENTS],
         "written": datetime.now(UTC).timestamp(),
     }
 
@@ -109,64 +116,86 @@ def _context(run: RunReader) -> dict[str, Any]:
 # -- the header ----------------------------------------------------------------------------------
 
 
-def _facts(
+def _list_facts(
     info: Mapping[str, Any], summary: Mapping[str, Any], frame: pd.DataFrame
-) -> list[tuple[str, str, str]]:
-    """Label, value and a note of each fact about the run."""
-    model, starts = _mapping(info.get("model")), list(info.get("starts") or [])
+) -> list[Entry]:
+    """Lists facts about the run."""
+    model, starts = _as_mapping(info.get("model")), list(info.get("starts") or [])
     steps, planned = summary["steps"], info.get("max_steps")
-    all_, trainable = model.get("parameters"), model.get("trainable_parameters")
-    part = f"{fmt.share(trainable / all_)} of them" if all_ and trainable is not None else ""
-    resumed = f"resumed {len(starts) - 1} times, last {fmt.when(starts[-1])}" if starts[1:] else ""
+    total, trainable = model.get("parameters"), model.get("trainable_parameters")
+    part = f"{fmt.share(trainable / total)} of all" if total and trainable is not None else ""
     ended = f"ended {fmt.when(info['ended'])}" if info.get("ended") else ""
     return [
-        ("Started", fmt.when(starts[0]) if starts else fmt.DASH, resumed or ended),
-        ("Time in steps", _training_time(frame), ""),
-        ("Engine", str(summary["engine"] or fmt.DASH), _processes(summary["world_size"])),
+        (
+            "Started",
+            fmt.when(starts[0]) if starts else fmt.DASH,
+            _describe_resumes(starts) or ended,
+        ),
+        ("Training time", _sum_step_times(frame), "sum of step times"),
+        ("Engine", str(summary["engine"] or fmt.DASH), _count_processes(summary["world_size"])),
         ("Model", str(model.get("class") or fmt.DASH), str(info.get("trainer") or "")),
-        ("Parameters", fmt.number(all_), ""),
+        ("Parameters", fmt.number(total), ""),
         ("Trainable", fmt.number(trainable), part),
         ("Steps", fmt.count(steps), f"of {fmt.count(planned)}" if planned else ""),
     ]
 
 
-def _training_time(frame: pd.DataFrame) -> str:
-    seconds = finite(frame, "train/step_seconds/total")
+def _describe_resumes(starts: list[Any]) -> str:
+    if len(starts) < 2:
+        return ""
+    times = "once" if len(starts) == 2 else f"{len(starts) - 1} times, last"
+    return f"resumed {times} on {fmt.when(starts[-1])}"
+
+
+def _sum_step_times(frame: pd.DataFrame) -> str:
+    seconds = finite_values(frame, "train/step_seconds/total")
     return fmt.duration(seconds.sum()) if len(seconds) else fmt.DASH
 
 
-def _processes(world_size: int | None) -> str:
+def _count_processes(world_size: int | None) -> str:
     return "" if world_size is None else f"{world_size} process{'es' * (world_size != 1)}"
 
 
-def _key_figures(
+def _list_key_figures(
     summary: Mapping[str, Any], frame: pd.DataFrame, alerts: list[dict[str, Any]]
-) -> list[tuple[str, str, str]]:
-    """Label, value and a note of each key figure."""
+) -> list[Entry]:
+    """Lists the run's key figures."""
     pairs = {
         key: fmt.change(summary[f"{key}_first"], summary[f"{key}_last"], 3 + ("loss" in key))
         for key in ("loss", "eval_loss", "grad_norm", "lora_ratio")
     }
-    ends, broken = "mean of first → last 5 steps", len(broken_steps(frame, "train/loss/total"))
-    kinds = [str(a.get("severity")) for a in alerts]
-    noted = [f"{kinds.count(k)} {k}" for k in ("critical", "warning", "info") if k in kinds]
+    evaluations = "no evaluation" if pairs["eval_loss"] == fmt.DASH else "first → last evaluation"
+    ends = "mean of first 5 → last 5 steps"
+    nonfinite = len(nonfinite_steps(frame, "train/loss/total"))
+    severities = [str(a.get("severity")) for a in alerts]
+    counts = [
+        f"{severities.count(s)} {s}" for s in ("critical", "warning", "info") if s in severities
+    ]
     return [
-        ("Training loss", pairs["loss"], f"not finite at {broken} steps" if broken else ends),
-        ("Held-out loss", pairs["eval_loss"], "first → last evaluation"),
+        (
+            "Training loss",
+            pairs["loss"],
+            f"NaN or Inf at {_count_steps(nonfinite)}" if nonfinite else ends,
+        ),
+        ("Held-out loss", pairs["eval_loss"], evaluations),
         ("Tokens per second", fmt.number(summary["tokens_per_second"]), "median"),
         ("Gradient norm", pairs["grad_norm"], ends),
-        ("LoRA B/A", pairs["lora_ratio"], "median over modules, first → last"),
-        ("Alerts", fmt.count(len(alerts)), ", ".join(noted) or "no rule fired"),
-        ("Monitor's share", fmt.share(summary["monitor_share"]), "of the step time"),
+        ("LoRA gradient ratio B/A", pairs["lora_ratio"], "median over modules, first → last"),
+        ("Alerts", fmt.count(len(alerts)), ", ".join(counts) or "no rule fired"),
+        ("Monitor overhead", fmt.share(summary["monitor_share"]), "of the step time"),
     ]
 
 
-def _with_bars(table: pd.DataFrame) -> list[Any]:
-    """Rows of the largest gradients, each with the width of its bar in percent."""
+def _count_steps(count: int) -> str:
+    return f"{count:,} step{'s' * (count != 1)}"
+
+
+def _add_bars(table: pd.DataFrame) -> list[Any]:
+    """Returns the rows of a table, each with the width of its bar in percent."""
     width = 100 * table["share"] / table["share"].max()
     return list(table.assign(width=width.fillna(0.0)).itertuples())
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    """`value` where it is a mapping, else an empty one: run.json may hold anything."""
+def _as_mapping(value: object) -> Mapping[str, Any]:
+    """Returns `value` if it is a mapping, or else an empty one: run.json may hold anything."""
     return value if isinstance(value, Mapping) else {}

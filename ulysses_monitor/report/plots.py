@@ -1,6 +1,7 @@
-"""A run's metrics as charts: each function takes a frame of `RunReader.metrics`.
+"""Plots what most runs have: loss, gradient norm, LoRA ratio, or one metric over the steps.
 
-All return a `matplotlib.figure.Figure`, or None where the frame holds nothing to draw.
+Each function takes a frame of `RunReader.metrics`, and returns a `matplotlib.figure.Figure`, or
+None if the frame has nothing to draw.
 """
 
 from __future__ import annotations
@@ -13,15 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ulysses_monitor.report import figures as fg
-from ulysses_monitor.report.formatting import share, tick
-from ulysses_monitor.report.layers import plot_layers
+from ulysses_monitor.common.formatting import share, tick
+from ulysses_monitor.reading import charts
 
 __all__ = [
-    "broken_steps",
-    "finite",
+    "finite_values",
+    "nonfinite_steps",
     "plot_gradient_norm",
-    "plot_layers",
     "plot_lora",
     "plot_loss",
     "plot_metric",
@@ -30,33 +29,34 @@ __all__ = [
 _RATIO = "lora/grad_ratio_B_A"
 
 
-def finite(frame: pd.DataFrame, name: str) -> pd.Series[float]:
-    """The finite values of `name`, empty where the frame has no such column."""
+def finite_values(frame: pd.DataFrame, name: str) -> pd.Series[float]:
+    """Returns the finite values of a metric; none if the frame does not have it."""
     if name not in frame:
         return pd.Series(dtype="float64")
     column: pd.Series[float] = frame[name]
     return column[np.isfinite(column)]
 
 
-@fg.styled
+@charts.with_own_style
 def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
-    """Training loss, raw and smoothed, with held-out loss; the learning rate beneath.
+    """Plots the training loss, raw and smoothed, the held-out loss, and the learning rate below.
 
     Args:
-        frame: ``train/loss/total``, ``eval/loss/total`` and ``optim/lr/*``, as far as recorded.
+        frame: ``train/loss/total``, ``eval/loss/total`` and ``optim/lr/*``; any may be missing.
         alerts: steps to mark.
     """
-    loss, held_out = finite(frame, "train/loss/total"), finite(frame, "eval/loss/total")
+    loss = finite_values(frame, "train/loss/total")
+    held_out = finite_values(frame, "eval/loss/total")
     if not len(loss) and not len(held_out):
         return None
     rates = _distinct_rates(frame)
-    figure, axes = fg.stack(*((2.7, 0.62) if rates else (2.7,)))
+    figure, axes = charts.stack_axes(*((2.7, 0.62) if rates else (2.7,)))
     _draw_loss(axes[0], loss, held_out)
-    fg.fit_x(axes[0], frame)
-    fg.rug(axes[0], broken_steps(frame, "train/loss/total"), fg.RED, "not finite")
-    fg.top_marks(axes[0], alerts, "alert")
-    fg.title(axes[0], "Training and held-out loss")
-    fg.legend(axes[0])
+    charts.fit_step_axis(axes[0], frame.index)
+    charts.mark_steps(axes[0], nonfinite_steps(frame, "train/loss/total"), charts.RED, "NaN or Inf")
+    charts.mark_alerts(axes[0], alerts)
+    charts.set_title(axes[0], "Training and held-out loss")
+    charts.add_legend(axes[0])
     if rates:
         _draw_rates(axes[1], rates)
     return figure
@@ -64,12 +64,12 @@ def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
 
 def _draw_loss(ax: Axes, loss: pd.Series[float], held_out: pd.Series[float]) -> None:
     if len(loss):
-        fg.trend(ax, loss, fg.BLUE, "training")
+        charts.draw_line(ax, loss, charts.BLUE, "training")
     if len(held_out):
         ax.plot(
             held_out.index,
             held_out,
-            color=fg.ORANGE,
+            color=charts.ORANGE,
             linewidth=1.1,
             marker="o",
             markersize=3.8,
@@ -79,68 +79,72 @@ def _draw_loss(ax: Axes, loss: pd.Series[float], held_out: pd.Series[float]) -> 
 
 
 def _distinct_rates(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
-    """Learning rates by group, one of each that are alike, four at most."""
+    """Returns up to four learning rates that differ, by parameter group."""
     rates: dict[str, pd.Series[float]] = {}
     for name in [n for n in frame.columns if n.startswith("optim/lr/")]:
-        series = finite(frame, name)
+        series = finite_values(frame, name)
         if len(series) and not any(series.equals(seen) for seen in rates.values()):
             rates[name.removeprefix("optim/lr/")] = series
     return dict(list(rates.items())[:4])
 
 
 def _draw_rates(ax: Axes, rates: dict[str, pd.Series[float]]) -> None:
-    styles = ("-", "--", ":", "-.")
-    for (group, series), style in zip(rates.items(), styles, strict=False):
-        label = fg.plain(f"group {group}") if len(rates) > 1 else None
+    dashes = ("-", "--", ":", "-.")
+    for (group, series), dash in zip(rates.items(), dashes, strict=False):
+        label = charts.escape_math(f"group {group}") if len(rates) > 1 else None
         marker = "o" if len(series) == 1 else ""
         ax.plot(
             series.index,
             series,
-            color=fg.MUTED,
+            color=charts.MUTED,
             linewidth=1.1,
-            linestyle=style,
+            linestyle=dash,
             marker=marker,
             markersize=3.2,
             label=label,
         )
     ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
-    fg.title(ax, "Learning rate")
-    fg.legend(ax)
+    ax.yaxis.set_major_locator(MaxNLocator(2, steps=charts.TICK_STEPS))
+    charts.set_title(ax, "Learning rate")
+    charts.add_legend(ax)
 
 
-@fg.styled
+@charts.with_own_style
 def plot_gradient_norm(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
-    """Total gradient norm before clipping; logarithmic where it spans more than a decade.
+    """Plots the total gradient norm before clipping, on a log scale if it spans over a decade.
 
     Args:
-        frame: ``grad/norm/total``, and ``grad/clip_coef/total`` to mark the clipped steps.
+        frame: ``grad/norm/total``, and ``grad/clip_coef/total`` to mark clipped steps.
         alerts: steps to mark.
     """
-    norm = finite(frame, "grad/norm/total")
+    norm = finite_values(frame, "grad/norm/total")
     if not len(norm):
         return None
-    figure, (ax,) = fg.stack(2.1)
-    fg.trend(ax, norm, fg.BLUE, None)
-    fg.log_if_wide(ax, norm)
-    fg.fit_x(ax, frame)
-    coefficient = finite(frame, "grad/clip_coef/total").reindex(norm.index)
+    figure, (ax,) = charts.stack_axes(2.1)
+    charts.draw_line(ax, norm, charts.BLUE)
+    charts.choose_y_scale(ax, norm)
+    charts.fit_step_axis(ax, frame.index)
+    coefficient = finite_values(frame, "grad/clip_coef/total").reindex(norm.index)
     clipped = norm.index[coefficient < 1]
     if len(clipped):
         threshold = float((coefficient * norm)[clipped].median())
-        label = f"clipped at {tick(threshold)}: {share(len(clipped) / len(norm))} of steps"
-        ax.axhline(threshold, color=fg.ORANGE, linewidth=0.9, linestyle=(0, (4, 3)))
-        fg.rug(ax, clipped.tolist(), fg.ORANGE, label)
-    fg.rug(ax, broken_steps(frame, "grad/norm/total"), fg.RED, "not finite", row=1)
-    fg.top_marks(ax, alerts, "alert")
-    fg.title(ax, "Gradient norm, all parameters")
-    fg.legend(ax)
+        label = f"clipped at {tick(threshold)} ({share(len(clipped) / len(norm))} of steps)"
+        ax.axhline(threshold, color=charts.ORANGE, linewidth=0.9, linestyle=(0, (4, 3)))
+        charts.mark_steps(ax, clipped.tolist(), charts.ORANGE, label)
+    charts.mark_steps(
+        ax, nonfinite_steps(frame, "grad/norm/total"), charts.RED, "NaN or Inf", row=1
+    )
+    charts.mark_alerts(ax, alerts)
+    charts.set_title(ax, "Gradient norm, all parameters")
+    charts.add_legend(ax)
     return figure
 
 
-@fg.styled
+@charts.with_own_style
 def plot_lora(frame: pd.DataFrame) -> Figure | None:
-    """Median over the adapters of B's gradient norm over A's, with the 10 to 90 percentile band.
+    """Plots the ratio of B's gradient norm to A's: the median of the modules, and a band.
+
+    The band covers the 10th to the 90th percentile of the modules.
 
     Args:
         frame: ``lora/grad_ratio_B_A/*``.
@@ -151,15 +155,15 @@ def plot_lora(frame: pd.DataFrame) -> Figure | None:
     drawn = total[np.isfinite(total) & (total > 0)]
     if not len(drawn):
         return None
-    figure, (ax,) = fg.stack(2.3)
+    figure, (ax,) = charts.stack_axes(2.3)
     band = _draw_band(ax, frame)
-    fg.trend(ax, drawn, fg.BLUE, "median", smooth=False)
-    fg.log_y(ax, pd.concat([drawn, *band, pd.Series([1.0])]))
-    fg.fit_x(ax, frame)
-    ax.axhline(1, color=fg.MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    _say_infinite(ax, total.index[np.isposinf(total)])
-    fg.title(ax, "Gradient norm of B over A")
-    fg.legend(ax)
+    charts.draw_line(ax, drawn, charts.BLUE, "median", smooth=False)
+    charts.set_log_scale(ax, pd.concat([drawn, *band, pd.Series([1.0])]))
+    charts.fit_step_axis(ax, frame.index)
+    ax.axhline(1, color=charts.MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    _note_infinite(ax, total.index[np.isposinf(total)])
+    charts.set_title(ax, "LoRA gradient norm ratio, B / A")
+    charts.add_legend(ax)
     return figure
 
 
@@ -175,7 +179,7 @@ def _draw_band(ax: Axes, frame: pd.DataFrame) -> list[pd.Series[float]]:
         low.index,
         low,
         high,
-        color=fg.BLUE,
+        color=charts.BLUE,
         alpha=0.16,
         linewidth=0,
         label=f"10th to 90th percentile of {modules.shape[1]} modules",
@@ -183,48 +187,53 @@ def _draw_band(ax: Axes, frame: pd.DataFrame) -> list[pd.Series[float]]:
     return [low, high]
 
 
-def _say_infinite(ax: Axes, steps: pd.Index[int]) -> None:
+def _note_infinite(ax: Axes, steps: pd.Index[int]) -> None:
     if len(steps):
-        more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+        more = f" and {len(steps) - 1} more steps" if len(steps) > 1 else ""
         ax.annotate(
             f"∞ at step {steps[0]:,}{more}",
             (steps[0], 1),
             xycoords=ax.get_xaxis_transform(),
             xytext=(5, -9),
             textcoords="offset points",
-            fontsize=8.5,
-            color=fg.MUTED,
+            fontsize=charts.FONT_SIZE,
+            color=charts.MUTED,
         )
 
 
-@fg.styled
+@charts.with_own_style
 def plot_metric(
-    frame: pd.DataFrame, name: str, title: str, *, width: float = fg.HALF, smooth: bool = True
+    frame: pd.DataFrame,
+    name: str,
+    title: str,
+    *,
+    width: float = charts.HALF_WIDTH,
+    smooth: bool = True,
 ) -> Figure | None:
-    """One metric over step; sampled points are joined.
+    """Plots one metric over the steps; a line joins the points of a sampled one.
 
     Args:
         frame: holds `name`.
-        name: the metric.
-        title: what to call it.
+        name: the metric to plot.
+        title: its name in the chart.
         width: of the figure, in inches.
         smooth: whether to draw a moving average.
     """
-    series = finite(frame, name)
+    series = finite_values(frame, name)
     if not len(series):
         return None
-    figure, (ax,) = fg.stack(1.5, width=width)
-    fg.trend(ax, series, fg.BLUE, smooth=smooth)
-    fg.log_if_wide(ax, series)
-    fg.fit_x(ax, frame)
-    fg.title(ax, title)
+    figure, (ax,) = charts.stack_axes(1.5, width=width)
+    charts.draw_line(ax, series, charts.BLUE, smooth=smooth)
+    charts.choose_y_scale(ax, series)
+    charts.fit_step_axis(ax, frame.index)
+    charts.set_title(ax, title)
     return figure
 
 
-def broken_steps(frame: pd.DataFrame, name: str) -> list[int]:
-    """Steps that were trained and have no finite value of `name`."""
+def nonfinite_steps(frame: pd.DataFrame, name: str) -> list[int]:
+    """Returns the trained steps in which a metric is not finite."""
     if name not in frame:
         return []
     trained = frame.get("train/step_seconds/total", frame[name]).notna()
-    broken = (trained | np.isinf(frame[name])) & ~np.isfinite(frame[name])
-    return [int(step) for step in frame.index[broken]]
+    nonfinite = (trained | np.isinf(frame[name])) & ~np.isfinite(frame[name])
+    return [int(step) for step in frame.index[nonfinite]]

@@ -1,4 +1,4 @@
-"""What the report tells in rows: alerts, interventions, gradients, adapters, events."""
+"""The report's tables: alerts, interventions, gradients, adapters, events."""
 
 from __future__ import annotations
 
@@ -7,82 +7,94 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ulysses_monitor.reading.reader import RunReader
-from ulysses_monitor.report.formatting import number, when
+from ulysses_monitor.common.formatting import number, when
+from ulysses_monitor.reading import RunReader
 
-__all__ = ["action_rows", "alert_rows", "event_rows", "largest_gradients", "most_unbalanced"]
+__all__ = [
+    "find_largest_gradients",
+    "find_most_unbalanced",
+    "list_alerts",
+    "list_events",
+    "summarize_actions",
+]
 
-_LAST = 10
-_GRAD = "grad/norm/param/"
+_LAST_STEPS = 10
+_GRADIENT = "grad/norm/param/"
 _RATIO = "lora/grad_ratio_B_A/module/"
 
 
-def largest_gradients(frame: pd.DataFrame, most: int = 10) -> pd.DataFrame:
-    """The parameters with the largest gradients at the end of a run.
+def find_largest_gradients(frame: pd.DataFrame, limit: int = 10) -> pd.DataFrame:
+    """Finds the parameters with the largest gradients in the last 10 recorded steps.
 
     Args:
         frame: ``grad/norm/param/*`` and ``grad/norm/total``.
-        most: rows at most.
+        limit: the largest number of rows.
 
     Returns:
-        Indexed by `parameter`: `norm`, the mean over the last 10 steps, and `share`, that
-        parameter's part of the squared total norm over the same steps.
+        A frame indexed by `parameter`, largest first, with `norm`, the mean gradient norm over
+        these steps, and `share`, the parameter's fraction of the squared total norm over these
+        steps.
     """
-    end = _end(frame, _GRAD)
+    end = _last_rows(frame, _GRADIENT)
     total = frame.get("grad/norm/total", pd.Series(dtype="float64")).reindex(end.index)
     known = np.isfinite(total) & (total > 0)
     share = (end[known] ** 2).sum() / (total[known] ** 2).sum() if known.any() else np.nan
     table = pd.DataFrame({"norm": end.mean(), "share": share}).dropna(subset="norm")
-    return table.rename_axis("parameter").nlargest(most, "norm")
+    return table.rename_axis("parameter").nlargest(limit, "norm")
 
 
-def most_unbalanced(frame: pd.DataFrame, most: int = 5) -> pd.DataFrame:
-    """The adapters whose two sides' gradients differ most at the end of a run.
+def find_most_unbalanced(frame: pd.DataFrame, limit: int = 5) -> pd.DataFrame:
+    """Finds the LoRA modules whose A and B have the most unequal gradients at the end of a run.
 
     Args:
         frame: ``lora/grad_ratio_B_A/module/*``.
-        most: rows at most.
+        limit: the largest number of rows.
 
     Returns:
-        Indexed by `module`: `ratio`, the median of B over A over the last 10 steps.
+        A frame indexed by `module`, most unequal first, with `ratio`, the median over the last 10
+        recorded steps of B's gradient norm over A's; may be infinite.
     """
-    ratio = _end(frame, _RATIO, infinite=True).median()
+    ratio = _last_rows(frame, _RATIO, keep_infinite=True).median()
     ratio = ratio[ratio >= 0]
     with np.errstate(divide="ignore"):
-        order = np.log(ratio).abs().sort_values(ascending=False, kind="stable").index[:most]
+        order = np.log(ratio).abs().sort_values(ascending=False, kind="stable").index[:limit]
     return pd.DataFrame({"ratio": ratio.loc[order]}).rename_axis("module")
 
 
-def _end(frame: pd.DataFrame, prefix: str, *, infinite: bool = False) -> pd.DataFrame:
-    """The last rows that hold a metric under `prefix`, the columns without it."""
+def _last_rows(frame: pd.DataFrame, prefix: str, *, keep_infinite: bool = False) -> pd.DataFrame:
+    """Returns the last rows that hold a metric under `prefix`, which is cut from the columns."""
     columns: pd.DataFrame = frame[[n for n in frame.columns if n.startswith(prefix)]]
-    if not infinite:
+    if not keep_infinite:
         columns = columns.replace([np.inf, -np.inf], np.nan)
-    end: pd.DataFrame = columns.dropna(how="all").tail(_LAST)
+    end: pd.DataFrame = columns.dropna(how="all").tail(_LAST_STEPS)
     end.columns = pd.Index([name.removeprefix(prefix) for name in end.columns])
     return end
 
 
-def alert_rows(run: RunReader) -> list[dict[str, Any]]:
-    """Every alert as a dictionary, oldest first."""
+def list_alerts(run: RunReader) -> list[dict[str, Any]]:
+    """Lists the alerts of a run by step.
+
+    Returns:
+        For each alert `step`, `rule`, `severity`, `message` and `hint`; a missing one is empty.
+    """
     rows = run.events("alert").sort_values("step", kind="stable").to_dict("records")
     keys = ("step", "rule", "severity", "message", "hint")
-    return [{k: "" if _missing(row.get(k)) else row[k] for k in keys} for row in rows]
+    return [{k: "" if _is_missing(row.get(k)) else row[k] for k in keys} for row in rows]
 
 
-def action_rows(run: RunReader) -> list[dict[str, Any]]:
-    """What policies did, or would have done: a row for each policy, action and mode.
+def summarize_actions(run: RunReader) -> list[dict[str, Any]]:
+    """Summarizes what the policies of a run did, or would have done in shadow mode.
 
-    With `policy`, `action`, `mode`, the number of `steps`, the `first` and the `last` of them, and
-    the last `reason`; in the order in which they came.
+    Returns:
+        For each policy, action and mode, in order of appearance: `policy`, `action`, `mode`;
+        `steps`, the number of steps; `first` and `last`, the first and the last of them; `reason`,
+        the last one given.
     """
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for event in run.event_list("action"):
-        key = tuple(str(event.get(name, "")) for name in ("policy", "action", "mode"))
-        row = found.setdefault(
-            key,  # type: ignore[arg-type]
-            {"policy": key[0], "action": key[1], "mode": key[2], "seen": set()},
-        )
+        policy, action, mode = (str(event.get(name, "")) for name in ("policy", "action", "mode"))
+        new = {"policy": policy, "action": action, "mode": mode, "seen": set()}
+        row = found.setdefault((policy, action, mode), new)
         row["seen"].add(event["step"])
         row["reason"] = str(event.get("reason", ""))
     return [
@@ -91,50 +103,49 @@ def action_rows(run: RunReader) -> list[dict[str, Any]]:
     ]
 
 
-def event_rows(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Start, evaluations, checkpoints, stop: `step`, `kind`, `when` and `what`, by step.
+def list_events(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Lists the events of a run by step, except alerts and actions.
 
     Args:
         run: the run.
-        frame: its ``eval/*`` metrics, which hold evaluations that left no event.
+        frame: its ``eval/*`` metrics, for runs that recorded no event for their evaluations.
+
+    Returns:
+        For each event `step`, `kind`, `when` and `details`, all but the step as text.
     """
     events = run.events()
-    rows = [
-        {
-            "step": e.get("step"),
-            "kind": str(e["kind"]),
-            "when": when(e.get("time")),
-            "what": _what(e),
-        }
-        for e in events[~events["kind"].isin(["alert", "action"])].to_dict("records")
-    ]
+    shown = events[~events["kind"].isin(["alert", "action"])].to_dict("records")
+    rows = [_event_row(e.get("step"), str(e["kind"]), when(e.get("time")), e) for e in shown]
     if not any(row["kind"] == "eval" for row in rows):
-        rows += _evaluations(frame)
+        rows += _list_evaluations(frame)
     order = {"start": 0, "eval": 1, "checkpoint": 2, "stop": 9}
     return sorted(rows, key=lambda row: (row["step"] or 0, order.get(row["kind"], 3)))
 
 
-def _what(event: dict[Any, Any]) -> str:
-    """The details that an event carries: a column that others have is NaN in its row."""
+def _format_details(event: dict[Any, Any]) -> str:
+    """Formats the details of an event, which has NaN in the columns of other events."""
     details = {k: v for k, v in event.items() if k not in ("kind", "step", "time")}
-    return ", ".join(f"{k} {_text(v)}" for k, v in details.items() if not _missing(v))
+    return ", ".join(f"{k} {_format(v)}" for k, v in details.items() if not _is_missing(v))
 
 
-def _missing(value: object) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def _text(value: object) -> str:
-    """`value` for people; whole numbers too come as floats, where other rows have none."""
+def _format(value: object) -> str:
+    """Formats a value; a column with missing values holds its integers as floats."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if value.is_integer() else number(value, 4)
 
 
-def _evaluations(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _list_evaluations(frame: pd.DataFrame) -> list[dict[str, Any]]:
     columns = frame[[n for n in frame.columns if n.startswith("eval/")]].dropna(how="all")
     columns = columns.rename(columns=lambda n: n.removeprefix("eval/").removesuffix("/total"))
     return [
-        {"step": step, "kind": "eval", "when": "", "what": _what(values.dropna().to_dict())}
-        for step, values in columns.iterrows()
+        _event_row(step, "eval", "", row.dropna().to_dict()) for step, row in columns.iterrows()
     ]
+
+
+def _event_row(step: Any, kind: str, when: str, details: dict[Any, Any]) -> dict[str, Any]:
+    return {"step": step, "kind": kind, "when": when, "details": _format_details(details)}

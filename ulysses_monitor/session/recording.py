@@ -1,25 +1,61 @@
-"""What rank 0 holds of a run that is being recorded: its directory, the bus, and the mirror."""
+"""What rank 0 holds of an open run: its directory, the bus with its sinks, and the mirror."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ulysses_monitor.bus import Bus
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.session.lifecycle import Status
+from ulysses_monitor.session.process_exit import ProcessExit, Status
 from ulysses_monitor.sinks import Sink, TensorBoardSink
 from ulysses_monitor.store import IfExists, MirrorSink, RunDirectory, StoreSink
 
-__all__ = ["Recording"]
+__all__ = ["NoRecording", "Recorder", "Recording"]
 
 logger = logging.getLogger(__name__)
 
 _MIRROR_SECONDS = 60.0
 """Longest wait for the last copy to arrive."""
+
+
+class Recorder(Protocol):
+    """Takes what one rank of a session has to record."""
+
+    is_recording: bool
+    """Whether anything comes of it."""
+
+    def publish(self, item: StepRecord | Event) -> None:
+        """Hands an item to every sink; never waits, never raises."""
+        ...
+
+    def dropped(self) -> dict[str, int]:
+        """Returns the number of items that each sink lost so far."""
+        ...
+
+    def close(self, status: Status, step: int, reason: str | None) -> None:
+        """Writes everything out and ends the run."""
+        ...
+
+
+class NoRecording:
+    """The recorder of every rank but 0, whose numbers rank 0 records."""
+
+    is_recording = False
+
+    def publish(self, item: StepRecord | Event) -> None:
+        """Does nothing."""
+
+    def dropped(self) -> dict[str, int]:
+        """Returns nothing."""
+        return {}
+
+    def close(self, status: Status, step: int, reason: str | None) -> None:
+        """Does nothing."""
 
 
 class Recording:
@@ -28,16 +64,19 @@ class Recording:
     Args:
         run_dir: the run directory.
         if_exists: what to do with a run that is there already.
-        info: for run.json.
-        sinks: beside the run store.
+        info: entries for run.json.
+        sinks: sinks beside the run store.
         tensorboard: whether to write TensorBoard files; a `TensorBoardSink` of the user's own
             takes the place of ours.
         mirror: a URL that gets a copy of the directory.
+        on_exit: closes the session when the process ends.
 
     Raises:
-        InputError: the directory is taken, or the mirror cannot be.
+        InputError: the directory is taken, or the mirror cannot be used.
         OSError: the directory cannot be written.
     """
+
+    is_recording = True
 
     def __init__(
         self,
@@ -45,9 +84,10 @@ class Recording:
         if_exists: IfExists,
         info: Mapping[str, Any],
         *,
-        sinks: Sequence[Sink] = (),
-        tensorboard: bool = True,
-        mirror: str | None = None,
+        sinks: Sequence[Sink],
+        tensorboard: bool,
+        mirror: str | None,
+        on_exit: Callable[[Status], None],
     ) -> None:
         replace = if_exists == "overwrite"
         copies = [] if mirror is None else [MirrorSink(run_dir, mirror, replace=replace)]
@@ -59,6 +99,7 @@ class Recording:
         self._bus = Bus([*own, *sinks], (run_dir, self._directory.info))
         self._mirror = Bus(copies, report=self._bus.report)
         self._process = os.getpid()
+        self._exit = ProcessExit(on_exit)
 
     def publish(self, item: StepRecord | Event) -> None:
         """Hands an item to every sink; never waits, never raises."""
@@ -66,23 +107,35 @@ class Recording:
         self._mirror.publish(item)
 
     def dropped(self) -> dict[str, int]:
-        """Items that each sink lost so far."""
+        """Returns the number of items that each sink lost so far."""
         return self._bus.dropped() | self._mirror.dropped()
 
-    def close(self, status: Status) -> None:
-        """Writes everything out and ends the run."""
-        if os.getpid() != self._process:
-            return  # a forked child: the run is not its own
-        ended = False
+    def close(self, status: Status, step: int, reason: str | None) -> None:
+        """Records the end, writes everything out and ends the run.
+
+        Args:
+            status: how it ended.
+            step: the last optimizer step.
+            reason: why it was stopped, if a policy or a person stopped it.
+        """
+        with self._exit.closing():
+            status = self._exit.judge("stopped" if reason else status)
+            about = {"status": status} | ({"reason": reason} if reason else {})
+            self.publish(Event(kind="stop", step=step, time=time.time(), data=about))
+            if os.getpid() == self._process:  # not in a forked child: the run is not its own
+                self._write_out(status)
+
+    def _write_out(self, status: Status) -> None:
+        all_ended = False
         try:
-            ended = self._bus.close()
+            all_ended = self._bus.close()
         finally:
-            self._finish(status, ended)
+            # If a sink still writes, the directory stays locked as long as the process lives.
+            self._finish(status, release=all_ended)
         self._mirror.close(_MIRROR_SECONDS)  # last, when everything is written
 
-    def _finish(self, status: Status, ended: bool) -> None:
-        """Where a sink still writes, the directory stays locked as long as the process lives."""
+    def _finish(self, status: Status, *, release: bool) -> None:
         try:
-            self._directory.finish(status, release=ended)
+            self._directory.finish(status, release=release)
         except OSError as error:  # a full disk must not fail a training that is done
             logger.error("monitor: run.json of %s: %s", self._directory.path, error)

@@ -1,9 +1,9 @@
-"""What a training says of one step itself: its loss, its tokens, its times."""
+"""What a training reports about one step: its loss, its tokens, its times."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +14,10 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.capture import Part
-from ulysses_monitor.records import schema_of
+from ulysses_monitor.records import Schema, StepRecord, schema_of
 from ulysses_monitor.session.flops import TrainingFlops, peak_flops
 
-__all__ = ["TrainingStep", "as_part"]
+__all__ = ["RecordBuilder", "TrainingStep", "as_part"]
 
 
 @dataclass
@@ -25,10 +25,10 @@ class TrainingStep:
     """Gathers one step on this rank.
 
     Attributes:
-        began: when the step did, by `time.perf_counter`.
+        began: when the step began, by `time.perf_counter`.
         parts: names and values per probe, once the gradients were read.
-        sums: what was observed, over all ranks, once the gradients were read.
-        overhead: seconds that the monitor took of the step.
+        sums: what was observed, summed over ranks, once the gradients were read.
+        overhead: seconds of the step that the monitor took.
     """
 
     began: float = field(default_factory=time.perf_counter)
@@ -69,7 +69,7 @@ class TrainingStep:
         self._attended = self._attended + attended
 
     def observed(self) -> dict[str, Tensor | float]:
-        """This rank's values, which travel in the step's vector and come back as `sums`."""
+        """Returns this rank's values, which travel in the step's vector and return as `sums`."""
         return {
             "loss": self._loss,
             "has_loss": float(self._has_loss),
@@ -80,11 +80,11 @@ class TrainingStep:
         }
 
     def metrics(self, engine: Engine, edited_norm: float | None = None) -> dict[str, float]:
-        """Loss, label tokens, learning rates and the clipping to come, from sums and parts.
+        """Returns loss, label tokens, learning rates and the coming clip, from sums and parts.
 
         Args:
             engine: what is trained.
-            edited_norm: the gradients' norm where a policy has changed them.
+            edited_norm: norm of the gradients if a policy changed them.
         """
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"]:
@@ -99,7 +99,7 @@ class TrainingStep:
         return metrics
 
     def times(self, seconds: float, flops: TrainingFlops, device: torch.device) -> dict[str, float]:
-        """How long the step took, and what came of it; utilisation where the peak is known."""
+        """Returns duration and speed of the step, and utilisation if the device's peak is known."""
         times = {"train/step_seconds/total": seconds}
         if tokens := self.sums["tokens"]:
             times["train/tokens_per_second/total"] = tokens / seconds
@@ -116,5 +116,21 @@ class TrainingStep:
 
 
 def as_part(metrics: Mapping[str, float]) -> Part:
-    """Names and values apart, as probes give them."""
+    """Splits names and values, as probes return them."""
     return schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
+
+
+class RecordBuilder:
+    """Joins parts to records; steps with the same parts share one schema."""
+
+    def __init__(self) -> None:
+        self._schemas: dict[tuple[Schema, ...], Schema] = {}
+
+    def build(self, parts: Sequence[Part], step: int) -> StepRecord:
+        """Returns the record of `step` that has all values of `parts`."""
+        schemas = tuple(schema for schema, _ in parts)
+        if schemas not in self._schemas:
+            names = tuple(name for schema in schemas for name in schema.names)
+            self._schemas[schemas] = Schema(names)
+        values = np.concatenate([values for _, values in parts])
+        return StepRecord(step, time.time(), self._schemas[schemas], values)

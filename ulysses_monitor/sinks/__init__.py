@@ -1,4 +1,4 @@
-"""Sinks: where records and events go."""
+"""Sinks receive records and events."""
 
 from ulysses_monitor.sinks.base import Sink
 from ulysses_monitor.sinks.console import ConsoleSink

@@ -1,4 +1,16 @@
-"""What a sink is. A user's own sink is any object with these three methods."""
+"""The sink contract: any object with `write`, `flush` and `close` is a sink.
+
+To add a sink to the project, write a class with these methods, and add its name to the registry of
+sinks. A user's own sink needs no base class and no registration::
+
+    class PrintSink:
+        def write(self, item):
+            print(item)
+
+        def flush(self): ...
+
+        def close(self): ...
+"""
 
 from __future__ import annotations
 
@@ -11,13 +23,19 @@ __all__ = ["Sink", "is_lossless", "sink_name"]
 
 @runtime_checkable
 class Sink(Protocol):
-    """Receives every record and event, on a thread of its own, in order.
+    """Receives every record and event in order, on a thread of its own, on rank 0.
 
-    A method that raises is counted and logged and never reaches the training. An attribute
-    ``lossless = True`` asks for a queue that drops nothing; ``name`` is used in messages.
+    The bus logs and counts the errors of a sink; they never reach the training. It retries an item
+    after an `OSError`, and drops it after any other error.
 
-    A method ``open(run_dir, info)``, where there is one, is called before the first item, with the
-    run directory and what run.json holds. A constructor opens nothing: it runs on every rank.
+    A sink may also have:
+
+    - ``name``, a string for messages; the name of the class by default;
+    - ``lossless = True``, which asks for a queue that drops nothing;
+    - ``open(run_dir, info)``, which is called before the first item with the run directory and the
+      content of run.json.
+
+    A constructor must not open anything, because it runs on every rank.
     """
 
     def write(self, item: StepRecord | Event) -> None:
@@ -29,15 +47,15 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Releases everything; the last call."""
+        """Releases everything; this is the last call."""
         ...
 
 
 def sink_name(sink: Sink) -> str:
-    """The sink's ``name``, or its class's."""
+    """Returns the sink's ``name``, or the name of its class."""
     return str(getattr(sink, "name", type(sink).__name__))
 
 
 def is_lossless(sink: Sink) -> bool:
-    """Whether the bus must never drop an item of this sink."""
+    """Returns whether the sink asks for a queue that drops nothing."""
     return bool(getattr(sink, "lossless", False))

@@ -1,12 +1,11 @@
-"""A CSV file in long form, so that a schema that grows fits in: ``step,time,metric,value``."""
+"""A CSV file in long form, ``step,time,metric,value``, so that the schema may grow."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.run_file import RunFile
@@ -15,16 +14,16 @@ from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 __all__ = ["CsvSink"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""How a cell begins that a spreadsheet evaluates (OWASP, "CSV Injection")."""
+"""First characters of cells that spreadsheets evaluate (OWASP, "CSV Injection")."""
 
 
-class CsvSink:
-    """Writes a row per metric and record; events are not written.
+class CsvSink(RunFile):
+    """Writes one row per record and metric, and no events.
 
-    A name that a spreadsheet would run as a formula gets a ``'`` in front.
+    A name that a spreadsheet would evaluate as a formula gets a leading ``'``.
 
     Args:
-        path: the file; ``metrics.csv`` in the run directory if not given.
+        path: the file; by default, ``metrics.csv`` in the run directory.
         metrics: patterns of the metrics to write.
 
     Raises:
@@ -34,12 +33,8 @@ class CsvSink:
     name = "csv"
 
     def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
-        self._file = RunFile(self.name, path, "metrics.csv", header="step,time,metric,value\n")
+        super().__init__(self.name, path, "metrics.csv", header="step,time,metric,value\n")
         self._selection = Selection(metrics, where="sink csv: metrics")
-
-    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run directory."""
-        self._file.open(run_dir, info)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
@@ -49,15 +44,7 @@ class CsvSink:
         rows = csv.writer(lines, lineterminator="\n")
         for name, value in self._selection.items(item):
             rows.writerow((item.step, item.time, _as_text(name), value))
-        self._file.append(lines.getvalue())
-
-    def flush(self) -> None:
-        """See `Sink.flush`."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """See `Sink.close`."""
-        self._file.close()
+        self.append(lines.getvalue())
 
 
 def _as_text(name: str) -> str:

@@ -1,27 +1,27 @@
-"""One JSON object a line: records and events, for jq, pandas and shell scripts."""
+"""A JSON Lines file with records and events, for jq, pandas and shell scripts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import event_as_json, plain
+from ulysses_monitor.records.json_ready import event_to_dict, to_jsonable
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
 __all__ = ["JsonlSink"]
 
 
-class JsonlSink:
-    """A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``.
+class JsonlSink(RunFile):
+    """Writes one JSON object per line.
 
-    NaN and Inf become the strings ``nan``, ``inf`` and ``-inf``; secrets in events are masked.
+    A record is ``{"step", "time", "metrics"}``, an event ``{"kind", "step", "time", ...}``. NaN and
+    Inf become the strings ``nan``, ``inf`` and ``-inf``. Secrets in events are masked.
 
     Args:
-        path: the file; ``metrics.jsonl`` in the run directory if not given.
+        path: the file; by default, ``metrics.jsonl`` in the run directory.
         metrics: patterns of the metrics to write.
 
     Raises:
@@ -31,27 +31,15 @@ class JsonlSink:
     name = "jsonl"
 
     def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
-        self._file = RunFile(self.name, path, "metrics.jsonl")
+        super().__init__(self.name, path, "metrics.jsonl")
         self._selection = Selection(metrics, where="sink jsonl: metrics")
-
-    def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run directory."""
-        self._file.open(run_dir, info)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
         if isinstance(item, Event):
-            line = event_as_json(item)
+            line = event_to_dict(item)
         else:
-            metrics = plain(dict(self._selection.items(item)))
+            metrics = to_jsonable(dict(self._selection.items(item)))
             line = {"step": item.step, "time": item.time, "metrics": metrics}
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-        self._file.append(text + "\n")
-
-    def flush(self) -> None:
-        """See `Sink.flush`."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """See `Sink.close`."""
-        self._file.close()
+        self.append(text + "\n")

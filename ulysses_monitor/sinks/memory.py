@@ -1,4 +1,4 @@
-"""Keeps everything in lists; for notebooks and tests."""
+"""A sink that keeps everything in memory, for notebooks and tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["MemorySink"]
 
 
 class MemorySink:
-    """Records and events in the order they came.
+    """Keeps records and events in the order in which they came.
 
     Attributes:
         records: every `StepRecord`.
@@ -30,7 +30,7 @@ class MemorySink:
             self.events.append(item)
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""Metrics, settings and alerts of a run to an MLflow tracking server."""
+"""Sends metrics, settings and alerts of a run to an MLflow tracking server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.masking import masked_text, without_secrets
+from ulysses_monitor.common.masking import mask_secrets, mask_text
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import plain_url, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -32,17 +32,17 @@ _ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 class MlflowSink:
-    """Makes an MLflow run for each start; its parameters are the run's config, flattened.
+    """Starts an MLflow run for each start of a training, with the flattened config as parameters.
 
-    MLflow's own environment variables hold credentials (``MLFLOW_TRACKING_TOKEN``, or ``_USERNAME``
-    and ``_PASSWORD``) and say how long a call waits (``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
-    ``MLFLOW_HTTP_REQUEST_MAX_RETRIES``).
+    MLflow's own environment variables hold the credentials (``MLFLOW_TRACKING_TOKEN``, or
+    ``_USERNAME`` and ``_PASSWORD``) and limit how long a call waits
+    (``MLFLOW_HTTP_REQUEST_TIMEOUT`` and ``MLFLOW_HTTP_REQUEST_MAX_RETRIES``).
 
     Args:
-        tracking_uri: the server; ``MLFLOW_TRACKING_URI`` if not given.
-        experiment: name of the experiment, made if missing.
-        run_name: the run directory's name if not given.
-        metrics: patterns of the metrics to send; all but modules and parameters if not given.
+        tracking_uri: the server; ``MLFLOW_TRACKING_URI`` by default.
+        experiment: name of the experiment; created if it does not exist.
+        run_name: name of the MLflow run; that of the run directory by default.
+        metrics: patterns of the metrics to send; all but modules and parameters by default.
 
     Raises:
         InputError: an argument is wrong, or mlflow is not installed.
@@ -71,25 +71,25 @@ class MlflowSink:
         self._status = "FAILED"
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run's name and config."""
+        """Sets the name and the config of the run."""
         self._run_name = self._given_name or str(info.get("name") or run_dir.name)
-        self._config = dict(_flat(without_secrets(dict(info.get("config") or {}))))
+        self._config = dict(_flatten(mask_secrets(dict(info.get("config") or {}))))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
 
         Raises:
-            ConnectionError: the server is away; the item may be written again.
+            ConnectionError: the server is unreachable; the item can be written again.
             MlflowException: the server refuses the item.
         """
-        with _away_is_os_error():
+        with _unreachable_as_os_error():
             client, run_id = self._connect()
             if isinstance(item, StepRecord):
                 self._send(client, run_id, item)
             elif item.kind == "alert":
                 key = _key(f"alert/{item.data.get('rule')}")
-                message = masked_text(f"step {item.step}: {item.data.get('message')}")
-                client.set_tag(run_id, key, encodable(message)[:_LONGEST_TAG])
+                message = mask_text(f"step {item.step}: {item.data.get('message')}")
+                client.set_tag(run_id, key, escape_surrogates(message)[:_LONGEST_TAG])
             elif item.kind == "stop":
                 self._status = _ENDS.get(str(item.data.get("status")), "FAILED")
 
@@ -103,14 +103,14 @@ class MlflowSink:
             client.log_batch(run_id, metrics=metrics)
 
     def _connect(self) -> tuple[MlflowClient, str]:
-        """Makes the run once; an error part of the way is gone on from in the next call."""
+        """Starts the MLflow run once; after an error, the next call continues from there."""
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
             self._client = MlflowClient(tracking_uri=self._uri)
         if self._run_id is None:
             experiment = _experiment(self._client, self._experiment)
-            run = self._client.create_run(experiment, run_name=encodable(self._run_name))
+            run = self._client.create_run(experiment, run_name=escape_surrogates(self._run_name))
             self._run_id, self._status = str(run.info.run_id), "FAILED"
         self._send_config(self._client, self._run_id)
         return self._client, self._run_id
@@ -123,26 +123,26 @@ class MlflowSink:
             batch = [Param(*item) for item in itertools.islice(items, _PARAMS_A_CALL)]
             rest = dict(items)
             try:
-                with _away_is_os_error():
+                with _unreachable_as_os_error():
                     client.log_batch(run_id, params=batch)
             except ConnectionError:
                 rest = self._config
                 raise
             finally:
-                self._config = rest  # what was refused is not sent for ever
+                self._config = rest  # does not send refused parameters again
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing, because `write` sends immediately."""
 
     def close(self) -> None:
-        """Ends the MLflow run with the status that the run stopped with.
+        """Ends the MLflow run with the status of the training.
 
         Raises:
-            ConnectionError: the server is away; call it again.
+            ConnectionError: the server is unreachable; the call can be repeated.
             MlflowException: the server refuses.
         """
         if self._client is not None and self._run_id is not None:
-            with _away_is_os_error(), _silently():
+            with _unreachable_as_os_error(), _url_printing_off():
                 self._client.set_terminated(self._run_id, self._status)
         self._run_id = None
 
@@ -157,8 +157,8 @@ def _checked_uri(uri: str | None) -> str:
 
 
 @contextmanager
-def _away_is_os_error() -> Iterator[None]:
-    """Tells a server that is away, after which the bus tries again, from one that refuses."""
+def _unreachable_as_os_error() -> Iterator[None]:
+    """Raises `ConnectionError`, after which the bus retries, if the server is unreachable."""
     from mlflow.exceptions import MlflowException, RestException
 
     try:
@@ -170,8 +170,8 @@ def _away_is_os_error() -> Iterator[None]:
 
 
 @contextmanager
-def _silently() -> Iterator[None]:
-    """MLflow prints the run's address at its end, unless this variable says not to."""
+def _url_printing_off() -> Iterator[None]:
+    """Stops MLflow from printing the run's URL at its end."""
     name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
     before = os.environ.get(name)
     os.environ[name] = "true"
@@ -191,7 +191,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     if found is None:
         try:
             return str(client.create_experiment(name))
-        except MlflowException:  # another run made it just now
+        except MlflowException:  # another run has just created it
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -199,9 +199,9 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """`name` as MLflow takes it: a relative path of word characters, not too long.
+    """Returns `name` as MLflow accepts it: a short relative path of word characters.
 
-    Where that changes it, a checksum is added, so that two names never become one.
+    A changed name gets a checksum, so that two names never become the same.
     """
     legal = re.sub(r"[^\w\-. :/]", "_", name)
     legal = posixpath.normpath(legal.replace("..", "__")).strip("/")
@@ -211,9 +211,10 @@ def _key(name: str) -> str:
     return legal[: _LONGEST_KEY - len(checksum)].rstrip("/") + checksum
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the keys, joined by dots, and values of nested mappings."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
     elif path:
-        yield _key(path), encodable(str(value))[:_LONGEST_PARAM]
+        yield _key(path), escape_surrogates(str(value))[:_LONGEST_PARAM]

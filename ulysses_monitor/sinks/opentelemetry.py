@@ -1,7 +1,7 @@
-"""Metrics to an OpenTelemetry collector, over OTLP and HTTP.
+"""Sends metrics to an OpenTelemetry collector, over OTLP and HTTP.
 
-The exporter is used without the SDK's meters: these keep one value per export interval, and report
-a failed export to a log only. Here every step arrives with its own time, and a failure is raised.
+The sink uses the exporter without the SDK's meters, which keep only one value per export interval
+and only log a failed export. Here every step arrives with its own time, and a failure raises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import number, plain_url, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenTelemetrySink"]
 
 _KEPT = 256
-"""Records that wait for a receiver that is away; the oldest go first."""
+"""Most records that wait for an unreachable receiver; the oldest are dropped first."""
 
 _LONGEST_NAME = 255
 
@@ -37,10 +37,10 @@ class OpenTelemetrySink:
     ``OTEL_EXPORTER_OTLP_METRICS_HEADERS``.
 
     Args:
-        endpoint: the receiver, without ``/v1/metrics``; if not given, what the standard environment
-            variables say, or http://127.0.0.1:4318.
-        timeout: seconds that sending may take.
-        metrics: patterns of the metrics to send; all but modules and parameters if not given.
+        endpoint: URL of the receiver, without ``/v1/metrics``; by default, that of the standard
+            environment variables, or http://127.0.0.1:4318.
+        timeout: longest time to send, in seconds.
+        metrics: patterns of the metrics to send; all but modules and parameters by default.
 
     Raises:
         InputError: an argument is wrong, or the libraries are not installed.
@@ -68,8 +68,8 @@ class OpenTelemetrySink:
         self._exporter: OTLPMetricExporter | None = None
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run's name."""
-        self._run = encodable(str(info.get("name") or run_dir.name))
+        """Sets the name of the run."""
+        self._run = escape_surrogates(str(info.get("name") or run_dir.name))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
@@ -79,14 +79,14 @@ class OpenTelemetrySink:
             self._records.append(item)
         elif item.kind == "alert":
             rule, severity = str(item.data.get("rule")), str(item.data.get("severity"))
-            self._alerts[encodable(rule), encodable(severity)] += 1
+            self._alerts[escape_surrogates(rule), escape_surrogates(severity)] += 1
             self._alerted = item.time
 
     def flush(self) -> None:
         """Sends what waits.
 
         Raises:
-            ConnectionError: the receiver did not take it; it is sent with the next `flush`.
+            ConnectionError: the receiver did not accept it; the next `flush` sends it again.
         """
         if not self._records and not self._alerted:
             return
@@ -96,12 +96,14 @@ class OpenTelemetrySink:
         if self._exporter is None:
             self._exporter = OTLPMetricExporter(endpoint=self._endpoint, timeout=self._timeout)
         if self._exporter.export(self._data()) is not MetricExportResult.SUCCESS:
-            raise ConnectionError("the receiver did not take the metrics; see the exporter's log")
+            raise ConnectionError(
+                "the receiver did not accept the metrics; see the log of the OpenTelemetry exporter"
+            )
         self._records.clear()
         self._alerted = 0.0
 
     def close(self) -> None:
-        """Sends what waits and ends the exporter; a later `write` starts anew."""
+        """Sends what waits and shuts the exporter down; a later `write` starts over."""
         try:
             self.flush()
         finally:
@@ -117,7 +119,7 @@ class OpenTelemetrySink:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        # Not Resource.create: it adds what the environment holds.
+        # Not Resource.create, which adds attributes from the environment.
         resource = Resource({"service.name": "ulysses", "ulysses.run": self._run})
         scope = ScopeMetrics(InstrumentationScope("ulysses_monitor"), self._metrics(), "")
         return MetricsData([ResourceMetrics(resource, [scope], "")])
@@ -153,12 +155,12 @@ def _point(
 
 
 def _nanoseconds(seconds: float) -> int:
-    """Of whole microseconds: a float of nanoseconds since the epoch is off by hundreds."""
+    """Rounds to microseconds, because a float of nanoseconds since the epoch is off by hundreds."""
     return round(seconds * 1e6) * 1000
 
 
 def _metrics_url(endpoint: str | None) -> str | None:
-    """None leaves it to the exporter, which reads the standard environment variables."""
+    """Returns the URL, or None to let the exporter read the standard environment variables."""
     if endpoint is None:
         names = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
         if any(os.environ.get(name) for name in names):
@@ -171,4 +173,4 @@ def _metrics_url(endpoint: str | None) -> str | None:
 def _name_and_scope(name: str) -> tuple[str, str]:
     *family, scope = name.split("/", 2)
     legal = re.sub(r"[^a-zA-Z0-9_.\-]", "_", ".".join(["ulysses", *family]))
-    return legal[:_LONGEST_NAME], encodable(scope)
+    return legal[:_LONGEST_NAME], escape_surrogates(scope)

@@ -1,4 +1,4 @@
-"""A page that a Prometheus server scrapes: the newest value of each metric."""
+"""Serves the newest value of each metric on a page that a Prometheus server scrapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import number, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -26,18 +26,18 @@ _OURS = ("ulysses_step", "ulysses_alerts", "ulysses_alerts_total")
 class PrometheusSink:
     """Serves ``ulysses_<family>_<stat>{run, scope}``, ``ulysses_step``, ``ulysses_alerts_total``.
 
-    There is no password on the page: whoever reaches the port can read the metrics.
+    The page has no password: anyone who reaches the port can read the metrics.
 
     Args:
-        port: of the page; 0 takes a free one, which `port` then says.
+        port: port of the page; 0 picks a free one, see the attribute `port`.
         host: address to listen on.
-        metrics: patterns of the metrics to serve; all but modules and parameters if not given.
+        metrics: patterns of the metrics to serve; all but modules and parameters by default.
 
     Raises:
         InputError: an argument is wrong, or prometheus-client is not installed.
 
     Attributes:
-        port: of the page, once the first item was written.
+        port: port of the page, once the first item is written.
     """
 
     name = "prometheus"
@@ -56,14 +56,14 @@ class PrometheusSink:
         self._server: tuple[Any, threading.Thread] | None = None
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run's name."""
-        self._run = encodable(str(info.get("name") or run_dir.name))
+        """Sets the name of the run."""
+        self._run = escape_surrogates(str(info.get("name") or run_dir.name))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
         """
         if self._server is None:
             self._serve()
@@ -83,16 +83,16 @@ class PrometheusSink:
         except OSError as error:
             place = f"{self._host}:{self._wanted}"
             raise OSError(
-                error.errno, f"{place}: {error.strerror}; port 0 takes a free one"
+                error.errno, f"{place}: {error.strerror}; choose another port, or 0 for a free one"
             ) from None
         self._server = server, thread
         self.port = server.server_port
 
     def flush(self) -> None:
-        """Nothing waits: a scrape sees what was written."""
+        """Does nothing, because a scrape sees what was written."""
 
     def close(self) -> None:
-        """Closes the page; a later `write` opens it anew."""
+        """Closes the page; a later `write` opens it again."""
         if self._server is not None:
             (server, thread), self._server = self._server, None
             server.shutdown()
@@ -101,7 +101,7 @@ class PrometheusSink:
 
 
 class _Page:
-    """What a scrape sees. Written by the sink's thread, read by the server's."""
+    """The values on the page; the sink's thread writes them, the server's thread reads them."""
 
     def __init__(self, run: str = "run") -> None:
         self._run = run
@@ -111,7 +111,7 @@ class _Page:
         self._alerts: Counter[tuple[str, str]] = Counter()
 
     def update(self, step: int, items: Iterator[tuple[str, float]]) -> None:
-        """Takes a record; what it does not carry keeps its value, as sampled metrics do."""
+        """Updates the values of a record; other metrics, such as sampled ones, keep theirs."""
         with self._lock:
             self._step = step
             for name, value in items:
@@ -121,17 +121,19 @@ class _Page:
     def count(self, rule: str, severity: str) -> None:
         """Counts an alert."""
         with self._lock:
-            self._alerts[encodable(rule), encodable(severity)] += 1
+            self._alerts[escape_surrogates(rule), escape_surrogates(severity)] += 1
 
     def collect(self) -> list[Metric]:
-        """A snapshot, for a registry: all of it belongs to one moment."""
+        """Returns a consistent snapshot, for a registry."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         with self._lock:
-            step = GaugeMetricFamily("ulysses_step", "Optimizer step.", labels=["run"])
+            step = GaugeMetricFamily(
+                "ulysses_step", "Number of the optimizer step.", labels=["run"]
+            )
             step.add_metric([self._run], self._step)
             alerts = CounterMetricFamily(
-                "ulysses_alerts", "Alerts of rules.", labels=["run", "rule", "severity"]
+                "ulysses_alerts", "Number of alerts.", labels=["run", "rule", "severity"]
             )
             for (rule, severity), count in self._alerts.items():
                 alerts.add_metric([self._run, rule, severity], count)
@@ -147,5 +149,5 @@ class _Page:
 def _family_and_scope(name: str) -> tuple[str, str]:
     *family, scope = name.split("/", 2)
     legal = re.sub(r"[^a-zA-Z0-9_]", "_", "_".join(["ulysses", *family]))
-    # A name that is another family's would make the whole page unreadable.
-    return (f"{legal}_" if legal in _OURS else legal), encodable(scope)
+    # A name that clashes with another family would make the whole page unreadable.
+    return (f"{legal}_" if legal in _OURS else legal), escape_surrogates(scope)

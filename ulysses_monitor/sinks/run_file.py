@@ -1,4 +1,4 @@
-"""A file that a sink appends whole lines to."""
+"""A file to which a sink appends lines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["RunFile"]
 
 
 class RunFile:
-    """Lines at the end of a file; what a full disk refused is written later, at the same place.
+    """Appends lines to a file; what a full disk refuses is written later, at the same place.
 
     Args:
-        sink: the sink's name, for messages.
-        path: the file, continued if it is there; None is `default` in the run directory, which is
-            continued where the run is and replaced where the run is new.
+        sink: name of the sink, for messages.
+        path: the file, which is continued if it exists. None means `default` in the run directory,
+            which is continued if the run resumes and replaced if the run is new.
         default: name of the file in the run directory.
         header: first line of a new file.
 
@@ -37,16 +37,16 @@ class RunFile:
         self._file: AppendFile | None = None
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the place; the file itself is opened by the first `append`."""
+        """Sets the path; the first `append` opens the file."""
         if self._given is None:
             self.path = run_dir / self._default
             self._replace = len(info.get("starts", ())) == 1
 
     def append(self, lines: str) -> None:
-        """Takes `lines`, which end in a line feed.
+        """Takes `lines`, which end in a line feed; `flush` writes them.
 
         Raises:
-            InputError: there is no path and no run directory.
+            InputError: neither a path nor a run directory is known.
             OSError: the file cannot be opened.
         """
         if self._file is None:
@@ -55,7 +55,9 @@ class RunFile:
 
     def _opened(self) -> AppendFile:
         if self.path is None:
-            raise InputError(f"sink {self._sink}: no run directory; give it a path")
+            raise InputError(
+                f"sink {self._sink}: path is None and there is no run directory; expected a path"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._replace:
             self.path.unlink(missing_ok=True)
@@ -64,21 +66,21 @@ class RunFile:
         last = _last_byte(self.path)
         if last == b"":
             file.write(self._header.encode())
-        elif last != b"\n":  # a killed writer left half a line
+        elif last != b"\n":  # a killed writer left an incomplete line
             file.write(b"\n")
         return file
 
     def flush(self) -> None:
-        """Writes out what `append` took.
+        """Writes what `append` took.
 
         Raises:
-            OSError: it could not be written; the next call tries again.
+            OSError: the lines could not be written; the next call tries again.
         """
         if self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
-        """Writes out the rest and closes the file; a later `append` continues it."""
+        """Writes the rest and closes the file; a later `append` continues it."""
         file, self._file = self._file, None
         if file is not None:
             file.close()

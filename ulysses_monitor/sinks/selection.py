@@ -1,4 +1,4 @@
-"""Which metrics of a record a sink takes, found once per schema."""
+"""Selects the metrics of a record that a sink takes, once per schema."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ulysses_monitor.records import Schema, StepRecord
 __all__ = ["EVERYTHING", "Selection"]
 
 EVERYTHING = ("*",)
-"""Patterns that take all metrics."""
+"""Patterns that select all metrics."""
 
 _MANY = ("param/", "module/")
-"""Scopes of which a real model has thousands; services that draw a chart each cannot bear them."""
+"""Scopes of which a model has thousands, too many for services that draw a chart for each."""
 
 
 class Selection:
-    """Shell-style patterns over metric names; ``*`` also matches ``/``.
+    """Selects metrics by shell-style patterns; ``*`` also matches ``/``.
 
     Args:
-        patterns: a metric that matches one of them is taken; None takes everything except the
+        patterns: metrics that match one of them are selected; None selects everything except the
             scopes ``param/...`` and ``module/...``.
         where: what the patterns are an argument of, for messages.
 
@@ -38,29 +38,29 @@ class Selection:
                 f"{where}: got {patterns!r}; allowed is a list of patterns such as [train/*]"
             )
         self._patterns = None if patterns is None else tuple(patterns)
-        # Weak: a schema that grows is replaced, and the old ones are not kept for a run's length.
+        # Weak keys, because a growing schema is replaced and the old ones must not stay in memory.
         self._cache: weakref.WeakKeyDictionary[Schema, tuple[list[str], npt.NDArray[np.intp]]] = (
             weakref.WeakKeyDictionary()
         )
 
     def of(self, schema: Schema) -> tuple[list[str], npt.NDArray[np.intp]]:
-        """The names that are taken, in the schema's order, and their positions in its values."""
+        """Returns the selected names, in the schema's order, and their positions in its values."""
         found = self._cache.get(schema)
         if found is None:
             found = self._cache[schema] = self._find(schema)
         return found
 
     def items(self, record: StepRecord) -> Iterator[tuple[str, float]]:
-        """Name and value of each metric that is taken."""
+        """Yields name and value of each selected metric."""
         names, index = self.of(record.schema)
         return zip(names, record.values[index].tolist(), strict=True)
 
     def _find(self, schema: Schema) -> tuple[list[str], npt.NDArray[np.intp]]:
         if self._patterns is None:
-            taken = {name for name in schema.names if not _scope(name).startswith(_MANY)}
+            selected = {name for name in schema.names if not _scope(name).startswith(_MANY)}
         else:
-            taken = {name for pattern in self._patterns for name in schema.match(pattern)}
-        index = [i for i, name in enumerate(schema.names) if name in taken]
+            selected = {name for pattern in self._patterns for name in schema.match(pattern)}
+        index = [i for i, name in enumerate(schema.names) if name in selected]
         return [schema.names[i] for i in index], np.array(index, np.intp)
 
 

@@ -1,4 +1,4 @@
-"""Metrics and alerts to Weights & Biases, online or into files for a later `wandb sync`."""
+"""Sends metrics and alerts to Weights & Biases, online or to files for a later `wandb sync`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.masking import masked_text, without_secrets
+from ulysses_monitor.common.masking import mask_secrets, mask_text
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable, plain
+from ulysses_monitor.records.json_ready import escape_surrogates, to_jsonable
 from ulysses_monitor.sinks.arguments import number, one_of, require_library, text
 from ulysses_monitor.sinks.selection import Selection
 
@@ -26,22 +26,22 @@ _LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
 
 
 class WandbSink:
-    """Makes a W&B run for each start, beside any run of the user's own.
+    """Starts a W&B run for each start of a training, beside any W&B run of the user's own.
 
-    Console, code, git, machine and packages are not recorded. Credentials are W&B's own
-    (``WANDB_API_KEY``, or what ``wandb login`` left).
+    It does not record console, code, git, machine or packages. The credentials are W&B's own
+    (``WANDB_API_KEY``, or those of ``wandb login``).
 
     Args:
-        project: W&B's project.
-        entity: user or team; the account's default if not given.
-        run_name: the run directory's name if not given.
-        mode: ``online``, or ``offline`` for files in the run directory; ``WANDB_MODE`` if not
-            given, or ``online``.
-        metrics: patterns of the metrics to send; all but modules and parameters if not given.
-        timeout: seconds that the start, and what is left at the end, may take.
+        project: the W&B project.
+        entity: user or team; the default of the account by default.
+        run_name: name of the W&B run; that of the run directory by default.
+        mode: ``online``, or ``offline`` for files in the run directory; by default,
+            ``WANDB_MODE``, or ``online`` without it.
+        metrics: patterns of the metrics to send; all but modules and parameters by default.
+        timeout: longest time for the start, and for sending the rest at the end, in seconds.
 
     Raises:
-        InputError: an argument is wrong, wandb is not installed, or there is no account to use.
+        InputError: an argument is wrong, wandb is not installed, or there is no W&B account.
     """
 
     name = "wandb"
@@ -74,23 +74,25 @@ class WandbSink:
         self._failed = True
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run directory, its name and config."""
+        """Sets the run directory, the name and the config of the run."""
         self._run_dir = run_dir
         self._run_name = self._given_name or str(info.get("name") or run_dir.name)
-        self._config = plain(without_secrets(dict(info.get("config") or {})))
+        self._config = to_jsonable(mask_secrets(dict(info.get("config") or {})))
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
 
         Raises:
-            ConnectionError: the run could not be started, for W&B is away.
-            wandb.Error: the run could not be started for another reason.
+            ConnectionError: the W&B run could not start, because W&B is unreachable.
+            wandb.Error: the W&B run could not start for another reason.
         """
         if self._run is None:
             self._run = self._start()
         if isinstance(item, StepRecord):
-            metrics = {encodable(name): value for name, value in self._selection.items(item)}
-            # A row of its own each: an evaluation comes with the step of a record before it.
+            metrics = {
+                escape_surrogates(name): value for name, value in self._selection.items(item)
+            }
+            # Each record gets its own row, because an evaluation repeats the step of a record.
             self._run.log({**metrics, _STEP: item.step})
         elif item.kind == "alert":
             self._alert(self._run, item)
@@ -99,9 +101,9 @@ class WandbSink:
 
     def _alert(self, run: Run, event: Event) -> None:
         level = _LEVELS.get(str(event.data.get("severity")), "WARN")
-        message = masked_text(f"step {event.step}: {event.data.get('message')}")
-        title = encodable(str(event.data.get("rule")))
-        run.alert(title=title, text=encodable(message), level=level)
+        message = mask_text(f"step {event.step}: {event.data.get('message')}")
+        title = escape_surrogates(str(event.data.get("rule")))
+        run.alert(title=title, text=escape_surrogates(message), level=level)
 
     def _start(self) -> Run:
         import wandb
@@ -110,11 +112,11 @@ class WandbSink:
         self._failed = True
         _check_folder(self._run_dir)
         try:
-            with _as_it_was():
+            with _process_state_restored():
                 run = wandb.init(
                     project=self._project,
                     entity=self._entity,
-                    name=encodable(self._run_name),
+                    name=escape_surrogates(self._run_name),
                     dir=str(self._run_dir),
                     config=self._config,
                     reinit="create_new",
@@ -138,7 +140,7 @@ class WandbSink:
             disable_git=True,
             disable_job_creation=True,
             program="",
-            stop_fn=_ignore,  # without it, a click in W&B interrupts the main thread
+            stop_fn=_ignore_stop,  # without it, a click in W&B interrupts the main thread
             init_timeout=self._timeout,
             finish_timeout=self._timeout,
             x_disable_meta=True,
@@ -148,7 +150,7 @@ class WandbSink:
         )
 
     def flush(self) -> None:
-        """W&B sends by itself."""
+        """Does nothing, because W&B sends by itself."""
 
     def close(self) -> None:
         """Ends the W&B run; a later `write` starts another one."""
@@ -158,31 +160,32 @@ class WandbSink:
 
 
 def _check_folder(folder: Path) -> None:
-    """W&B would take the machine's folder for temporary files instead, and print that."""
+    """Creates the folder, because W&B would otherwise print a warning and use a temporary one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"sink wandb: {folder} cannot be written")
+        raise PermissionError(f"sink wandb: the run directory {folder} is not writable")
 
 
-def _ignore() -> None:
-    """A run is stopped with the project's own means."""
+def _ignore_stop() -> None:
+    """Does nothing, because `ulysses control` stops a run."""
 
 
 def _require_account() -> None:
-    """Without an account, W&B would ask for one on the terminal."""
+    """Raises if there is no account, because W&B would ask for one on the terminal."""
     netrc = os.environ.get("NETRC")
     places = [Path(netrc)] if netrc else [Path.home() / ".netrc", Path.home() / "_netrc"]
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return
     if not any(place.exists() for place in places):
         raise InputError(
-            "sink wandb: no account: run `wandb login`, set WANDB_API_KEY, or give mode: offline"
+            "sink wandb: no W&B account was found; run `wandb login`, set WANDB_API_KEY, or give "
+            "mode: offline"
         )
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Puts back what `wandb.init` replaces in the process: exit, excepthook, environment."""
+def _process_state_restored() -> Iterator[None]:
+    """Restores what `wandb.init` replaces in the process: exit, excepthook, environment."""
     exit_, hook, service = sys.exit, sys.excepthook, os.environ.get("WANDB_SERVICE")
     try:
         yield

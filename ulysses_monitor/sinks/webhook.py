@@ -1,4 +1,4 @@
-"""Events for people, sent to a Slack-compatible webhook. Its URL is a secret and is never shown."""
+"""Sends events to a Slack-compatible webhook. Its URL is a secret and is never shown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ulysses_monitor.common.errors import InputError, UlyssesError
-from ulysses_monitor.common.masking import masked_text
+from ulysses_monitor.common.masking import mask_text
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.records.json_ready import encodable
+from ulysses_monitor.records.json_ready import escape_surrogates
 from ulysses_monitor.sinks.arguments import number, text
 
 __all__ = ["WebhookSink"]
@@ -26,18 +26,18 @@ _LONGEST = 3000
 
 
 class WebhookError(UlyssesError):
-    """A message was refused; says why, never where to."""
+    """The receiver refused a message; the error tells why, but never the URL."""
 
 
 class WebhookSink:
     """Posts ``{"text": ...}`` for alerts, and for a run that fails or is stopped.
 
     Args:
-        url_env: name of the environment variable that holds the URL; https, or http to this
-            machine.
-        kinds: kinds of events to post; of ``stop``, only those of runs that did not finish.
-        every_seconds: pause between two messages of one rule; what comes in between is counted,
-            and the count is said in the next message.
+        url_env: name of the environment variable that holds the URL, which is https, or http to
+            this machine.
+        kinds: kinds of events to post; a ``stop`` is posted only if the run did not finish.
+        every_seconds: shortest pause between two messages of one rule; the next message tells how
+            many came in between.
 
     Raises:
         InputError: an argument is wrong, or the variable holds no such URL.
@@ -64,15 +64,15 @@ class WebhookSink:
         return "WebhookSink(url_env=...)"
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run's name."""
+        """Sets the name of the run."""
         self._run = str(info.get("name") or run_dir.name)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`.
 
         Raises:
-            ConnectionError: nobody takes messages now; this one may be written again.
-            WebhookError: the message was refused; it counts as held back.
+            ConnectionError: the receiver is unreachable; the item can be written again.
+            WebhookError: the receiver refused the message, which counts as held back.
         """
         if isinstance(item, StepRecord) or item.kind not in self._kinds or _is_good_end(item):
             return
@@ -91,14 +91,14 @@ class WebhookSink:
     def _message(self, event: Event, held: int) -> str:
         parts = [f"[{self._run}] step {event.step}: {_describe(event)}"]
         if held:
-            parts.append(f"({held} more like it since the last message)")
-        return _for_slack(masked_text(" ".join(parts)))
+            parts.append(f"({held} more of these since the last message)")
+        return _for_slack(mask_text(" ".join(parts)))
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing, because `write` sends immediately."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing, because nothing is open."""
 
 
 def _url_from(variable: str) -> str:
@@ -146,22 +146,22 @@ def _describe(event: Event) -> str:
 
 
 def _for_slack(message: str) -> str:
-    """Escapes what Slack takes for markup (its documentation, "Escaping text"), and cuts."""
-    message = encodable(message)
+    """Escapes Slack markup (Slack's documentation, "Escaping text"), and shortens the message."""
+    message = escape_surrogates(message)
     if len(message) > _LONGEST:
         message = message[:_LONGEST] + "…"
     return message.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect could carry the message to a place that the user did not name."""
+    """Refuses redirects, which could send the message to another place than the user chose."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def _post(url: str, message: str) -> None:
-    # Not httpx or requests: they log the URL.
+    # Not httpx or requests, because they log the URL.
     body = json.dumps({"text": message}).encode()
     request = urllib.request.Request(  # noqa: S310 - https, or http to loopback: see _is_safe
         url, body, {"Content-Type": "application/json", "User-Agent": "ulysses-toolkit"}
@@ -171,12 +171,12 @@ def _post(url: str, message: str) -> None:
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=10) as answer:
             answer.read(1024)
     except urllib.error.HTTPError as error:
-        away = error.code >= 500 or error.code == 429
-        kind = ConnectionError if away else WebhookError
-        problem = kind(f"the message was not taken: answer {error.code}")
+        is_temporary = error.code >= 500 or error.code == 429
+        kind = ConnectionError if is_temporary else WebhookError
+        problem = kind(f"the receiver refused the message with status {error.code}")
         error.close()
-    except Exception as error:  # noqa: BLE001 - any of them may quote the URL
+    except Exception as error:  # noqa: BLE001 - any error may quote the URL
         why = type(getattr(error, "reason", None) or error).__name__
         problem = ConnectionError(f"the message was not delivered: {why}")
-    if problem is not None:  # raised here, so that no exception with the URL is chained to it
+    if problem is not None:  # raised here, so that no error with the URL is chained to it
         raise problem

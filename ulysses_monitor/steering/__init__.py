@@ -1,5 +1,5 @@
-"""Lets policies and people act on a training."""
+"""Lets policies and people act on a training, on every rank alike."""
 
-from ulysses_monitor.steering.steering import Steered, Steering
+from ulysses_monitor.steering.steering import Steering
 
-__all__ = ["Steered", "Steering"]
+__all__ = ["Steering"]

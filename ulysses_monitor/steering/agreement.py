@@ -1,4 +1,4 @@
-"""Whether all ranks decided and acted alike; told by a few numbers in the next step's vector."""
+"""Checks that all ranks decided and acted alike, with a few numbers in the next step's vector."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from ulysses_monitor.common.ranks import world_size
-from ulysses_monitor.policies import Decision
+from ulysses_monitor.policies import Outcome
 
 __all__ = ["Agreement"]
 
@@ -17,43 +17,41 @@ _NAMES = ("steering/failed", "steering/sum", "steering/squares")
 class Agreement:
     """Compares what the ranks did at a step when they next meet.
 
-    A rank on which acting failed, or whose policies decided otherwise, would train other weights
-    than the rest; so one step later all of them know, and stop acting.
+    A rank on which acting failed, or whose policies decided something else, would train different
+    weights. One step later all ranks know it and stop acting.
     """
 
     def __init__(self) -> None:
         self._hash, self._failed = 0, False
 
-    def note(self, decisions: Sequence[Decision]) -> None:
-        """Notes what this rank decided at a step."""
+    def note(self, outcomes: Sequence[Outcome]) -> None:
+        """Remembers what this rank decided at a step."""
         self._hash = 0
-        if decisions and world_size() > 1:
-            told = [
-                (
-                    d.policy,
-                    d.shadow,
-                    d.action.kind,
-                    sorted(d.action.values.items()),
-                    d.action.targets,
-                )
-                for d in decisions
+        if outcomes and world_size() > 1:
+            decided = [
+                (o.policy, o.mode, o.action.kind, sorted(o.action.values.items()), o.action.targets)
+                for o in outcomes
             ]
-            self._hash = zlib.crc32(repr(told).encode()) & _BITS
+            self._hash = zlib.crc32(repr(decided).encode()) & _BITS
 
     def note_failure(self) -> None:
-        """Notes that this rank could not act."""
+        """Remembers that this rank could not act."""
         self._failed = True
 
-    def sends(self) -> dict[str, float]:
-        """This rank's numbers, to be summed over ranks."""
+    def collect_sums(self) -> dict[str, float]:
+        """Returns this rank's numbers, to be summed over ranks."""
         return dict(zip(_NAMES, (float(self._failed), self._hash, self._hash**2), strict=True))
 
-    def verdict(self, sums: Mapping[str, float]) -> str:
-        """What is wrong with the step before, alike on all ranks; empty if nothing is."""
+    def find_difference(self, sums: Mapping[str, float]) -> str:
+        """Returns what went wrong at the step before, the same on all ranks; empty if nothing did.
+
+        Args:
+            sums: `collect_sums` over all ranks.
+        """
         failed, total, squares = (int(sums[name]) for name in _NAMES)
         if failed:
             return f"acting failed on {failed} of {world_size()} ranks"
-        # By Cauchy and Schwarz equal exactly where all are; small enough to be exact in float64.
+        # Cauchy-Schwarz: equal only if all hashes are; 20 bits keep squares exact in float64.
         if world_size() * squares != total**2:
-            return "the ranks decided otherwise, though they saw the same numbers"
+            return "the ranks decided differently from the same numbers"
         return ""

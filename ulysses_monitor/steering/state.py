@@ -1,4 +1,4 @@
-"""What steering remembers, as bytes that travel with a checkpoint; they hold no code."""
+"""What steering remembers, as bytes that travel with a checkpoint; they contain no code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.policy_set import plain_numbers
+from ulysses_monitor.policies.policy_set import numpy_to_python
 
 __all__ = ["from_bytes", "to_bytes"]
 
@@ -20,9 +20,9 @@ History = Sequence[tuple[tuple[str, ...], npt.NDArray[np.float64]]]
 
 
 def to_bytes(state: dict[str, Any], history: History) -> bytes:
-    """A NumPy archive: the state and the history's names as JSON, its rows as arrays."""
+    """Packs a state into a NumPy archive: JSON for the state and names, arrays for the history."""
     about = {"version": _VERSION, "state": state, "names": [list(names) for names, _ in history]}
-    text = np.frombuffer(json.dumps(about, default=plain_numbers).encode(), np.uint8)
+    text = np.frombuffer(json.dumps(about, default=numpy_to_python).encode(), np.uint8)
     out = io.BytesIO()
     rows = {f"rows{i}": held for i, (_, held) in enumerate(history)}
     np.savez(out, allow_pickle=False, about=text, **rows)
@@ -30,22 +30,22 @@ def to_bytes(state: dict[str, Any], history: History) -> bytes:
 
 
 def from_bytes(data: bytes, where: str) -> tuple[dict[str, Any], History]:
-    """The state and the history of `to_bytes`.
+    """Unpacks the state and the history of `to_bytes`.
 
     Args:
         data: the archive.
-        where: for the message.
+        where: the source of `data`, for messages.
 
     Raises:
-        InputError: it is none, or of a version that is not known.
+        InputError: `data` is not such an archive, or of an unknown version.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             about = json.loads(archive["about"].tobytes())
             rows = [archive[f"rows{i}"] for i in range(len(about["names"]))]
     except (ValueError, KeyError, OSError, TypeError) as error:
-        raise InputError(f"{where}: holds no state of policies: {error}") from None
+        raise InputError(f"{where}: is not a state of policies: {error}") from None
     if about.get("version") != _VERSION:
-        raise InputError(f"{where}: of version {about.get('version')}; allowed is {_VERSION}")
+        raise InputError(f"{where}: has version {about.get('version')}; allowed: {_VERSION}")
     names = [tuple(each) for each in about["names"]]
     return about["state"], list(zip(names, rows, strict=True))

@@ -2,7 +2,13 @@
 
 from ulysses_monitor.store.block import Block, merge
 from ulysses_monitor.store.compaction import compact
-from ulysses_monitor.store.directory import IfExists, RunDirectory, check_free, is_locked
+from ulysses_monitor.store.directory import (
+    IfExists,
+    RunDirectory,
+    check_available,
+    holds_run,
+    is_locked,
+)
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.mirror import MirrorSink, check_mirror
 from ulysses_monitor.store.reading import MetricsReader
@@ -16,9 +22,10 @@ __all__ = [
     "MirrorSink",
     "RunDirectory",
     "StoreSink",
-    "check_free",
+    "check_available",
     "check_mirror",
     "compact",
+    "holds_run",
     "is_locked",
     "merge",
 ]

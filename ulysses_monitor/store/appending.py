@@ -1,4 +1,4 @@
-"""A file that only grows, and that a full disk or a killed process leaves whole up to some byte."""
+"""A file that only grows and stays intact when the disk is full or the process is killed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 __all__ = ["AppendFile"]
 
 _SYNC_SECONDS = 0.5
-"""Between two waits for the disk: with the bus flushing each half second, a step is safe in one."""
+"""Pause between two syncs. Because the bus flushes more often, a step is safe within a second."""
 
 
 class AppendFile:
-    """Bytes at the end of a file.
+    """Appends bytes to a file.
 
-    What could not be written stays in memory and is written at the same place by the next `flush`,
-    so an error in between tears nothing. Nothing is buffered in a way that a forked child could
-    write once more.
+    Bytes that could not be written stay in memory, and the next `flush` writes them at the same
+    place, so an error never leaves a gap. A forked child has no buffer that it could write again.
 
     Args:
-        path: the file; made if missing, continued if not.
+        path: the file; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,15 +29,15 @@ class AppendFile:
         self._synced_end, self._synced = self._end, time.monotonic()
 
     def write(self, data: bytes | memoryview) -> int:
-        """Takes `data`; nothing reaches the file before `flush`."""
+        """Takes `data`, which reaches the file with the next `flush`."""
         self._pending += data
         return len(data)
 
     def flush(self) -> None:
-        """Hands everything to the operating system, and at most twice a second to the disk.
+        """Hands all data to the operating system, and syncs the disk at most twice a second.
 
         Raises:
-            OSError: it could not be written; it is kept for the next time.
+            OSError: the data could not be written; it is kept for the next call.
         """
         while self._pending:
             with memoryview(self._pending) as data:
@@ -49,13 +48,13 @@ class AppendFile:
             self.sync()
 
     def sync(self) -> None:
-        """Waits until the disk has what the operating system was given."""
+        """Waits until the disk has what the operating system got."""
         self._synced = time.monotonic()
         os.fdatasync(self._file)
         self._synced_end = self._end
 
     def close(self) -> None:
-        """Writes out the rest and closes the file; closed also where that fails."""
+        """Writes the rest and closes the file, even if writing fails."""
         try:
             self.flush()
             self.sync()

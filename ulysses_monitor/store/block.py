@@ -1,4 +1,7 @@
-"""Rows of one file or of many, as arrays."""
+"""Steps of one file or of several, as arrays.
+
+Legend: N steps of a block, M metrics of a block, S steps of the run.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Block", "DamagedError", "lay", "merge"]
+__all__ = ["Block", "DamagedError", "merge", "overlay_column"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows for the names that were asked for.
+    """Steps with the requested metrics.
 
     Attributes:
         names: metric names [M].
         steps: int64 [N].
         times: seconds since the epoch, float64 [N].
-        values: float32 [N, M]; NaN where a step has no such metric.
-        present: whether a step has the metric, bool [N, M]: a NaN can also have been measured.
-            All of them where not given.
+        values: float32 [N, M]; NaN where a step does not have the metric.
+        present: whether the step has the metric, bool [N, M]; needed because a metric can be NaN.
+            By default, all steps have all metrics.
     """
 
     names: tuple[str, ...]
@@ -36,18 +39,18 @@ class Block:
 
     @classmethod
     def empty(cls, names: tuple[str, ...] = ()) -> Block:
-        """No row."""
+        """Returns a block without steps."""
         shape = (0, len(names))
         return cls(names, np.zeros(0, np.int64), np.zeros(0), np.zeros(shape, np.float32))
 
     def select(self, chosen: Sequence[int]) -> Block:
-        """Some of the columns, by their places."""
+        """Returns some of the columns, by their positions."""
         names = tuple(self.names[i] for i in chosen)
         present = self.present[:, chosen]
         return Block(names, self.steps, self.times, self.values[:, chosen], present)
 
-    def trimmed(self) -> Block:
-        """Without the rows that have none of the metrics."""
+    def drop_empty_rows(self) -> Block:
+        """Returns the block without the steps that have none of its metrics."""
         rows = self.present.any(axis=1)
         if rows.all():
             return self
@@ -56,7 +59,7 @@ class Block:
 
 
 class DamagedError(ValueError):
-    """A part of a file is damaged; `block` has the rest."""
+    """A part of a file is damaged; `block` has the rest of it."""
 
     def __init__(self, reason: str, block: Block) -> None:
         super().__init__(reason)
@@ -64,29 +67,32 @@ class DamagedError(ValueError):
 
 
 def merge(blocks: Sequence[Block]) -> Block:
-    """Lays blocks over one another, oldest first, to one row a step and one column a name.
+    """Merges blocks, oldest first, into one row per step and one column per name.
 
-    Where two carry a value of the same name and step, the later one counts, also if it is NaN: it
-    comes from the later training of that step.
+    If two blocks have the same metric at the same step, the later one wins, even if its value is
+    NaN, because it comes from the later training of that step.
     """
     blocks = [b for b in blocks if len(b.steps)]
     names = tuple(dict.fromkeys(name for block in blocks for name in block.names))
     column = {name: i for i, name in enumerate(names)}
     steps = _union([block.steps for block in blocks])
     times = np.zeros(len(steps))
-    # By column in memory: one metric's values are what is asked for next.
+    # [M, S] -> [S, M]: column by column in memory, because readers take whole metrics.
     values = np.full((len(names), len(steps)), np.nan, np.float32).T
     present = np.zeros((len(names), len(steps)), bool).T
     for block in blocks:
         rows = np.searchsorted(steps, block.steps)
         times[rows] = block.times
         for own, name in enumerate(block.names):
-            lay(values[:, column[name]], present[:, column[name]], rows, block, own)
+            overlay_column(values[:, column[name]], present[:, column[name]], rows, block, own)
     return Block(names, steps, times, values, present)
 
 
 def _union(steps: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """Ascending, each once. `np.unique` takes 20 times as long where they are so already."""
+    """Returns all steps ascending, each once.
+
+    `np.unique` takes 20 times as long for steps that are sorted already.
+    """
     together = np.concatenate([np.zeros(0, np.int64), *steps])
     if (together[1:] > together[:-1]).all():
         return together
@@ -96,14 +102,22 @@ def _union(steps: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     return together[first]
 
 
-def lay(
+def overlay_column(
     values: npt.NDArray[np.float32],
     present: npt.NDArray[np.bool_],
     rows: npt.NDArray[np.intp],
     block: Block,
     column: int,
 ) -> None:
-    """Lays one column of `block` over a whole run's: values and presence [S], at `rows` [N]."""
+    """Overlays a column of the run with one of `block`.
+
+    Args:
+        values: values of the run's column [S], changed in place.
+        present: which of them are present [S], changed in place.
+        rows: positions of the block's steps in the run [N].
+        block: the block.
+        column: position of the column in the block.
+    """
     has = block.present[:, column]
     if not has.all():
         rows = rows[has]

@@ -1,103 +1,111 @@
-"""The one file that a run's parts become at its end: Parquet, a row a step, a column a metric.
+"""The compacted file: all parts of a finished run in one Parquet file.
 
-One row group, whatever the number of steps, so that its footer stays small and a metric is one
-short read. Pages carry checksums.
+It has one row per step and one column per metric. It has one row group whatever the number of
+steps, so that its footer stays small and reading a metric is one short read. Pages have checksums.
+
+Legend: N steps, M metrics.
 """
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ulysses_monitor.store.block import Block, DamagedError, lay, merge
+from ulysses_monitor.common.files import replace_file
+from ulysses_monitor.store.block import Block, DamagedError, merge, overlay_column
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 
 __all__ = ["ReadFile", "read", "read_names", "write"]
 
 _FIXED = ("step", "time")
-_SUMS = b"ulysses.crc32"
-"""CRC-32 of the metrics' names and of each column: pages carry their own, the footer does not."""
+_CHECKSUMS = b"ulysses.crc32"
+"""Key of the CRC-32 of the metric names and of each column; Parquet only checks pages."""
 _CHUNK_BYTES = 64 << 20
-"""Values that are merged at a time."""
+"""Bytes of values that are merged at a time."""
 
 _GROUP_ROWS = 1 << 20
 
 
 def read_names(file: Any) -> tuple[str, ...]:
-    """Metric names of the file.
+    """Returns the metric names of the file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
-    return _opened(file)[1]
+    return _open_parquet(file)[1]
 
 
-def _opened(file: Any) -> tuple[Any, tuple[str, ...], npt.NDArray[np.uint32]]:
-    """The file, its metrics' names, and the checksums of its columns."""
+def _open_parquet(file: Any) -> tuple[Any, tuple[str, ...], npt.NDArray[np.uint32]]:
+    """Returns the open file, its metric names [M], and the checksums of its columns [M + 2]."""
     try:
         opened = pq.ParquetFile(file, page_checksum_verification=True)
-        sums = np.frombuffer(bytes.fromhex(opened.schema_arrow.metadata[_SUMS].decode()), "<u4")
+        sums = np.frombuffer(
+            bytes.fromhex(opened.schema_arrow.metadata[_CHECKSUMS].decode()), "<u4"
+        )
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     names = tuple(opened.schema_arrow.names[len(_FIXED) :])
-    if not len(sums) or _sum_of_names(names) != sums[0]:
-        raise ValueError("the names of its metrics are damaged")
+    if not len(sums) or _names_checksum(names) != sums[0]:
+        raise ValueError("its metric names are damaged")
     return opened, names, sums[1:]
 
 
-def _sum_of_names(names: Sequence[str]) -> int:
+def _names_checksum(names: Sequence[str]) -> int:
     return zlib.crc32("\n".join(names).encode())
 
 
-def _sum(values: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> int:
-    """CRC-32 of a column as it is served."""
+def _checksum(values: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> int:
+    """Returns the CRC-32 of a column's values and presence."""
     crc = zlib.crc32(np.ascontiguousarray(values).data)
     return crc if present is None else zlib.crc32(np.packbits(present).data, crc)
 
 
 def read(file: Any, places: Callable[[tuple[str, ...]], Sequence[int]]) -> Block:
-    """Every step, with the metrics that are wanted, by their places among all.
+    """Reads every step with some of the metrics.
+
+    Args:
+        file: the open file.
+        places: returns the positions of the wanted metrics among all.
 
     Raises:
         ValueError: the file is damaged.
     """
-    opened, own, sums = _opened(file)
+    opened, own, sums = _open_parquet(file)
     return _read(opened, own, sums, places(own))
 
 
 def _read(
     opened: Any, own: tuple[str, ...], sums: npt.NDArray[np.uint32], chosen: Sequence[int]
 ) -> Block:
-    """All at once, or, where something is damaged, column by column.
+    """Reads all columns at once or, if one is damaged, column by column.
 
     Raises:
         ValueError: the steps are damaged.
-        DamagedError: other columns are; it has the others.
+        DamagedError: metrics are damaged; the error has the others.
     """
     try:
-        return _columns(opened, own, sums, chosen)
+        return _read_columns(opened, own, sums, chosen)
     except ValueError:
-        blocks = [_columns(opened, own, sums, [])]
+        blocks = [_read_columns(opened, own, sums, [])]
     lost = []
     for i in chosen:
         try:
-            blocks.append(_columns(opened, own, sums, [i]))
+            blocks.append(_read_columns(opened, own, sums, [i]))
         except ValueError:
             lost.append(own[i])
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    raise DamagedError(f"the checksum of {lost[0]}{more} does not fit", merge(blocks))
+    raise DamagedError(f"the checksum of {lost[0]}{more} does not match", merge(blocks))
 
 
-def _columns(
+def _read_columns(
     opened: Any, own: tuple[str, ...], sums: npt.NDArray[np.uint32], chosen: Sequence[int]
 ) -> Block:
     try:
@@ -109,19 +117,19 @@ def _columns(
             values[at], present[at] = column.to_numpy(), column.is_valid().to_numpy()
     except (pa.ArrowException, OSError, IndexError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    found = [_sum(steps), _sum(times), *map(_sum, values, present)]
+    found = [_checksum(steps), _checksum(times), *map(_checksum, values, present)]
     if not np.array_equal(found, sums[[0, 1, *(i + 2 for i in chosen)]]):
-        raise ValueError("the checksum of a column does not fit")
+        raise ValueError("the checksum of a column does not match")
     return Block(tuple(own[i] for i in chosen), steps, times, values.T, present.T)
 
 
 def verify(file: Any) -> None:
-    """Reads everything, some columns at a time.
+    """Reads the whole file, some columns at a time.
 
     Raises:
         ValueError: the file is damaged.
     """
-    opened, own, sums = _opened(file)
+    opened, own, sums = _open_parquet(file)
     columns = max(1, _CHUNK_BYTES // (8 * max(1, opened.metadata.num_rows)))
     for first in range(0, max(1, len(own)), columns):
         _read(opened, own, sums, range(first, min(first + columns, len(own))))
@@ -137,64 +145,60 @@ def write(
 
     Args:
         directory: the folder ``metrics``.
-        names: of all metrics.
-        files: its files, oldest first.
-        read: reads a file's steps with the metrics whose name is wanted.
+        names: names of all metrics [M].
+        files: the files to merge, oldest first.
+        read: reads the steps of a file with the metrics whose names a function accepts.
 
     Raises:
-        OSError: it could not be written; what was there is as it was.
+        OSError: it cannot be written; the old file stays as it was.
     """
     merged = merge([read(file, lambda _: False) for file in files])
-    temporary = directory / f".{COMPACTED}.tmp"
-    try:
-        with TemporaryFile(dir=directory) as one, TemporaryFile(dir=directory) as other:
-            shape = len(names), len(merged.steps)
-            values = np.memmap(one, np.float32, shape=shape)
-            present = np.memmap(other, np.bool_, shape=shape)
-            for file in files:
-                _fill(values, present, merged.steps, names, lambda wanted, f=file: read(f, wanted))
-            _write_table(_table(merged, names, values, present), temporary)
-        temporary.replace(directory / COMPACTED)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with TemporaryFile(dir=directory) as one, TemporaryFile(dir=directory) as other:
+        shape = len(names), len(merged.steps)
+        values = np.memmap(one, np.float32, shape=shape)
+        present = np.memmap(other, np.bool_, shape=shape)
+        for source in files:
+            _fill(values, present, merged.steps, names, lambda wanted, f=source: read(f, wanted))
+        with replace_file(directory / COMPACTED) as file:
+            _write_table(_table(merged, names, values, present), file)
 
 
 def _fill(values: Any, present: Any, steps: Any, names: Sequence[str], read: Any) -> None:
-    """Lays one file over what is there, some columns at a time."""
+    """Overlays values and presence [M, N] with those of one file, some columns at a time."""
     chunk = max(1, _CHUNK_BYTES // (4 * max(1, len(steps))))
     for first in range(0, len(names), chunk):
         places = {name: first + i for i, name in enumerate(names[first : first + chunk])}
         block = read(places.__contains__)
         rows = np.searchsorted(steps, block.steps)
         for own, name in enumerate(block.names):
-            lay(values[places[name]], present[places[name]], rows, block, own)
+            overlay_column(values[places[name]], present[places[name]], rows, block, own)
 
 
 def _table(merged: Block, names: Sequence[str], values: Any, present: Any) -> Any:
-    """A table over what lies on disk, with the checksum of each column."""
+    """Returns a table over values and presence [M, N] on disk, with a checksum of each column."""
     columns = {"step": pa.array(merged.steps), "time": pa.array(merged.times)}
-    sums = [_sum_of_names(names), _sum(merged.steps), _sum(merged.times)]
+    sums = [_names_checksum(names), _checksum(merged.steps), _checksum(merged.times)]
     for name, column, has in zip(names, values, present, strict=True):
         bits = None
         if not has.all():
             column[~has] = np.nan
             bits = pa.py_buffer(np.packbits(has, bitorder="little"))
-        sums.append(_sum(column, has))
+        sums.append(_checksum(column, has))
         columns[name] = pa.Array.from_buffers(
             pa.float32(), len(column), [bits, pa.py_buffer(column)]
         )
-    return pa.table(columns).replace_schema_metadata({_SUMS: np.array(sums, "<u4").tobytes().hex()})
+    return pa.table(columns).replace_schema_metadata(
+        {_CHECKSUMS: np.array(sums, "<u4").tobytes().hex()}
+    )
 
 
-def _write_table(table: Any, path: Path) -> None:
+def _write_table(table: Any, file: IO[bytes]) -> None:
     pq.write_table(
         table,
-        path,
+        file,
         row_group_size=_GROUP_ROWS,
         compression="zstd",
-        use_dictionary=False,  # floats seldom repeat, and a dictionary is a second read
+        use_dictionary=False,  # floats seldom repeat, and a dictionary would need a second read
         write_statistics=list(_FIXED),
         write_page_checksum=True,
     )
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

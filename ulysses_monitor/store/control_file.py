@@ -1,7 +1,8 @@
-"""Steers a run while it trains, through a file in its directory that only its owner may touch.
+"""Steers a run while it trains, through a file in its directory that only its owner can write.
 
-One side appends a command as a line (`send`), the other looks at each step (`ControlFile`). The
-file is no more trusted than its owner and permissions allow, and every line is checked.
+`send_command` appends a command as one line; the training process polls the file at each step
+(`ControlFile`). The file is trusted only as far as its owner and permissions allow, and every line
+is checked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.command import Command, check
 
-__all__ = ["CONTROL_FILE", "ControlFile", "send"]
+__all__ = ["CONTROL_FILE", "ControlFile", "send_command"]
 
 CONTROL_FILE = "control.jsonl"
 
@@ -28,18 +29,20 @@ _LARGEST_LINE, _LARGEST_FILE = 64 << 10, 1 << 20
 _MOST_PROBLEMS = 100
 
 
-def send(run_dir: Path, command: Command) -> None:
+def send_command(run_dir: Path, command: Command) -> None:
     """Appends a command to the control file of a run.
 
     Raises:
-        InputError: the file could be written by others, or has no room.
+        InputError: others could write the file, or it is full.
+        OSError: the disk is full.
     """
     path, line = run_dir / CONTROL_FILE, command.to_json().encode() + b"\n"
-    check(len(line) <= _LARGEST_LINE, "the command's size", len(line), f"{_LARGEST_LINE} bytes")
-    with _opened(str(path), os.O_RDWR | os.O_APPEND | os.O_CREAT) as (file, found):
+    rule = f"expected at most {_LARGEST_LINE} bytes"
+    check(len(line) <= _LARGEST_LINE, "the command's size", len(line), rule)
+    with _open_safely(str(path), os.O_RDWR | os.O_APPEND | os.O_CREAT) as (file, found):
         size = found.st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
-            line = b"\n" + line  # an earlier one was cut off
+            line = b"\n" + line  # an earlier line was cut off
         if size + len(line) > _LARGEST_FILE:
             raise InputError(_refusal(str(path), "is full"))
         if os.write(file, line) != len(line):
@@ -47,9 +50,9 @@ def send(run_dir: Path, command: Command) -> None:
 
 
 class ControlFile:
-    """What is sent to a run, for the one process that obeys. No call raises.
+    """Receives the commands for a run, in the one process that obeys them. No call raises.
 
-    What was sent to an earlier start of the run is gone.
+    Commands that were sent to an earlier start of the run are removed.
 
     Args:
         run_dir: the run directory.
@@ -62,17 +65,20 @@ class ControlFile:
         self._lines: set[bytes] = set()
         self._ids: set[str] = set()
         self._problems: list[str] = []
-        self._said: set[str] = set()
-        self._left = 0, 0  # inode and size of an earlier start's file that cannot be removed
+        self._reported: set[str] = set()
+        self._skipped = (
+            0,
+            0,
+        )  # inode and size of what an earlier start left, if it cannot be removed
         try:
             (run_dir / CONTROL_FILE).unlink()
         except OSError:
             with suppress(OSError):
                 found = os.lstat(self._path)
-                self._left = found.st_ino, found.st_size
+                self._skipped = found.st_ino, found.st_size
 
     def poll(self) -> Command | None:
-        """The next command, each once; costs one `lstat` where nothing is new."""
+        """Returns the next command, each command once; costs one `lstat` if nothing is new."""
         try:
             found = os.lstat(self._path)
             stamp = found.st_ino, found.st_size, found.st_ctime_ns
@@ -80,56 +86,57 @@ class ControlFile:
                 self._stamp = stamp
                 self._read()
         except FileNotFoundError:
-            self._stamp, self._left = None, (0, 0)
+            self._stamp, self._skipped = None, (0, 0)
         except InputError as error:
-            self._say(str(error))
+            self._report(str(error))
         except OSError as error:
-            self._stamp = None  # it may pass
-            self._say(f"{self._path}: cannot be read ({error.strerror})")
+            self._stamp = None  # the error may pass
+            self._report(f"{self._path}: cannot be read ({error.strerror})")
         return self._waiting.popleft() if self._waiting else None
 
     def problems(self) -> list[str]:
-        """Why something there was not obeyed: each once, and no more than 100 in all."""
+        """Returns why commands were ignored: each reason once, and at most 100 in all."""
         problems, self._problems = self._problems, []
         return problems
 
     def _read(self) -> None:
-        """Reads all of the file: it is small, and so it may have been replaced or cut."""
-        with _opened(self._path, os.O_RDONLY) as (file, found):
+        """Reads the whole file, which is small and may have been replaced or truncated."""
+        with _open_safely(self._path, os.O_RDONLY) as (file, found):
             text = os.read(file, _LARGEST_FILE)
-        if found.st_ino != self._left[0] or found.st_size < self._left[1]:
-            self._left = 0, 0
-        start = self._left[1]
-        *lines, _ = text[start:].split(b"\n")  # the last is empty, or still being written
+        if found.st_ino != self._skipped[0] or found.st_size < self._skipped[1]:
+            self._skipped = 0, 0
+        start = self._skipped[1]
+        *lines, _ = text[start:].split(b"\n")  # the last one is empty or still being written
         for number, line in enumerate(lines, 1 + text.count(b"\n", 0, start)):
             if line.strip() and line not in self._lines:
                 self._lines.add(line)
-                self._take(number, line)
+                self._parse_line(number, line)
 
-    def _take(self, number: int, line: bytes) -> None:
+    def _parse_line(self, number: int, line: bytes) -> None:
         try:
-            check(len(line) <= _LARGEST_LINE, "its size", len(line), f"{_LARGEST_LINE} bytes")
+            rule = f"expected at most {_LARGEST_LINE} bytes"
+            check(len(line) <= _LARGEST_LINE, "its size", len(line), rule)
             command = Command.from_json(line.decode())
         except (InputError, ValueError, RecursionError) as error:
-            self._say(f"{self._path}, line {number}: {error}")
+            self._report(f"{self._path}, line {number}: {error}")
             return
         if command.id not in self._ids:
             self._ids.add(command.id)
             self._waiting.append(command)
 
-    def _say(self, problem: str) -> None:
-        if problem not in self._said and len(self._said) < _MOST_PROBLEMS:
-            self._said.add(problem)
+    def _report(self, problem: str) -> None:
+        if problem not in self._reported and len(self._reported) < _MOST_PROBLEMS:
+            self._reported.add(problem)
             self._problems.append(problem)
-            logger.warning("monitor: not obeyed: %s", problem)
+            logger.warning("monitor: ignored a command: %s", problem)
 
 
 @contextmanager
-def _opened(path: str, flags: int) -> Iterator[tuple[int, os.stat_result]]:
-    """The control file, if nobody but this user can have written it.
+def _open_safely(path: str, flags: int) -> Iterator[tuple[int, os.stat_result]]:
+    """Opens the control file if nobody but this user can have written it.
 
     Raises:
-        InputError: somebody can.
+        InputError: somebody else can, or it is not a regular file.
     """
     try:
         file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -147,13 +154,13 @@ def _opened(path: str, flags: int) -> Iterator[tuple[int, os.stat_result]]:
 
 
 def _refusal(path: str, fault: str) -> str:
-    return f"{path}: {fault}; allowed is a file of up to 1 MiB of your own, of mode 600: remove it"
+    return f"{path} {fault}; expected a file of your own, up to 1 MiB, with mode 600: remove it"
 
 
 def _fault(found: os.stat_result) -> str:
-    """Why a file is not to be trusted; empty if it is."""
+    """Returns why a file cannot be trusted, or an empty string."""
     if not stat.S_ISREG(found.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if found.st_uid != os.geteuid():
         return f"belongs to user {found.st_uid}"
     if found.st_mode & 0o077:

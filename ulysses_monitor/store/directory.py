@@ -1,7 +1,7 @@
-"""The run directory: who may write it, and run.json.
+"""The run directory: its lock, its run.json, and what happens to an earlier run.
 
-A lock that the operating system holds (``flock``) marks the one writer, so a crash leaves no lock
-behind. Nothing that a run recorded is overwritten unless the user asked for it by name.
+The operating system holds the lock of the one writer (``flock``), so a crash leaves no lock
+behind. Nothing that a run recorded is overwritten unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import write_whole
-from ulysses_monitor.common.masking import without_secrets
+from ulysses_monitor.common.files import replace_file
+from ulysses_monitor.common.masking import mask_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
-from ulysses_monitor.records.json_ready import plain
+from ulysses_monitor.records.json_ready import to_jsonable
 from ulysses_monitor.store.control_file import CONTROL_FILE
 
-__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_free", "is_locked"]
+__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_available", "holds_run", "is_locked"]
 
 IfExists = Literal["refuse", "resume", "overwrite"]
 
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 _LOCK = ".lock"
 _TRIES, _PAUSE = 5, 0.03
 OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html", CONTROL_FILE)
-"""What belongs to a run in its directory: files and folders."""
+"""The files and folders in the directory that belong to the run."""
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process writes the run at `path`."""
+    """Returns whether a running process writes the run at `path`."""
     try:
         with (path / _LOCK).open() as lock:
-            return not _lock(lock, fcntl.LOCK_SH)  # two that ask do not meet
+            return not _try_lock(lock, fcntl.LOCK_SH)  # shared: two processes may ask at once
     except FileNotFoundError:
         return False
 
 
-def _lock(file: IO[str], kind: int) -> bool:
-    """Locks a file if nobody else has; a file system without locks has nobody else."""
+def _try_lock(file: IO[str], kind: int) -> bool:
+    """Locks a file if nobody else has; on a file system without locks, nobody ever has."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,52 +55,74 @@ def _lock(file: IO[str], kind: int) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
-        logger.warning("monitor: %s: no locks here: nothing keeps a second writer away", file.name)
+        logger.warning(
+            "monitor: %s: this file system has no locks; do not start a second training here",
+            file.name,
+        )
     return True
 
 
-def check_free(path: Path, if_exists: IfExists) -> None:
-    """Checks that a run may be written at `path`, touching nothing.
+def holds_run(path: Path) -> bool:
+    """Whether a run was recorded at `path`."""
+    return (path / "run.json").exists()
+
+
+_WAYS = (
+    'resume it (resume_from_checkpoint, or if_exists="resume"), or replace it '
+    '(overwrite_output_dir=true, or if_exists="overwrite")'
+)
+
+
+def check_available(
+    path: Path, if_exists: IfExists, *, where: str = "run directory", ways: str = _WAYS
+) -> None:
+    """Checks that a run can be written at `path`, without changing anything.
+
+    Args:
+        path: the run directory; it need not exist.
+        if_exists: what should happen to a run that is there.
+        where: what the user calls the directory, for the message.
+        ways: how the user can keep a directory that holds a run, for the message.
 
     Raises:
-        InputError: the directory is in use, or holds a run and `if_exists` is ``refuse``.
+        InputError: the directory is in use, cannot be written, or holds a run and `if_exists` is
+            ``refuse``.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"run directory {path}: is a file; name a directory")
+    found = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not found.is_dir():
+        raise InputError(f"{where}: {found} is a file; expected a directory")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise InputError(f"{where}: {found} cannot be written; choose another one")
     if is_locked(path):
-        raise InputError(f"run directory {path}: in use by a running training; choose another one")
-    if if_exists == "refuse" and (path / "run.json").exists():
-        raise InputError(
-            f"run directory {path}: already holds a run; choose another one, continue it "
-            '(resume_from_checkpoint, or if_exists="resume"), or replace it '
-            '(overwrite_output_dir=true, or if_exists="overwrite")'
-        )
+        raise InputError(f"{where}: {path} is in use by a running training; choose another one")
+    if if_exists == "refuse" and holds_run(path):
+        raise InputError(f"{where}: {path} already holds a run; choose another one, {ways}")
 
 
 class RunDirectory:
-    """One run's directory, held for writing until `close`.
+    """The directory of one run, locked for writing until `finish` or `release`.
 
     Args:
-        path: the directory; made if missing.
-        if_exists: what to do where a run is there already.
+        path: the directory; created if it does not exist.
+        if_exists: what to do if it already holds a run.
 
     Raises:
-        InputError: see `check_free`.
+        InputError: see `check_available`.
     """
 
     def __init__(self, path: Path, if_exists: IfExists = "refuse") -> None:
-        check_free(path, if_exists)
+        check_available(path, if_exists)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._process = os.getpid()
-        self._lock = _take_lock(path)
+        self._lock = _acquire_lock(path)
         self.metrics = path / "metrics"
         self._info: dict[str, Any] = {}
         try:
             if if_exists == "overwrite":
                 self._remove_old()
             self.metrics.mkdir(exist_ok=True)
-            if (path / "run.json").exists():
+            if holds_run(path):
                 self._info = _read_info(path / "run.json")
         except BaseException:
             self.release()
@@ -108,27 +130,27 @@ class RunDirectory:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What run.json says."""
+        """The content of run.json."""
         return self._info
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Writes run.json. Values under keys that name a secret are masked."""
+        """Writes run.json, with secrets masked."""
         starts = [*self._info.get("starts", []), time.time()]
         self._info = {
             "name": self.path.name,
             "metric_schema_version": METRIC_SCHEMA_VERSION,
             "status": "running",
             "starts": starts,
-            **without_secrets(plain(dict(info))),
+            **mask_secrets(to_jsonable(dict(info))),
         }
         self._write()
 
     def finish(self, status: str, *, release: bool = True) -> None:
-        """Marks the run ``finished``, ``failed`` or ``stopped``, and lets go of the directory.
+        """Marks the run ``finished``, ``failed`` or ``stopped``, and releases the directory.
 
         Args:
-            status: how it ended.
-            release: whether nobody writes there any more.
+            status: how the run ended.
+            release: False if something may still write there, so that the lock must stay.
         """
         if os.getpid() != self._process:
             return
@@ -138,19 +160,20 @@ class RunDirectory:
             self.release()
 
     def release(self) -> None:
-        """Lets go of the directory and leaves run.json as it is."""
-        # Closing alone keeps the lock for as long as a forked data loader worker lives.
+        """Releases the directory and leaves run.json unchanged."""
+        # Closing is not enough: a forked data loader worker would keep the lock alive.
         if os.getpid() == self._process and not self._lock.closed:
-            with suppress(OSError):  # where there are no locks
+            with suppress(OSError):  # a file system without locks
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._lock.close()
 
     def _write(self) -> None:
         text = json.dumps(self._info, indent=2, default=str) + "\n"
-        write_whole(self.path / "run.json", text.encode())
+        with replace_file(self.path / "run.json") as file:
+            file.write(text.encode())
 
     def _remove_old(self) -> None:
-        """Removes what an earlier run wrote there, and nothing else."""
+        """Removes only what an earlier run wrote."""
         for name in OWN_FILES:
             old = self.path / name
             if old.is_dir() and not old.is_symlink():
@@ -163,21 +186,21 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(info, dict) or not isinstance(info.get("starts", []), list):
-            raise ValueError("it describes no run")
+            raise ValueError("it does not describe a run")
     except ValueError as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); repair it, or replace the run with "
-            "overwrite_output_dir=true"
+            f"run directory: {path} cannot be read ({error}); repair it, or replace the run "
+            '(overwrite_output_dir=true, or if_exists="overwrite")'
         ) from None
     return info
 
 
-def _take_lock(path: Path) -> IO[str]:
+def _acquire_lock(path: Path) -> IO[str]:
     lock = (path / _LOCK).open("a")
     for _ in range(_TRIES):
-        if _lock(lock, fcntl.LOCK_EX):
+        if _try_lock(lock, fcntl.LOCK_EX):
             os.set_inheritable(lock.fileno(), False)
             return lock
-        time.sleep(_PAUSE)  # somebody may just look whether it is locked
+        time.sleep(_PAUSE)  # another process may be asking whether it is locked
     lock.close()
-    raise InputError(f"run directory {path}: in use by a running training")
+    raise InputError(f"run directory: {path} is in use by a running training; choose another one")

@@ -1,4 +1,4 @@
-"""Where a run lies: a local directory, or any URL that fsspec knows (``s3://``, ``gs://``, ...)."""
+"""Locations of runs: local paths and URLs that fsspec can open (``s3://``, ``gs://``, ...)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Location"]
 
 @dataclass(frozen=True)
 class Location:
-    """A file or a folder that may be read.
+    """A file or folder to read.
 
     Attributes:
-        filesystem: fsspec's.
-        path: within it.
+        filesystem: the fsspec file system.
+        path: the path in the file system.
     """
 
     filesystem: Any
@@ -30,17 +30,19 @@ class Location:
 
     @classmethod
     def of(cls, place: str | os.PathLike[str]) -> Location:
-        """The location at a path or URL.
+        """Returns the location of a path or URL.
 
         Raises:
-            InputError: nothing here can open such a URL.
+            InputError: no installed package can open such a URL.
         """
-        if "://" not in str(place):  # a path, whatever fsspec would make of its characters
+        if "://" not in str(
+            place
+        ):  # a path, even if fsspec would read its characters in another way
             return cls(LocalFileSystem(), str(Path(place).absolute()))
         try:
             filesystem, path = fsspec.core.url_to_fs(os.fspath(place))
         except (ImportError, ValueError) as error:
-            raise InputError(f"run {place}: cannot be opened: {error}") from None
+            raise InputError(f"run {place}: cannot be opened ({error})") from None
         return cls(filesystem, path)
 
     def __truediv__(self, name: str) -> Location:
@@ -56,15 +58,15 @@ class Location:
 
     @property
     def local(self) -> Path | None:
-        """The path where the location is on this machine, else None."""
+        """The path if the location is on this machine, else None."""
         return Path(self.path) if isinstance(self.filesystem, LocalFileSystem) else None
 
     def is_file(self) -> bool:
-        """Whether there is a file."""
+        """Returns whether a file exists here."""
         return bool(self.filesystem.isfile(self.path))
 
     def children(self) -> list[str]:
-        """Names of what the folder holds, sorted; nothing where there is no folder."""
+        """Returns the sorted names in the folder, none if there is no folder."""
         try:
             self.filesystem.invalidate_cache(self.path)
             found = self.filesystem.ls(self.path, detail=False)
@@ -74,18 +76,18 @@ class Location:
         return sorted(names - {""})
 
     def read(self) -> bytes:
-        """The whole file.
+        """Returns the content of the file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
         """
         return bytes(self.filesystem.cat_file(self.path))
 
     def open(self) -> BinaryIO:
-        """The file, for reading at any place.
+        """Opens the file for reading, with seek.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
         """
         file: BinaryIO = self.filesystem.open(self.path, "rb")
         return file

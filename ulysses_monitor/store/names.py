@@ -10,7 +10,7 @@ from dataclasses import dataclass
 __all__ = ["COMPACTED", "MetricsFile"]
 
 COMPACTED = "metrics.parquet"
-"""The compacted file; older than every other."""
+"""Name of the compacted file, which counts as older than all others."""
 
 _TAIL = re.compile(r"_tail-(\d+)\.arrows")
 _PART = re.compile(r"part-(\d+)-([0-9a-f]{8})\.arrow")
@@ -21,9 +21,9 @@ class MetricsFile:
     """One file of ``metrics/``.
 
     Attributes:
-        name: its name.
-        number: its place among the others; a tail keeps it when it becomes a part.
-        schema: CRC-32 of a part's metric names, in hexadecimal; None where it is no part.
+        name: the file name.
+        number: its position among the files; a tail keeps it when it becomes a part.
+        schema: CRC-32 of a part's metric names, in hexadecimal; None for other files.
     """
 
     name: str
@@ -32,7 +32,7 @@ class MetricsFile:
 
     @classmethod
     def parse(cls, name: str) -> MetricsFile | None:
-        """The file of that name; None where it is none of the store's."""
+        """Returns the file with a name, or None if the store does not use such names."""
         if name == COMPACTED:
             return cls(name, -1)
         if match := _TAIL.fullmatch(name):
@@ -43,16 +43,16 @@ class MetricsFile:
 
     @classmethod
     def tail(cls, number: int) -> MetricsFile:
-        """The tail of that number."""
+        """Returns the tail with a number."""
         return cls(f"_tail-{number:05d}.arrows", number)
 
     @classmethod
     def part(cls, number: int, names: Sequence[str]) -> MetricsFile:
-        """The part of that number with those metrics."""
+        """Returns the part with a number and metric names."""
         schema = f"{zlib.crc32(chr(10).join(names).encode()):08x}"
         return cls(f"part-{number:05d}-{schema}.arrow", number, schema)
 
     @property
     def is_tail(self) -> bool:
-        """Whether it may still grow."""
+        """Whether the file may still grow."""
         return self.schema is None and self.name != COMPACTED

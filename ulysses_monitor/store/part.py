@@ -1,14 +1,15 @@
-"""Sealed steps of one schema: a column a metric.
+"""Parts: sealed steps of one schema, with one column per metric.
 
-An Arrow IPC file (``part-00000-89abcdef.arrow``) with one batch: ``step`` int64, ``time`` float64
-and a float32 column for each metric, so that one metric of many steps is one short read. The batch
-carries the CRC-32 of each column; the file's name ends in that of the metric names, so they are
-read once however many parts have them.
+A part is an Arrow IPC file (``part-00000-89abcdef.arrow``) with one batch: ``step`` int64, ``time``
+float64 and a float32 column for each metric, so that reading one metric is one short read. The
+batch's metadata has the CRC-32 of each column. The file name ends in the CRC-32 of the metric
+names, so a reader reads them only once for all parts that share them.
+
+Legend: N steps, M metrics.
 """
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,33 +20,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ulysses_monitor.common.files import replace_file, sync_directory
 from ulysses_monitor.store.block import Block, DamagedError
 from ulysses_monitor.store.names import MetricsFile
 
-__all__ = ["Layout", "read_names", "read_part", "sync_directory", "write_part"]
+__all__ = ["PartLayout", "read_names", "read_part", "write_part"]
 
 _SUMS, _SUM = b"crc32", np.dtype("<u4")
 
 
 def write_part(directory: Path, number: int, block: Block) -> Path:
-    """Writes a part, safe on disk when this returns; nothing is left of one that fails.
+    """Writes a part, which is safe on disk when this returns.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it cannot be written; nothing is left of it.
     """
-    # [N, M] -> [M, N]: each column in one piece
+    # [N, M] -> [M, N]: each column is contiguous
     values = np.ascontiguousarray(block.values.T)
     path = directory / MetricsFile.part(number, block.names).name
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(pa.PythonFile(file, "w"), _schema(block.names)) as writer:
-                writer.write_batch(*_batch(block, values))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replace_file(path) as file,
+        pa.ipc.new_file(pa.PythonFile(file, "w"), _schema(block.names)) as writer,
+    ):
+        writer.write_batch(*_batch(block, values))
     sync_directory(directory)
     return path
 
@@ -66,43 +63,35 @@ def _batch(block: Block, values: npt.NDArray[np.float32]) -> tuple[Any, dict[byt
     return pa.RecordBatch.from_arrays(columns, schema=_schema(block.names)), {_SUMS: sums.tobytes()}
 
 
-def sync_directory(directory: Path) -> None:
-    """Waits until a renamed file is found under its new name also after a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # -- reading ----------------------------------------------------------------------------------
 
 
 def read_names(content: Any, file: MetricsFile) -> tuple[str, ...]:
-    """Metric names of the part `file`.
+    """Returns the metric names of the part `file` [M].
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the part is damaged.
     """
     try:
         names = tuple(pa.ipc.open_file(content).schema.names[2:])
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from None
     if MetricsFile.part(file.number, names) != file:
-        raise ValueError("the names of its metrics are damaged")
+        raise ValueError("its metric names are damaged")
     return names
 
 
 def read_part(content: Any, names: Sequence[str], chosen: Sequence[int]) -> Block:
-    """Some columns of a part.
+    """Reads some columns of a part.
 
     Args:
-        content: of the file.
-        names: of all its metrics [M].
-        chosen: places in `names`, ascending.
+        content: the open file.
+        names: names of all its metrics [M].
+        chosen: positions in `names`, ascending.
 
     Raises:
-        ValueError: one of the columns is damaged.
+        ValueError: the steps or the file are damaged.
+        DamagedError: metrics are damaged; the error has the others.
     """
     try:
         options = pa.ipc.IpcReadOptions(
@@ -110,7 +99,7 @@ def read_part(content: Any, names: Sequence[str], chosen: Sequence[int]) -> Bloc
         )
         reader = pa.ipc.open_file(content, options=options)
         batch, metadata = reader.get_batch_with_custom_metadata(0)
-        # By the place of the bytes: a damaged null count must not send us through a null bitmap.
+        # Reads the buffers directly: a damaged null count must not lead to a null bitmap.
         columns = [batch.column(i).buffers()[1] for i in range(batch.num_columns)]
         sums = np.frombuffer(metadata[_SUMS], _SUM)
         return _block(
@@ -127,17 +116,17 @@ def _block(
     names: Sequence[str],
     chosen: Sequence[int],
 ) -> Block:
-    """A block of the bytes of columns that have their checksum.
+    """Returns a block from the bytes of its columns, after checking their checksums.
 
     Raises:
         ValueError: the steps are damaged.
-        DamagedError: other columns are; it has the others.
+        DamagedError: metrics are damaged; the error has the others.
     """
     types = [np.int64, np.float64, *[np.float32] * len(chosen)]
     found = [np.frombuffer(c, t, rows) for c, t in zip(columns, types, strict=True)]
     good = [zlib.crc32(c.data) == expected for c, expected in zip(found, sums, strict=True)]
     if not (good[0] and good[1]):
-        raise ValueError("the checksum of its steps does not fit")
+        raise ValueError("the checksum of its steps does not match")
     values = np.empty((sum(good) - 2, rows), np.float32)
     kept = [
         (column, i) for column, i, fits in zip(found[2:], chosen, good[2:], strict=True) if fits
@@ -149,21 +138,21 @@ def _block(
     if not all(good):
         lost = [names[i] for i, fits in zip(chosen, good[2:], strict=True) if not fits]
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise DamagedError(f"the checksum of {lost[0]}{more} does not fit", block)
+        raise DamagedError(f"the checksum of {lost[0]}{more} does not match", block)
     return block
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the bytes of each column lie, alike in all parts of the same schema and size.
+class PartLayout:
+    """Byte offsets of the columns, which all parts of the same schema and size share.
 
-    A part's own description names every column, so reading it takes longer than the column that
-    is wanted of it. What is read by a layout counts only if the checksums say so.
+    A part's own description names every column, so reading it takes longer than reading one
+    column. Data that is read through a layout counts only if its checksums match.
 
     Attributes:
-        rows: steps in the part.
-        columns: where step, time and the metrics begin [M + 2].
-        sums: where the checksums begin.
+        rows: number of steps in the part.
+        columns: offsets of step, time and the metrics [M + 2].
+        sums: offset of the checksums.
     """
 
     rows: int
@@ -171,35 +160,35 @@ class Layout:
     sums: int
 
     @classmethod
-    def of(cls, content: Any) -> Layout:
-        """The layout of a part that lies in memory or is mapped into it.
+    def of(cls, content: Any) -> PartLayout:
+        """Returns the layout of a part that is in memory or mapped into it.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the part is damaged.
         """
         try:
             batch, metadata = pa.ipc.open_file(content).get_batch_with_custom_metadata(0)
             sums = metadata[_SUMS]
             content.seek(0)
-            whole = content.read_buffer()
+            buffer = content.read_buffer()
             buffers = [batch.column(i).buffers()[1] for i in range(batch.num_columns)]
         except (pa.ArrowException, OSError, KeyError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
-        columns = np.array([b.address - whole.address for b in buffers], np.int64)
-        at = bytes(memoryview(whole)[: columns[0]]).find(sums)
+        columns = np.array([b.address - buffer.address for b in buffers], np.int64)
+        at = bytes(memoryview(buffer)[: columns[0]]).find(sums)
         return cls(batch.num_rows, columns, at)
 
     def read(self, content: Any, names: Sequence[str], chosen: Sequence[int]) -> Block:
-        """As `read_part`.
+        """Reads some columns, as `read_part` does.
 
         Raises:
-            ValueError: a checksum does not fit.
+            ValueError: a checksum does not match.
         """
         content.seek(0)
-        whole = memoryview(content.read_buffer())
-        sums = np.frombuffer(whole, _SUM, len(self.columns), self.sums)
+        data = memoryview(content.read_buffer())
+        sums = np.frombuffer(data, _SUM, len(self.columns), self.sums)
         places = [0, 1, *(i + 2 for i in chosen)]
         sizes = [8, 8, *[4] * len(chosen)]
         starts = self.columns[places]
-        columns = [whole[a : a + self.rows * n] for a, n in zip(starts, sizes, strict=True)]
+        columns = [data[a : a + self.rows * n] for a, n in zip(starts, sizes, strict=True)]
         return _block(columns, self.rows, sums[places], names, chosen)

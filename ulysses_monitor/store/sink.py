@@ -1,4 +1,4 @@
-"""The run store as a sink: metrics to columnar parts, events to events.jsonl."""
+"""The run store as a sink: metrics go to columnar parts, events to events.jsonl."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from ulysses_monitor.common.files import sync_directory
 from ulysses_monitor.records import Event, Schema, StepRecord
-from ulysses_monitor.records.json_ready import encodable, event_as_json
+from ulysses_monitor.records.json_ready import escape_surrogates, event_to_dict
 from ulysses_monitor.store.appending import AppendFile
 from ulysses_monitor.store.compaction import compact, is_small
 from ulysses_monitor.store.directory import RunDirectory
 from ulysses_monitor.store.location import Location
-from ulysses_monitor.store.part import sync_directory, write_part
+from ulysses_monitor.store.part import write_part
 from ulysses_monitor.store.reading import list_files
 from ulysses_monitor.store.tail import Tail, read_tail
 
@@ -26,11 +27,11 @@ _OPEN_TAILS = 32
 
 
 class StoreSink:
-    """Writes a run directory's ``metrics/`` and ``events.jsonl``; loses nothing.
+    """Writes ``metrics/`` and ``events.jsonl`` of a run directory; loses nothing.
 
     Args:
-        directory: the run directory, held for writing.
-        part_rows: steps of a part; as many as 32 MiB hold where not given.
+        directory: the run directory, locked for writing.
+        part_rows: steps of a part; by default, as many as fit in 32 MiB.
     """
 
     name = "store"
@@ -39,26 +40,26 @@ class StoreSink:
     def __init__(self, directory: RunDirectory, part_rows: int | None = None) -> None:
         self._part_rows = part_rows
         self._directory = directory.metrics
-        for left in self._directory.glob(".*.tmp"):  # by a writer that was killed
-            left.unlink(missing_ok=True)
+        for leftover in self._directory.glob(".*.tmp"):  # from a killed writer
+            leftover.unlink(missing_ok=True)
         self._number = 1 + max(
             (f.number for f in list_files(Location.of(self._directory))), default=-1
         )
         self._tails: dict[tuple[str, ...], Tail] = {}
-        self._of_schema: WeakKeyDictionary[Schema, Tail] = WeakKeyDictionary()
+        self._tail_of_schema: WeakKeyDictionary[Schema, Tail] = WeakKeyDictionary()
         self._events = _open_events(directory.path / "events.jsonl")
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""
         if isinstance(item, Event):
-            line = json.dumps(event_as_json(item), ensure_ascii=False, default=str) + "\n"
-            self._events.write(encodable(line).encode())
+            line = json.dumps(event_to_dict(item), ensure_ascii=False, default=str) + "\n"
+            self._events.write(escape_surrogates(line).encode())
         else:
-            self._tail(item.schema).write(item)
+            self._tail_for(item.schema).write(item)
 
-    def _tail(self, schema: Schema) -> Tail:
-        """The tail for the schema's names, whatever object they come in, with room for a step."""
-        tail = self._of_schema.get(schema) or self._tails.get(schema.names)
+    def _tail_for(self, schema: Schema) -> Tail:
+        """Returns the tail for the schema's names, with room for one more step."""
+        tail = self._tail_of_schema.get(schema) or self._tails.get(schema.names)
         limit = self._part_rows or _rows_of_a_part(len(schema.names))
         if tail is not None and tail.rows >= limit:
             self._seal(tail)
@@ -69,20 +70,20 @@ class StoreSink:
             tail = self._tails[schema.names] = Tail(self._directory, self._number, schema)
             self._number += 1
             sync_directory(self._directory)
-        elif len(self._tails) > 1:  # the one that is used last is sealed last
+        elif len(self._tails) > 1:  # the most recently used tail is sealed last
             self._tails[schema.names] = self._tails.pop(schema.names)
-        self._of_schema[schema] = tail
+        self._tail_of_schema[schema] = tail
         return tail
 
     def _seal(self, tail: Tail) -> None:
-        """Turns a tail into a part. What is on the disk counts: it is read, not remembered."""
+        """Turns a tail into a part, from what is really on disk, not from memory."""
         tail.flush()
-        self._of_schema = WeakKeyDictionary()
+        self._tail_of_schema = WeakKeyDictionary()
         del self._tails[tail.schema.names]
         tail.close()
         block, damaged = read_tail(tail.path.read_bytes())
         if damaged:
-            return  # it stays what it is, and a reader says so
+            return  # the tail stays, and a reader reports the damage
         write_part(self._directory, tail.number, block)
         tail.path.unlink()
 
@@ -93,7 +94,7 @@ class StoreSink:
         self._events.flush()
 
     def close(self) -> None:
-        """Seals the tails, and compacts a run where that takes seconds only."""
+        """Seals the tails, and compacts the run if that takes only seconds."""
         self._events.close()
         for tail in list(self._tails.values()):
             self._seal(tail)
@@ -107,9 +108,9 @@ def _rows_of_a_part(metrics: int) -> int:
 
 
 def _open_events(path: Path) -> AppendFile:
-    """Opens for appending, on a line of its own where a killed writer left half a line."""
-    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    """Opens the file on a new line, even if a killed writer left an incomplete one."""
+    is_incomplete = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     events = AppendFile(path)
-    if torn:
+    if is_incomplete:
         events.write(b"\n")
     return events

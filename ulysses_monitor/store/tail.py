@@ -1,9 +1,11 @@
-"""The newest steps of one schema: a row a step, safe on disk as soon as they are flushed.
+"""Tails: the newest steps of one schema, one row per step, safe on disk once flushed.
 
-An Arrow IPC stream (``_tail-00000.arrows``) with the columns ``step`` int64, ``time`` float64 and
-``values``, a list of float32 whose names stand in the stream's metadata, and ``crc32`` of the row's
-three. A stream needs no footer, so every whole batch is served whatever happened
-to the writer.
+A tail is an Arrow IPC stream (``_tail-00000.arrows``) with the columns ``step`` int64, ``time``
+float64, ``values``, a list of float32 whose names are in the stream's metadata, and ``crc32`` of
+these three. A stream needs no footer, so every complete batch can be read, whatever happened to
+the writer.
+
+Legend: N steps, M metrics.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ __all__ = ["Tail", "read_tail", "tail_names"]
 
 _NAMES, _SUM = b"ulysses.metrics", b"ulysses.crc32"
 _MESSAGE = b"\xff\xff\xff\xff"
-"""What every message of an Arrow IPC stream begins with."""
+"""The first bytes of every message in an Arrow IPC stream."""
 
 _BATCH_BYTES = 1 << 20
 
@@ -42,9 +44,9 @@ class Tail:
 
     Attributes:
         path: the file.
-        number: its place among the run's parts.
-        schema: the records'.
-        rows: records so far.
+        number: its position among the run's files.
+        schema: the schema of its records.
+        rows: number of records so far.
     """
 
     def __init__(self, directory: Path, number: int, schema: Schema) -> None:
@@ -63,13 +65,13 @@ class Tail:
             metadata=_metadata(schema.names),
         )
         self._file = AppendFile(self.path)
-        self._stream = pa.ipc.new_stream(pa.PythonFile(_Forward(self._file), "w"), self._arrow)
+        self._stream = pa.ipc.new_stream(pa.PythonFile(_PyarrowFile(self._file), "w"), self._arrow)
 
     def write(self, record: StepRecord) -> None:
         """Appends one step.
 
         Raises:
-            ValueError: it is not what its schema says, or has no number of a step.
+            ValueError: the record does not fit its schema, or its step is not an integer.
         """
         self._waiting.append(_checked_record(record))
         self.rows += 1
@@ -81,42 +83,42 @@ class Tail:
             return
         steps = np.array([record.step for record in self._waiting], np.int64)
         times = np.array([record.time for record in self._waiting], np.float64)
-        with np.errstate(over="ignore"):  # beyond float32: infinity
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite
             values = np.array([record.values for record in self._waiting], np.float32)
         lists = pa.FixedSizeListArray.from_arrays(
             pa.array(values.reshape(-1)), type=self._arrow.field(3).type
         )
-        columns = [*map(pa.array, (steps, times, _row_sums(steps, times, values))), lists]
+        columns = [*map(pa.array, (steps, times, _row_checksums(steps, times, values))), lists]
         self._stream.write_batch(pa.record_batch(columns, schema=self._arrow))
         self._waiting.clear()
 
     def flush(self) -> None:
-        """Hands what was written to the operating system, where a killed process cannot lose it.
+        """Hands all records to the operating system, so that killing the process loses none.
 
         Raises:
-            OSError: it could not be written; it is kept for the next time.
+            OSError: the records could not be written; they are kept for the next call.
         """
         self._encode()
         self._file.flush()
 
     def close(self) -> None:
-        """Writes out the rest and closes the file."""
+        """Writes the rest and closes the file."""
         self._encode()
         self._file.close()
 
 
 def _checked_record(record: StepRecord) -> StepRecord:
-    """A record that can be encoded: one that cannot must not come between those that can."""
+    """Returns the record if it can be encoded, so that a bad one cannot spoil its batch."""
     values = np.asarray(record.values, np.float64)
     width = len(record.schema.names)
     if values.shape != (width,) or not width:
-        raise ValueError(f"values of shape {values.shape} for {width} metrics")
+        raise ValueError(f"the record has values of shape {values.shape}; expected ({width},)")
     step = np.int64(operator.index(record.step))
     return StepRecord(int(step), float(record.time), record.schema, values)
 
 
-class _Forward:
-    """What pyarrow needs of a Python file, over an `AppendFile`."""
+class _PyarrowFile:
+    """An `AppendFile` as the Python file that pyarrow needs."""
 
     closed = False
 
@@ -140,50 +142,50 @@ class _Forward:
 
 
 def tail_names(data: bytes) -> tuple[str, ...]:
-    """Metric names of a tail's content; none where nothing was written yet.
+    """Returns the metric names of a tail's content [M]; none if it is still empty.
 
     Raises:
-        ValueError: its head is damaged.
+        ValueError: its header is damaged.
     """
-    return _head(data)[1]
+    return _read_header(data)[1]
 
 
 def read_tail(data: bytes) -> tuple[Block, bool]:
-    """All steps of a tail's content, up to the end that a writer may have torn.
+    """Reads all complete steps of a tail's content.
 
     Returns:
-        The steps, and whether some are missing because they are damaged. A damaged length of the
-        last batch cannot be told from a torn end.
+        The steps, and whether some are missing because of damage. A damaged length of the last
+        batch looks the same as an incomplete write, which does not count as damage.
 
     Raises:
-        ValueError: its head is damaged, so that nothing can be served.
+        ValueError: the header is damaged, so that nothing can be read.
     """
-    schema, names, at = _head(data)
+    schema, names, at = _read_header(data)
     if schema is None:
         return Block.empty(), False
-    batches, damaged = _batches(memoryview(data), at, schema)
-    return _joined(names, batches), damaged
+    batches, damaged = _read_batches(memoryview(data), at, schema)
+    return _concatenate(names, batches), damaged
 
 
-def _head(data: bytes) -> tuple[Any, tuple[str, ...], int]:
-    """Arrow schema, metric names and where the batches begin; no schema where it is not there."""
+def _read_header(data: bytes) -> tuple[Any, tuple[str, ...], int]:
+    """Returns Arrow schema, metric names and offset of the batches; no schema if it is empty."""
     if not any(data):
         return None, (), 0
     stream = pa.BufferReader(data)
     try:
-        schema = pa.ipc.read_schema(_of_type("schema", pa.ipc.read_message(stream)))
+        schema = pa.ipc.read_schema(_expect_type("schema", pa.ipc.read_message(stream)))
         names = tuple(json.loads(schema.metadata[_NAMES]))
     except (pa.ArrowException, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"its head cannot be read: {error}") from None
+        raise ValueError(f"its header cannot be read: {error}") from None
     if schema.metadata != _metadata(names):
-        raise ValueError("the names of its metrics are damaged")
+        raise ValueError("its metric names are damaged")
     return schema, names, stream.tell()
 
 
-def _of_type(kind: str, message: Any) -> Any:
-    """Pyarrow takes another kind's bytes for those of this one, and may crash the process."""
+def _expect_type(kind: str, message: Any) -> Any:
+    """Checks the type, because pyarrow may crash the process on a message of another type."""
     if message.type != kind:
-        raise ValueError(f"a {message.type} where a {kind} should be")
+        raise ValueError(f"a message is a {message.type}; expected a {kind}")
     return message
 
 
@@ -192,8 +194,8 @@ def _metadata(names: tuple[str, ...]) -> dict[bytes, bytes]:
     return {_NAMES: text, _SUM: str(zlib.crc32(text)).encode()}
 
 
-def _batches(data: memoryview, at: int, schema: Any) -> tuple[list[_Rows], bool]:
-    """Whole batches, and whether one before the end cannot be read."""
+def _read_batches(data: memoryview, at: int, schema: Any) -> tuple[list[_Rows], bool]:
+    """Returns the complete batches, and whether one before the end is damaged."""
     batches: list[_Rows] = []
     torn = damaged = False
     while (found := _next_message(data, at)) < len(data):
@@ -202,45 +204,45 @@ def _batches(data: memoryview, at: int, schema: Any) -> tuple[list[_Rows], bool]
         try:
             message = pa.ipc.read_message(stream)
         except (pa.ArrowException, OSError, EOFError):
-            at, torn = at + 8, True  # it was the torn end, unless another message follows
+            at, torn = at + 8, True  # this is an incomplete end, unless another message follows
             continue
         try:
-            batch = pa.ipc.read_record_batch(_of_type("record batch", message), schema)
-            rows, whole = _checked(batch)
+            batch = pa.ipc.read_record_batch(_expect_type("record batch", message), schema)
+            rows, is_complete = _verify_rows(batch)
         except (pa.ArrowException, OSError, ValueError):
             at, damaged = at + 8, True
             continue
         batches.append(rows)
-        at, damaged, torn = at + stream.tell(), damaged or torn or not whole, False
+        at, damaged, torn = at + stream.tell(), damaged or torn or not is_complete, False
     return batches, damaged
 
 
 def _next_message(data: memoryview, at: int) -> int:
-    """Where the next message may begin: messages lie at multiples of 8 bytes."""
+    """Returns where the next message may begin; messages are aligned to 8 bytes."""
     while at < len(data) and data[at : at + 4] != _MESSAGE:
         at += 8
     return at
 
 
-def _checked(batch: Any) -> tuple[_Rows, bool]:
-    """The rows whose numbers are those that were written, and whether that is all of them."""
+def _verify_rows(batch: Any) -> tuple[_Rows, bool]:
+    """Returns the rows whose checksums match, and whether those are all rows."""
     count, width = batch.num_rows, batch.schema.field(3).type.list_size
     steps = np.frombuffer(batch.column(0).buffers()[1], np.int64, count)
     times = np.frombuffer(batch.column(1).buffers()[1], np.float64, count)
     sums = np.frombuffer(batch.column(2).buffers()[1], np.uint32, count)
     flat = np.frombuffer(batch.column(3).values.buffers()[1], np.float32, count * width)
-    values = flat.reshape(count, width)
-    good = _row_sums(steps, times, values) == sums
+    values = flat.reshape(count, width)  # [N * M] -> [N, M]
+    good = _row_checksums(steps, times, values) == sums
     return (steps[good], times[good], values[good]), bool(good.all())
 
 
-def _row_sums(steps: _Steps, times: _Times, values: _Values) -> npt.NDArray[np.uint32]:
-    """CRC-32 of each row's step, time and values."""
+def _row_checksums(steps: _Steps, times: _Times, values: _Values) -> npt.NDArray[np.uint32]:
+    """Returns the CRC-32 of step, time and values of each row [N]."""
     rows = zip(steps, times, values, strict=True)
     return np.array([zlib.crc32(v, zlib.crc32(t, zlib.crc32(s))) for s, t, v in rows], np.uint32)
 
 
-def _joined(names: tuple[str, ...], batches: list[_Rows]) -> Block:
+def _concatenate(names: tuple[str, ...], batches: list[_Rows]) -> Block:
     if not batches:
         return Block.empty(names)
     steps, times, values = (np.concatenate(column) for column in zip(*batches, strict=True))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.commands import run_python
 from ulysses_core.cli import main
 
 TEXT = "the a list map set sorts returns holds every value key item of in and first last"
@@ -62,17 +61,9 @@ class World:
     def run(
         self, *arguments: str, timeout: float = 150, program: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
-        command = [*(program or (sys.executable, "-m", "ulysses_core.cli")), *arguments]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
-        return subprocess.run(
-            command,
-            cwd=self.path,
-            env=env,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
+        command = [*(program or ("-m", "ulysses_core.cli")), *arguments]
+        return run_python(*command, folder=self.path, environment=environment, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +85,20 @@ def make_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], World]:
         return World(path)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def compiled_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiles what DeepSpeed otherwise compiles when its first training starts.
+
+    That can take longer than a training may, and one that is killed meanwhile leaves a lock for
+    which all others wait.
+    """
+    program = (
+        "from deepspeed.ops.op_builder import ShareMemCommBuilder\nShareMemCommBuilder().load()"
+    )
+    done = run_python("-c", program, folder=tmp_path_factory.getbasetemp(), timeout=400)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -175,9 +175,9 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def own_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+def own_lines(error: str) -> list[str]:
     """Returns the lines that `ulysses` itself printed."""
-    return [line for line in done.stderr.splitlines() if line.startswith("ulysses: ")]
+    return [line for line in error.splitlines() if line.startswith("ulysses: ")]
 
 
 # -- what is recorded -------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_each_training_of_a_script_gets_a_run_unless_it_has_a_monitor(desk):
     done = desk.run(*arguments, "--", sys.executable, script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "the end"
-    assert own_lines(done) == [
+    assert own_lines(done.stderr) == [
         "ulysses: attached; Trainers are recorded to runs/demo",
         "ulysses: recorded runs/demo; to see it, run: ulysses report runs/demo",
         "ulysses: skipped a Trainer that has its own monitor",
@@ -208,12 +208,17 @@ def test_each_training_of_a_script_gets_a_run_unless_it_has_a_monitor(desk):
 @pytest.mark.timeout(150)
 def test_all_ranks_of_torchrun_are_recorded_and_training_continues_without_support(desk):
     script = desk.script(UNSUPPORTED)
-    done = desk.run("--run-dir", "runs/two", "--", *TORCHRUN, script)
+    # Each rank's output goes to files of its own: in one stream, lines of two ranks get mixed.
+    apart = ("--redirects", "3", "--log-dir", "logs")
+    done = desk.run("--run-dir", "runs/two", "--", *TORCHRUN, *apart, script)
     assert done.returncode == 0, done.stderr
-    assert {"rank 0 trained", "rank 1 trained"} <= set(done.stdout.splitlines())
     reason = "engine of the future: not supported"
-    assert own_lines(done)[1:] == [
-        f"ulysses: the training goes on without the monitor: {reason}",
+    expected = [[f"ulysses: training continues without the monitor: {reason}"], []]
+    for rank in (0, 1):
+        (folder,) = desk.path.glob(f"logs/*/attempt_0/{rank}")
+        assert f"rank {rank} trained" in (folder / "stdout.log").read_text().splitlines()
+        assert own_lines((folder / "stderr.log").read_text()) == expected[rank]
+    assert own_lines(done.stderr)[1:] == [
         f"ulysses: not recorded: {reason}",
         "ulysses: recorded runs/two; to see it, run: ulysses report runs/two",
     ]
@@ -230,7 +235,7 @@ def test_a_trl_trainer_under_accelerate_launch_is_watched(desk):
     assert done.returncode == 0, done.stderr
     (run,) = (desk.path / "runs").iterdir()
     assert run.name.startswith("my-sft-")
-    assert f"ulysses: recorded runs/{run.name}; to see it" in own_lines(done)[-1]
+    assert f"ulysses: recorded runs/{run.name}; to see it" in own_lines(done.stderr)[-1]
     assert um.open_run(run).info["trainer"] == "SFTTrainer"
     assert desk.steps(str(run)) == [1, 2]
 
@@ -242,7 +247,7 @@ def test_several_scripts_get_their_own_runs_and_a_failure_keeps_its_exit_code(de
     both = f"{sys.executable} {good} && {sys.executable} {fails}"
     done = desk.run("--run-dir", "runs/x", "--", "bash", "-c", both)
     assert done.returncode == 3, done.stderr
-    assert [line.partition(";")[0] for line in own_lines(done)[1:]] == [
+    assert [line.partition(";")[0] for line in own_lines(done.stderr)[1:]] == [
         "ulysses: recorded runs/x",
         "ulysses: recorded runs/x-2",
     ]
@@ -271,8 +276,8 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
     assert done.returncode == 0
     assert done.stdout == "typed ['--', '--help', '--local_rank=1'] []\n"
     assert f"{own} {own}" in done.stderr.splitlines()
-    assert "created no transformers or TRL Trainer" in own_lines(done)[-1]
-    assert "monitor.watch(model, optimizer)" in own_lines(done)[-1]
+    assert "created no transformers or TRL Trainer" in own_lines(done.stderr)[-1]
+    assert "monitor.watch(model, optimizer)" in own_lines(done.stderr)[-1]
     assert not (desk.path / "runs").exists()
 
 
@@ -280,7 +285,9 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
 def test_the_exit_code_after_a_signal_is_128_and_its_number(desk):
     done = desk.run("--", "bash", "-c", "kill -KILL $$")
     assert done.returncode == 137
-    assert own_lines(done)[-1].endswith("the command created no Trainer before it exited with 137")
+    assert own_lines(done.stderr)[-1].endswith(
+        "the command created no Trainer before it exited with 137"
+    )
 
 
 @pytest.mark.timeout(150)

@@ -179,11 +179,11 @@ def test_the_run_of_another_user_is_refused(ulysses: Ulysses, training: Training
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "nothing is said"),
+        ([], "the command is empty"),
         (["polcy=off"], "did you mean 'policy'?"),
-        (["policy=on"], "allowed is off, shadow, active"),
-        (["lr_factor=11"], "allowed is 0 to 10"),
-        (["save", "save"], "the same is said before"),
+        (["policy=on"], "allowed: off, shadow, active"),
+        (["lr_factor=11"], "expected 0 to 10"),
+        (["save", "save"], "sets the same thing as an earlier word"),
         (["save", "--why", "x" * 501], "0 to 500 printable characters"),
         (["save", "--why", "a\x1b[2Jb"], "printable"),
         (["save", "--wait", "-1"], "--wait"),

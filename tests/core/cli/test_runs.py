@@ -78,7 +78,7 @@ def test_a_missing_folder_is_an_error_but_an_empty_one_is_not(
     code, out, error = ulysses("runs")
     assert (code, out) == (2, "")
     assert error == (
-        "ulysses: runs in runs: no such folder; name a folder of runs, a glob or a list\n"
+        "ulysses: runs in runs: no such folder; expected a folder of runs, a glob or a list\n"
     )
     (tmp_path / "runs").mkdir()
     assert ulysses("runs") == (0, "no runs in runs\n", "")
@@ -130,7 +130,7 @@ def test_a_report_of_a_run_at_a_url_needs_an_output_file(ulysses: Ulysses, tmp_p
     memory.put(str(tmp_path / "one"), "/for-the-report/one", recursive=True)
     code, _, error = ulysses("report", "memory://for-the-report/one")
     assert code == 2
-    assert error.endswith("nothing is written to a URL; name a file: --output FILE\n")
+    assert error.endswith("is written there; name a local file with --output FILE\n")
     code, out, _ = ulysses("report", "memory://for-the-report/one", "--output", "one.html")
     assert (code, out) == (0, "one.html\n")
     assert "one" in ulysses("runs", "memory://for-the-report")[1]

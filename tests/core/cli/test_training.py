@@ -14,7 +14,8 @@ import pytest
 
 import ulysses_monitor as um
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+pytestmark = [pytest.mark.usefixtures("compiled_deepspeed"), pytest.mark.timeout(600)]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 SFT = {
     "stage": "sft",
     "finetuning_type": "lora",
@@ -200,7 +201,7 @@ def test_the_manager_trains_from_python(trained, deepspeed):
         "    status = manager.run_training()\n"
         "print(status['state'], status['step'], status['max_steps'])\n"
     )
-    done = trained.run(program=(sys.executable, "-c", script))
+    done = trained.run(program=("-c", script))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["ready", "finished 2 2"]
     info = um.open_run(trained.path / run_dir).info
@@ -230,7 +231,7 @@ def test_the_manager_cleans_up_after_an_exception(trained):
         "print('forward' in vars(model), 'forward' in vars(model.lm_head))\n"
         "print('_prepare_deepspeed' in vars(manager.trainer.accelerator))\n"
     )
-    done = trained.run(program=(sys.executable, "-c", script))
+    done = trained.run(program=("-c", script))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["out of memory failed", "False False", "False"]
     run = um.open_run(trained.path / "runs/raising")

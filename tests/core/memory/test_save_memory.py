@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import ulysses_core as uc
-from tests.core.parallel.test_sequence_training import (
+from tests.support.forget import forget_last_trainer
+from tests.support.sequence_cases import (
     Case,
     build_model,
     build_trainer,
     fingerprint,
-    forget_last_trainer,
     weights_of,
 )
 from tests.support.spawn import spawn

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.core.parallel.test_sequence_training import Case, build_trainer, weights_of
+from tests.support.sequence_cases import Case, build_trainer, weights_of
 from tests.support.spawn import spawn
 
 STEPS = 4

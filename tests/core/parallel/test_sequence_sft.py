@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.core.parallel.test_sequence_training import (
+from tests.support.forget import forget_last_trainer
+from tests.support.sequence_cases import (
     VOCAB,
     Case,
     build_model,
-    forget_last_trainer,
     weights_of,
 )
 from tests.support.spawn import spawn

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ulysses_core as uc
-from tests.core.parallel.test_sequence_training import (
+from tests.support.forget import forget_last_trainer
+from tests.support.sequence_cases import (
     Case,
     build_model,
     build_trainer,
-    forget_last_trainer,
 )
 from tests.support.spawn import spawn
 from ulysses_core.parallel.exchange import plan_heads

@@ -18,13 +18,13 @@ from ulysses_monitor.records import Event, Schema, StepRecord
 from ulysses_monitor.sinks import MemorySink
 
 SIZE = 520
-"""Bytes that a record of one metric takes in a queue."""
+"""Bytes of a record with one metric in a queue."""
 
 WIDE = Schema(tuple(f"a/a/{i}" for i in range(1000)))
 
 
 class ListSink:
-    """Keeps what it is given; a live sink unless told otherwise."""
+    """Keeps what it gets; a live sink by default."""
 
     def __init__(self, name: str = "list", lossless: bool = False) -> None:
         self.name, self.lossless = name, lossless
@@ -42,7 +42,7 @@ class ListSink:
 
 
 class GatedSink(ListSink):
-    """Stands still within `write` until its gate opens."""
+    """Hangs in `write` until its gate opens."""
 
     def __init__(self, lossless: bool = False) -> None:
         super().__init__("gated", lossless)
@@ -55,7 +55,7 @@ class GatedSink(ListSink):
 
 
 class FailingSink(ListSink):
-    """Fails in one method with what `error` makes, for the first `times` calls of it."""
+    """Raises `error()` in the first `times` calls of one method."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ def test_every_sink_gets_every_item_in_order_and_is_closed_once() -> None:
     assert bus.dropped() == {"one": 0, "other": 0}
 
 
-def test_a_sink_that_stands_still_does_not_block_the_publisher() -> None:
+def test_a_hanging_sink_does_not_block_the_publisher() -> None:
     slow, fast = GatedSink(), ListSink("fast")
     bus = Bus([slow, fast])
     began = time.perf_counter()
@@ -127,7 +127,7 @@ def test_a_slow_live_sink_loses_its_oldest_items_and_they_are_counted() -> None:
     sink = GatedSink()
     bus = Bus([sink], queue_bytes=10 * SIZE)
     bus.publish(record(0))
-    assert sink.entered.wait(5)  # item 0 is in the sink's hands, the queue is empty
+    assert sink.entered.wait(5)  # the sink has item 0 and the queue is empty
     for step in range(1, 31):
         bus.publish(record(step))
     wait_until(lambda: bus.dropped() == {"gated": 20})
@@ -136,7 +136,7 @@ def test_a_slow_live_sink_loses_its_oldest_items_and_they_are_counted() -> None:
     assert steps(sink) == [0, *range(21, 31)]
 
 
-def test_one_item_larger_than_the_queue_is_written_all_the_same() -> None:
+def test_an_item_larger_than_the_queue_is_still_written() -> None:
     sink = ListSink()
     bus = Bus([sink], queue_bytes=10)
     bus.publish(record(0))
@@ -172,7 +172,7 @@ def test_a_slow_lossless_sink_loses_nothing_and_the_memory_stays_bounded() -> No
             np.testing.assert_array_equal(item.values, np.arange(1000.0) + item.step)
 
 
-def test_where_the_spill_is_full_the_newest_records_are_dropped_and_counted() -> None:
+def test_a_full_spill_file_drops_and_counts_the_newest_records() -> None:
     sink = GatedSink(lossless=True)
     bus = Bus([sink], queue_bytes=40_000, spill_bytes=80_000)
     for step in range(200):
@@ -188,7 +188,7 @@ def test_where_the_spill_is_full_the_newest_records_are_dropped_and_counted() ->
     assert steps(sink) == [*range(200 - lost), 200]
 
 
-def test_a_spill_is_used_again_after_the_sink_has_caught_up() -> None:
+def test_the_spill_is_used_again_after_the_sink_has_caught_up() -> None:
     sink = GatedSink(lossless=True)
     bus = Bus([sink], queue_bytes=40_000, spill_bytes=500_000)
     for round_ in range(3):
@@ -206,7 +206,7 @@ def test_a_spill_is_used_again_after_the_sink_has_caught_up() -> None:
 # -- failures ---------------------------------------------------------------------------------
 
 
-def test_a_sink_that_keeps_failing_is_switched_off_and_the_others_do_not_notice(
+def test_a_sink_that_keeps_failing_is_switched_off_and_the_others_go_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bad, good = FailingSink("write"), ListSink("good")
@@ -217,18 +217,18 @@ def test_a_sink_that_keeps_failing_is_switched_off_and_the_others_do_not_notice(
         wait_until(lambda: bad.calls == MAX_FAILURES)
         began = time.perf_counter()
         bus.close()
-    assert time.perf_counter() - began < 2.0  # the end does not wait for it
+    assert time.perf_counter() - began < 2.0  # closing does not wait for it
     assert bad.calls <= MAX_FAILURES + 1
     assert [item.step for item in good.items if isinstance(item, StepRecord)] == list(range(30))
     assert bus.dropped()["failing"] >= 30
     assert bus.dropped()["good"] == 0
     assert bad.closes == 1
-    # The first failure, that it is off, and at the end what it did not get.
+    # The first failure, switching off, and at the end the number of lost items.
     assert len(caplog.records) == 3
-    assert "did not get" in caplog.records[-1].message
+    assert " lost " in caplog.records[-1].message
 
 
-def test_the_run_itself_is_told_what_became_of_a_sink() -> None:
+def test_a_sinks_failures_and_recovery_become_events_of_the_run() -> None:
     bad, good = FailingSink("write", MAX_FAILURES), ListSink("good")
     bus = Bus([bad, good])
     bus.publish(record(7))
@@ -243,7 +243,9 @@ def test_the_run_itself_is_told_what_became_of_a_sink() -> None:
 
 @pytest.mark.parametrize("lossless", [False, True])
 @pytest.mark.parametrize("method", ["write", "flush"])
-def test_what_a_medium_refused_is_written_once_it_is_back(method: str, lossless: bool) -> None:
+def test_an_item_that_failed_with_an_os_error_is_written_once_the_sink_works(
+    method: str, lossless: bool
+) -> None:
     sink = FailingSink(method, MAX_FAILURES + 1, lossless=lossless)
     bus = Bus([sink])
     for step in range(30):
@@ -255,7 +257,7 @@ def test_what_a_medium_refused_is_written_once_it_is_back(method: str, lossless:
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-def test_an_item_that_a_sink_cannot_take_is_dropped_and_the_next_one_written(
+def test_an_item_that_a_sink_rejects_is_dropped_and_the_next_one_written(
     lossless: bool,
 ) -> None:
     sink = FailingSink("write", 2, error=lambda: TypeError("what is this?"), lossless=lossless)
@@ -267,7 +269,7 @@ def test_an_item_that_a_sink_cannot_take_is_dropped_and_the_next_one_written(
     assert bus.dropped() == {"failing": 2}
 
 
-def test_at_the_end_a_lossless_sink_that_is_off_is_tried_until_the_time_is_over() -> None:
+def test_closing_retries_a_lossless_sink_that_is_off_until_the_timeout() -> None:
     sink = FailingSink("write", MAX_FAILURES + 3, lossless=True)
     bus = Bus([sink])
     bus.publish(record(1))
@@ -300,7 +302,7 @@ def test_secrets_in_an_error_reach_neither_the_log_nor_the_events(
         assert secret not in told
 
 
-def test_a_sink_that_stands_still_is_named_once(
+def test_a_hanging_sink_is_named_in_the_log_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ulysses_monitor.bus.worker._HANG_SECONDS", 0.1)
@@ -312,10 +314,10 @@ def test_a_sink_that_stands_still_is_named_once(
     with caplog.at_level(logging.WARNING):
         for step in range(5):
             bus.publish(record(step))
-        wait_until(lambda: "stands still" in caplog.text)
+        wait_until(lambda: "has not responded" in caplog.text)
         bus.publish(record(5))
         time.sleep(0.2)
-    assert caplog.text.count("sink gated stands still") == 1
+    assert caplog.text.count("sink gated has not responded") == 1
     sink.gate.set()
     bus.close()
 
@@ -323,7 +325,7 @@ def test_a_sink_that_stands_still_is_named_once(
 # -- the end ----------------------------------------------------------------------------------
 
 
-def test_closing_ends_in_time_although_a_sink_hangs(caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_ends_in_time_even_if_a_sink_hangs(caplog: pytest.LogCaptureFixture) -> None:
     hanging, good = GatedSink(lossless=True), ListSink("good")
     bus = Bus([hanging, good])
     bus.publish(record(0))
@@ -351,7 +353,7 @@ def test_a_forked_child_neither_queues_nor_waits_nor_writes(tmp_path: Path) -> N
     bus = Bus([sink])
     bus.publish(record(0))
     assert sink.entered.wait(5)
-    with bus._workers[0]._lock:  # as a fork in the middle of a publishing
+    with bus._workers[0]._lock:  # like a fork in the middle of publishing
         child = os.fork()
         if child == 0:
             bus.publish(record(1))
@@ -368,7 +370,7 @@ def test_a_forked_child_neither_queues_nor_waits_nor_writes(tmp_path: Path) -> N
     assert steps(sink) == [0]
 
 
-def test_a_sink_is_opened_before_its_first_item_and_opened_again_where_that_failed(
+def test_a_sink_is_opened_before_its_first_item_and_opening_is_retried(
     tmp_path: Path,
 ) -> None:
     class Opened(ListSink):
@@ -389,7 +391,7 @@ def test_a_sink_is_opened_before_its_first_item_and_opened_again_where_that_fail
     assert sink.items[1].step == 1
 
 
-def test_where_there_is_no_place_to_spill_the_other_sinks_go_on(
+def test_without_room_to_spill_the_other_sinks_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def nowhere(*_: Any, **__: Any) -> Any:
@@ -405,11 +407,11 @@ def test_where_there_is_no_place_to_spill_the_other_sinks_go_on(
     slow.gate.set()
     bus.close()
     lost = bus.dropped()["gated"]
-    assert 0 < lost < 1000  # four times what may wait in memory is kept
+    assert 0 < lost < 1000  # four times the memory limit is kept
     assert steps(slow) == list(range(1000 - lost))
 
 
-def test_sinks_of_one_name_are_counted_apart() -> None:
+def test_sinks_with_the_same_name_are_counted_separately() -> None:
     one, other = FailingSink("write", error=lambda: TypeError("no")), ListSink("failing")
     bus = Bus([one, other])
     bus.publish(record(1))
@@ -418,7 +420,7 @@ def test_sinks_of_one_name_are_counted_apart() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_what_is_no_exception_does_not_end_a_sink_either(error: type[BaseException]) -> None:
+def test_a_base_exception_does_not_end_a_sink_either(error: type[BaseException]) -> None:
     class Leaves(ListSink):
         def write(self, item: Any) -> None:
             if item.step == 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ulysses_monitor.common.masking import masked_text, without_secrets
+from ulysses_monitor.common.masking import mask_secrets, mask_text
 
 SECRET_KEYS = [
     *("token", "hub_token", "HF_TOKEN", "push_to_hub_token", "use_auth_token", "accessToken"),
@@ -25,16 +25,16 @@ PLAIN_KEYS = [
 
 
 @pytest.mark.parametrize("key", SECRET_KEYS)
-def test_text_under_the_name_of_a_secret_is_masked(key: str) -> None:
-    assert without_secrets({key: "abc"}) == {key: "***"}
-    assert without_secrets({"a": [{key: {"b": ["abc", 3]}}]}) == {"a": [{key: {"b": ["***", 3]}}]}
-    assert without_secrets({key: ""}) == {key: ""}
+def test_text_under_a_secret_name_is_masked(key: str) -> None:
+    assert mask_secrets({key: "abc"}) == {key: "***"}
+    assert mask_secrets({"a": [{key: {"b": ["abc", 3]}}]}) == {"a": [{key: {"b": ["***", 3]}}]}
+    assert mask_secrets({key: ""}) == {key: ""}
 
 
 @pytest.mark.parametrize("key", PLAIN_KEYS)
-def test_text_under_other_names_stays(key: str) -> None:
-    assert without_secrets({key: "abc"}) == {key: "abc"}
-    assert without_secrets({key: {"content": "<pad>"}}) == {key: {"content": "<pad>"}}
+def test_text_under_other_names_is_kept(key: str) -> None:
+    assert mask_secrets({key: "abc"}) == {key: "abc"}
+    assert mask_secrets({key: {"content": "<pad>"}}) == {key: {"content": "<pad>"}}
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_text_under_other_names_stays(key: str) -> None:
     ],
 )
 def test_secrets_within_a_text_are_masked(text: str) -> None:
-    assert "ABC123def" not in masked_text(text)
-    assert "ABC123def" not in str(without_secrets({"a": text, text: 1}))
+    assert "ABC123def" not in mask_text(text)
+    assert "ABC123def" not in str(mask_secrets({"a": text, text: 1}))
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_secrets_within_a_text_are_masked(text: str) -> None:
         "pad_token='<|endoftext|>'",
     ],
 )
-def test_other_texts_stay(text: str) -> None:
-    assert masked_text(text) == text
+def test_other_text_is_kept(text: str) -> None:
+    assert mask_text(text) == text
 
 
-def test_the_argument_of_a_secret_option_is_masked() -> None:
+def test_the_value_of_a_secret_option_is_masked() -> None:
     given = ["train.py", "--hub_token", "abc", "--lr", "1e-4", "--api-key=ABC123"]
-    assert without_secrets(given) == [*given[:2], "***", *given[3:5], "--api-key=***"]
+    assert mask_secrets(given) == [*given[:2], "***", *given[3:5], "--api-key=***"]
 
 
 def test_values_of_secret_variables_are_masked_wherever_they_occur(
@@ -92,4 +92,4 @@ def test_values_of_secret_variables_are_masked_wherever_they_occur(
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     text = "zxcv-0123456789 in /workspace1 while training1 a training-word swordfish-0123"
-    assert masked_text(text) == "*** in /workspace1 while training1 a training-word ***"
+    assert mask_text(text) == "*** in /workspace1 while training1 a training-word ***"

@@ -16,7 +16,7 @@ def shout(original: Any, *args: Any, **kwargs: Any) -> str:
     return original(*args, **kwargs).upper()
 
 
-def test_a_patch_acts_on_one_instance_and_is_taken_back_without_a_trace() -> None:
+def test_a_patch_affects_one_instance_and_is_undone_without_a_trace() -> None:
     one, other = Greeter(), Greeter()
     undo = patch_method(one, "greet", shout)
     assert one.greet(name="a") == "HELLO A"
@@ -26,7 +26,7 @@ def test_a_patch_acts_on_one_instance_and_is_taken_back_without_a_trace() -> Non
     assert vars(one) == {}
 
 
-def test_an_attribute_of_the_instances_own_is_put_back() -> None:
+def test_an_attribute_of_the_instance_itself_is_restored() -> None:
     one = Greeter()
     own = lambda name: f"own {name}"  # noqa: E731
     one.greet = own  # type: ignore[method-assign]
@@ -36,7 +36,7 @@ def test_an_attribute_of_the_instances_own_is_put_back() -> None:
     assert vars(one) == {"greet": own}
 
 
-def test_a_patch_put_over_it_since_stays_and_reaches_the_original() -> None:
+def test_a_later_patch_stays_and_reaches_the_original() -> None:
     one = Greeter()
     undo = patch_method(one, "greet", shout)
     patch_method(one, "greet", lambda original, name: f"<{original(name)}>")
@@ -44,7 +44,7 @@ def test_a_patch_put_over_it_since_stays_and_reaches_the_original() -> None:
     assert one.greet("a") == "<hello a>"
 
 
-def test_patches_taken_back_in_reverse_order_leave_no_trace() -> None:
+def test_patches_undone_in_reverse_order_leave_no_trace() -> None:
     one = Greeter()
     undos = [patch_method(one, "greet", lambda original, n: original(n) + "!") for _ in range(3)]
     assert one.greet("a") == "hello a!!!"

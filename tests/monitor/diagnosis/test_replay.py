@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, write_run
+from tests.support.recorded import curve, write_run
 from ulysses_monitor.diagnosis.replay import (
-    fit_policies,
+    fit_to_run,
     replay_policies,
     replay_rules,
     trained_steps,
 )
 from ulysses_monitor.records import StepRecord
-from ulysses_monitor.records.json_ready import event_as_json
+from ulysses_monitor.records.json_ready import event_to_dict
 from ulysses_monitor.rules import RuleSet, default_rules
 from ulysses_monitor.store import RunDirectory, compact
 
@@ -69,14 +69,15 @@ class Training:
         after: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Trains these steps; gives what a checkpoint of the last holds."""
-        monitor.add_source(["mine/thing/total"], lambda: [1 / 3])
         with monitor.watch(self.model, self.optimizer, step=first - 1, max_steps=max_steps):
-            monitor.record({"bench/score/total": 0.1})
+            assert monitor.session is not None
+            monitor.session.add_source(["mine/thing/total"], lambda: [1 / 3])
+            monitor.log({"bench/score/total": 0.1})
             for step in range(first, last + 1):
                 self._step(monitor, step, seed)
                 if step % 4 == 0:
-                    monitor.record({"eval/loss/total": 1.0, "bench/score/total": 0.1 * step})
-                    monitor.record({"bench/other/total": float(step)})
+                    monitor.log({"eval/loss/total": 1.0, "bench/score/total": 0.1 * step})
+                    monitor.log({"bench/other/total": float(step)})
                 after(step)
             return {
                 "model": {k: v.clone() for k, v in self.model.state_dict().items()},
@@ -170,7 +171,7 @@ def recorded(run: um.RunReader) -> list[tuple[Any, ...]]:
 
 
 def replayed(run: um.RunReader, policies: Any) -> list[tuple[Any, ...]]:
-    events = [event_as_json(event) for event in replay_policies(run, policies)]
+    events = [event_to_dict(event) for event in replay_policies(run, policies)]
     events = json.loads(json.dumps(events))
     return [tuple(event[key] for key in SAID) for event in events]
 
@@ -247,7 +248,7 @@ def test_a_live_run_can_be_replayed(tmp_path: Path) -> None:
 
 
 def test_a_long_run_is_replayed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ulysses_monitor.diagnosis.replay._ROWS", 7)
+    monkeypatch.setattr("ulysses_monitor.diagnosis.recorded_steps._CHUNK", 7)
     run = trained(tmp_path / "run", [fingerprint])
     assert replayed(run, [fingerprint]) == recorded(run)
 
@@ -286,7 +287,7 @@ def test_a_policy_of_a_preset_that_cannot_act_is_left_out_and_a_named_one_is_ref
     tmp_path: Path,
 ) -> None:
     run = trained(tmp_path / "run", [], max_steps=None)
-    fit = fit_policies(run, ["adaptive"])
+    fit = fit_to_run(run, ["adaptive"])
     assert [policy.name for policy in fit.policies] == ["lift_vanishing", "spike_escalation"]
     assert "the model has no adapters" in fit.left_out["lora_balance"]
     for policy, message in (
@@ -418,7 +419,7 @@ def test_rules_give_the_alerts_that_they_gave(
     told = run.event_list("alert")
     steps = {(event["rule"], event["step"]) for event in told}
     assert {("nonfinite", 7), ("no_labels", 11), ("gradient_spike", 78), ("looks", 1)} < steps
-    found = [event_as_json(event) for event in replay_rules(run, [*default_rules(), later])]
+    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later])]
     assert alerts_of(found) == alerts_of(told)
     np.testing.assert_allclose(numbers_of(found), numbers_of(told), rtol=1e-6)
     assert live.seen == later.seen
@@ -435,7 +436,7 @@ def test_rules_begin_anew_where_a_training_resumes(tmp_path: Path) -> None:
         for i, event in enumerate(run.event_list("alert"))
         if i >= given_up or event["step"] <= 4
     ]
-    found = [event_as_json(event) for event in replay_rules(run, [*default_rules(), later])]
+    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later])]
     assert alerts_of(found) == alerts_of(told)
     assert [step for step, _ in live.seen] == [step for step, _ in later.seen if step > 4]
 
@@ -444,7 +445,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(tmp_path / "run", [])
-    sound = alerts_of([event_as_json(e) for e in replay_rules(run, "default")])
+    sound = alerts_of([event_to_dict(e) for e in replay_rules(run, "default")])
     assert sound
 
     class Broken:
@@ -453,7 +454,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
         def check(self, history: Sequence[StepRecord]) -> list[um.Alert]:
             raise ZeroDivisionError
 
-    found = [event_as_json(e) for e in replay_rules(run, [Broken(), *default_rules()])]
+    found = [event_to_dict(e) for e in replay_rules(run, [Broken(), *default_rules()])]
     assert alerts_of(found) == sound
     assert RuleSet([]).observe(StepRecord.of(1, 0.0, {"a/a/a": 1.0})) == []
     with pytest.raises(um.InputError, match="has no name and check"):

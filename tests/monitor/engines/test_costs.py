@@ -1,4 +1,4 @@
-"""What a reading takes: one collective, one copy to the host, no temporary of the model's size."""
+"""A reading costs one collective, one copy to the host, and no temporary as large as the model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import Case, llama
-from tests.monitor.engines.exact_engines import wrap
+from tests.support.exact_cases import Case, llama
+from tests.support.exact_engines import wrap
 from tests.support.spawn import spawn
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
-"""Operations for which the host waits for a GPU."""
+"""Operations that make the host wait for a GPU."""
 
 
 class Watcher(TorchDispatchMode):
@@ -31,11 +31,11 @@ class Watcher(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if plain(t)}
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if is_tensor(t)}
         result = func(*args, **(kwargs or {}))
         self.operations[func.overloadpacket.__name__] += 1
         for tensor in tree_iter(result):
-            if plain(tensor) and tensor.untyped_storage()._cdata not in given | self._seen:
+            if is_tensor(tensor) and tensor.untyped_storage()._cdata not in given | self._seen:
                 self._follow(tensor.untyped_storage())
         return result
 
@@ -52,12 +52,12 @@ class Watcher(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def plain(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     return type(value) in (torch.Tensor, nn.Parameter)
 
 
 def watched_steps(engine: str, adapters: bool, width: int, bad: bool) -> list[dict[str, int]]:
-    """What each of four steps' readings did, on this rank; steps 1 and 3 are sampled."""
+    """Returns what this rank did to read each of four steps; steps 1 and 3 are sampled."""
     import tempfile
 
     if engine.startswith("zero"):
@@ -71,18 +71,18 @@ def watched_steps(engine: str, adapters: bool, width: int, bad: bool) -> list[di
     found = []
     to_host = torch.Tensor.cpu
 
-    def counted(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def counting_cpu(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         copies.append(1)
         return to_host(self, *args, **kwargs)
 
     monitor = um.Monitor(tempfile.mkdtemp() + "/run", tensorboard=False, sample_every=2)
     with monitor.watch(wrapped, optimizer):
         capture = monitor._capture
-        read, stepped = capture.read, capture.stepped
+        read, finish_step = capture.read, capture.finish_step
 
-        def reading(*args: Any) -> Any:
+        def watched_read(*args: Any) -> Any:
             watcher, before = Watcher(), len(copies)
-            torch.Tensor.cpu = counted  # type: ignore[method-assign]
+            torch.Tensor.cpu = counting_cpu  # type: ignore[method-assign]
             try:
                 with watcher:
                     result = read(*args)
@@ -91,15 +91,15 @@ def watched_steps(engine: str, adapters: bool, width: int, bad: bool) -> list[di
             found.append(summary(watcher, len(copies) - before))
             return result
 
-        def after(done: bool) -> None:
+        def watched_finish(done: bool) -> None:
             watcher = Watcher()
             with watcher:
-                stepped(done)
+                finish_step(done)
             found[-1]["peak"] = max(found[-1]["peak"], watcher.peak)
             found[-1]["collectives"] += summary(watcher, 0)["collectives"]
             found[-1]["waits"] += summary(watcher, 0)["waits"]
 
-        capture.read, capture.stepped = reading, after
+        capture.read, capture.finish_step = watched_read, watched_finish
         for _ in range(4):
             loss = wrapped(torch.ones(2, width)) if not adapters else adapter_loss(wrapped)
             if engine.startswith("zero"):
@@ -167,14 +167,14 @@ def all_watched(cases: list[list[Any]]) -> list[list[dict[str, int]]]:
 
 @pytest.fixture(scope="module")
 def steps() -> dict[tuple[Any, ...], list[list[dict[str, int]]]]:
-    """Of every case, the steps of each rank."""
+    """Maps each case to the steps of each rank."""
     cases = [*SMALL, *LARGE, BAD]
     of_ranks = spawn(all_watched, 2, args=[[list(case) for case in cases]], timeout=200)
     return {case: [rank[i] for rank in of_ranks] for i, case in enumerate(cases)}
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: f"{c[0]}-{'lora' if c[1] else 'full'}")
-def test_a_step_takes_one_collective_and_one_copy_and_never_waits(steps: dict, case: Any) -> None:
+def test_a_step_needs_one_collective_and_one_copy_and_never_waits(steps: dict, case: Any) -> None:
     for of_rank in steps[case]:
         assert [step["collectives"] for step in of_rank] == [1, 1, 1, 1]
         assert [step["copies"] for step in of_rank] == [1, 1, 1, 1]
@@ -194,7 +194,7 @@ def test_a_step_with_an_infinite_gradient_takes_a_second_reading(steps: dict) ->
 
 
 @pytest.mark.parametrize("case", LARGE, ids=lambda c: c[0])
-def test_no_temporary_is_of_the_parameters_size(steps: dict, case: Any) -> None:
-    """2 x 36 MiB of parameters, of which a rank holds half where they are sharded."""
+def test_no_temporary_is_as_large_as_the_parameters(steps: dict, case: Any) -> None:
+    """The model has 2 x 36 MiB of parameters; a rank holds half of them if they are sharded."""
     for of_rank in steps[case]:
         assert all(0 < step["peak"] < 12 << 20 for step in of_rank)

@@ -1,4 +1,4 @@
-"""Finding the engine, refusing what is not known, and leaving no trace."""
+"""Finds the engine, refuses unsupported ones, and leaves no trace behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import lora
+from tests.support.exact_cases import lora
 from tests.support.spawn import spawn
 from ulysses_monitor.engines import find_engine
 
@@ -23,7 +23,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 # -- one process --------------------------------------------------------------------------------
 
 
-def test_a_compiled_and_checkpointed_model_has_the_names_of_the_plain_one() -> None:
+def test_compiling_and_checkpointing_leave_parameter_names_unchanged() -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     model = nn.Sequential(nn.Linear(2, 2), checkpoint_wrapper(nn.Linear(2, 2)))
@@ -32,7 +32,7 @@ def test_a_compiled_and_checkpointed_model_has_the_names_of_the_plain_one() -> N
     assert names == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
-def test_accelerates_wrapper_brings_the_optimizer_and_its_scaler() -> None:
+def test_accelerates_optimizer_wrapper_yields_the_optimizer_and_its_scaler() -> None:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
     from accelerate.state import AcceleratorState
@@ -52,14 +52,17 @@ def test_accelerates_wrapper_brings_the_optimizer_and_its_scaler() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "message"),
-    [(None, "needs the optimizer that trains model"), (object(), "the optimizer is a object")],
+    [
+        (None, "the optimizer is None; expected the torch.optim.Optimizer"),
+        (object(), "the optimizer is a object"),
+    ],
 )
-def test_what_is_no_optimizer_is_refused(optimizer: Any, message: str) -> None:
+def test_anything_but_an_optimizer_is_refused(optimizer: Any, message: str) -> None:
     with pytest.raises(um.InputError, match=message):
         find_engine(nn.Linear(2, 2), optimizer)
 
 
-def test_a_step_that_the_scaler_skips_is_a_step_without_an_update(tmp_path: Path) -> None:
+def test_a_step_that_the_scaler_skips_has_no_update_ratio(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0)
     sink = um.MemorySink()
@@ -79,7 +82,7 @@ def test_a_step_that_the_scaler_skips_is_a_step_without_an_update(tmp_path: Path
     assert updated == [1]
 
 
-def test_watching_leaves_the_optimizer_the_scaler_and_the_modules_as_they_were(
+def test_watching_leaves_optimizer_scaler_and_modules_unchanged(
     tmp_path: Path,
 ) -> None:
     model = lora()
@@ -100,7 +103,7 @@ def test_watching_leaves_the_optimizer_the_scaler_and_the_modules_as_they_were(
 
 
 def refusals(folder: str) -> dict[str, str]:
-    """What each engine that is not known is refused with, and whether anything was written."""
+    """Returns the message with which each unsupported engine is refused."""
     import deepspeed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -162,13 +165,13 @@ def refusals(folder: str) -> dict[str, str]:
 
 EXPECTED = {
     "fsdp1": "FSDP1.* is not supported; use fully_shard",
-    "zero redundancy": "ZeroRedundancyOptimizer is not supported",
+    "zero redundancy": "optimizer is a ZeroRedundancyOptimizer; expected an optimizer that",
     "ddp of one rank each": "DistributedDataParallel spans 1 of 2 ranks",
-    "columns": r"parameter weight is placed as .*Shard\(dim=1\).*supported",
+    "columns": r"parameter weight is placed as .*Shard\(dim=1\).*expected rows over all ranks",
     "partly sharded": "parameter 1.weight is placed as a plain tensor",
-    "deepspeed version": r"DeepSpeed 0.99.1 is not known; allowed is 0.19.\*",
-    "deepspeed experts": "DeepSpeed with experts is not supported",
-    "deepspeed optimizer": "MiCS_Optimizer in ZeRO-1 is not supported; allowed are Deep",
+    "deepspeed version": r"the DeepSpeed version is 0.99.1; allowed: 0.19.\*",
+    "deepspeed experts": "DeepSpeed runs with mixture-of-experts layers, which is not supported",
+    "deepspeed optimizer": "in ZeRO-1 is MiCS_Optimizer; allowed: DeepSpeedZeroOptimizer, BF16_Opt",
 }
 
 
@@ -179,7 +182,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, str]]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_what_is_not_known_is_refused_on_every_rank_and_writes_nothing(
+def test_an_unsupported_engine_is_refused_on_every_rank_before_anything_is_written(
     said: tuple[list[dict[str, str]], Path], name: str
 ) -> None:
     by_rank, folder = said

@@ -1,4 +1,4 @@
-"""Metrics under every engine against the same training on one process, in float64, by hand."""
+"""Compares metrics under every engine with the same training on one process in float64."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.engines.exact_cases import Case
-from tests.monitor.engines.exact_engines import run_cases, train
+from tests.support.exact_cases import Case
+from tests.support.exact_engines import run_cases, train
 from tests.support.spawn import spawn
 
 
@@ -37,10 +37,10 @@ BF16 = {
     "grad/nonfinite": 0.0,
 }
 FP16 = {"all": 3e-3, "grad/max": 1e-2, "grad/zero_frac": math.inf, "grad/nonfinite": 0.0}
-"""bf16 keeps 8 bits: each element is off by up to 2^-9, through three layers and a sum a few times
-that, a single largest element, and what Adam divides by its own root, by more. fp16 keeps 11, and
-makes small gradients zeros: they are counted as what they are, and float64 has none to compare
-with. The reference starts from the rounded weights."""
+"""bf16 keeps 8 bits, so each element is off by up to 2^-9. Three layers and a sum make that a few
+times as much; a single largest element, and what Adam divides by its own root, are off by more.
+fp16 keeps 11 bits and rounds small gradients to zero. They are counted as zeros, and float64 has
+none to compare with. The reference starts from the rounded weights."""
 
 BOUNDS = {"fp32": FP32, "bf16": BF16, "bf16acc32": BF16, "fp16": FP16, "amp": FP16}
 
@@ -111,7 +111,7 @@ WORLDS = {"two": (TWO, 2), "sharded": (SHARDED, 2), "three": (THREE, 3), "four":
 
 
 def world_of(name: str) -> Any:
-    """A fixture: what every rank of a world found, for all its cases."""
+    """Returns a fixture with what every rank of a world found for all its cases."""
 
     @pytest.fixture(scope="module", name=name)
     def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
@@ -150,8 +150,8 @@ def test_metrics_on_four_ranks_equal_one_process_in_float64(four: list[dict], ca
 
 
 @pytest.mark.full
-def test_metrics_with_deepspeeds_own_cpu_adam_equal_float64(tmp_path: Path) -> None:
-    """It compiles itself first."""
+def test_metrics_under_deepspeeds_cpu_adam_equal_float64(tmp_path: Path) -> None:
+    """DeepSpeed compiles this optimizer first."""
     cases = [Case(engine=e, optimizer="cpu_adam") for e in ("zero2-offload", "zero3-offload")]
     results = errors_of(cases, 2, tmp_path, 280)
     for case in cases:
@@ -159,10 +159,10 @@ def test_metrics_with_deepspeeds_own_cpu_adam_equal_float64(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
-def test_the_cases_cut_a_parameter_and_leave_a_rank_without_another(
+def test_the_cases_split_one_parameter_and_leave_a_rank_without_another(
     three: list[dict], engine: str
 ) -> None:
-    """Otherwise the tests above would not test what they are for."""
+    """Without that, the tests above would miss what they are for."""
     label = next(case.label for case in THREE if case.engine == engine)
     held = [result[label]["held"] for result in three]
     holders: dict[int, list[int]] = {}
@@ -186,15 +186,15 @@ def test_the_cases_cut_a_parameter_and_leave_a_rank_without_another(
         ("four", "hsdp", "hsdp2"),
     ],
 )
-def test_the_engine_is_found_by_itself(
+def test_the_engine_is_detected(
     request: pytest.FixtureRequest, world: str, engine: str, name: str
 ) -> None:
     label = next(case.label for case in WORLDS[world][0] if case.engine == engine)
     assert {result[label]["name"] for result in request.getfixturevalue(world)} == {name}
 
 
-def test_clipping_really_happens_in_the_clipped_cases(tmp_path: Path) -> None:
-    """Norms that pass the tests above are then norms from before clipping."""
+def test_the_clipped_cases_really_clip(tmp_path: Path) -> None:
+    """So norms that pass the tests above were read before clipping."""
     case = Case(engine="plain", clip=0.1)
     records, *_ = train(case, str(tmp_path), 0, 1)
     assert all(record["grad/norm/total"] > 2 * case.clip for record in records)

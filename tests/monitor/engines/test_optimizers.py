@@ -1,4 +1,4 @@
-"""Any optimizer: what it does not keep gives no metric, and never an error."""
+"""Any optimizer works: state that it does not keep gives no metric, and never an error."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, batches
-from tests.monitor.engines.exact_engines import merged
+from tests.support.exact_cases import MODELS, batches
+from tests.support.exact_engines import merged
 
 
 class Lion(torch.optim.Optimizer):
@@ -32,7 +32,7 @@ class Lion(torch.optim.Optimizer):
 
 
 class EightBit(torch.optim.Optimizer):
-    """Keeps its moments as 8-bit codes, as bitsandbytes does, under its names."""
+    """Keeps its moments as 8-bit codes under the names that bitsandbytes uses."""
 
     def __init__(self, params: Iterable[Tensor], lr: float) -> None:
         super().__init__(params, {"lr": lr})
@@ -68,13 +68,13 @@ MAKE: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
     "tensor rate": lambda ps: torch.optim.AdamW(ps, lr=torch.tensor(1e-2), foreach=False),
 }
 FIRST = {"lion", "nadam", "tensor rate", "adamax"}
-"""Those that keep a first moment."""
+"""Optimizers that keep a first moment."""
 SECOND = {"nadam", "tensor rate", "transformers adafactor"}
-"""Those that keep a second moment of some parameter; Adafactor that of vectors alone."""
+"""Optimizers that keep some second moment; Adafactor keeps those of vectors only."""
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_what_an_optimizer_keeps_and_does_is_measured(
+def test_the_state_and_the_steps_of_any_optimizer_are_measured(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: nn.Module = MODELS["toy"]()

@@ -1,7 +1,7 @@
-"""Gradients that are written back reach the engine's clipping and its step, under every engine.
+"""Written gradients reach the clipping and the step of every engine.
 
-SGD shows a wrong scale, which Adam would hide; clipping is on, so that a norm that was taken
-before the writing shows, too.
+SGD shows a wrong scale, which Adam would hide. Clipping is on, so that a norm taken before the
+writing shows too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.monitor.engines.exact_cases import MODELS, Case, batches
-from tests.monitor.engines.exact_engines import whole_weights, wrap
+from tests.support.exact_cases import MODELS, Case, batches
+from tests.support.exact_engines import whole_weights, wrap
 from tests.support.spawn import spawn
 from ulysses_monitor.engines import find_engine
 
@@ -23,7 +23,7 @@ LR = 0.5
 
 
 def factor(index: int) -> float:
-    """Not one for all: clipping would undo that."""
+    """Returns a factor that differs by parameter: clipping would undo a common one."""
     return 0.25 if index % 2 else 3.0
 
 
@@ -31,7 +31,7 @@ def edit(engine: Any) -> None:
     for shard in engine.shards():
         if shard.grad is not None:
             engine.set_gradient(shard, shard.grad * factor(shard.index))
-    engine.gradients_written()
+    engine.commit_gradients()
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def written(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights after two steps of training with edited gradients, before them under ''."""
+    """Returns the weights after two training steps with edited gradients."""
     case = Case(**settings)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if case.engine.startswith("zero"):
@@ -66,7 +66,7 @@ def written(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def expected(world: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The same by hand, on one process in float64: the weights before and after."""
+    """Returns the weights before and after the same steps, by hand in float64."""
     model = MODELS["toy"]().double()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = sgd(model)
@@ -107,7 +107,7 @@ def all_written(cases: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[tuple[str, str], list[dict[str, torch.Tensor]]]:
-    """Of every case, those of each rank."""
+    """Maps each case to the weights of each rank."""
     found = {}
     for world in (1, 2, 3, 4):
         here = [(engine, bits) for engine, bits, ranks in CASES if ranks == world]
@@ -118,11 +118,11 @@ def weights() -> dict[tuple[str, str], list[dict[str, torch.Tensor]]]:
 
 
 @pytest.mark.parametrize(("engine", "bits", "world"), CASES)
-def test_written_gradients_are_clipped_and_stepped_with(
+def test_the_engine_clips_and_steps_with_written_gradients(
     weights: dict, engine: str, bits: str, world: int
 ) -> None:
     before, truth = expected(world)
-    # The change to 1e-5, and the rounding of the weights that carry it.
+    # The change is right to 1e-5; the weights that carry it are rounded.
     bound, rounding = (1e-5, 1e-7) if bits == "fp32" else (3e-2, 4e-3)
     for of_rank in weights[engine, bits]:
         for name, param in truth.items():
@@ -131,7 +131,7 @@ def test_written_gradients_are_clipped_and_stepped_with(
             assert error <= bound * moved + rounding * before[name].norm(), name
 
 
-def test_a_parameter_without_a_gradient_cannot_be_given_one() -> None:
+def test_writing_to_a_parameter_without_a_gradient_raises() -> None:
     model = nn.Linear(2, 2)
     engine = find_engine(model, sgd(model))
     with pytest.raises(ValueError, match="weight got no gradient in this step"):

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.integrations.hf_cases import VOCAB, forget_last_trainer
+from tests.support.forget import forget_last_trainer
+from tests.support.hf_cases import VOCAB
 from tests.support.spawn import SpawnError, spawn
 
 CLIP = 0.05

@@ -18,19 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ulysses_monitor as um
-from tests.monitor.integrations.hf_cases import (
+from tests.support.forget import forget_last_trainer
+from tests.support.hf_cases import (
     build_trainer,
-    forget_last_trainer,
     rank,
     run_checks,
     weights,
     world,
+    zero_optimizer,
 )
 from tests.support.spawn import spawn
-
-
-def zero_optimizer(trainer: Any) -> Any:
-    return getattr(trainer.model_wrapped, "optimizer", None)
 
 
 def monitored(engine: str, folder: Path, **more: Any) -> tuple[Any, um.Monitor, um.MemorySink]:
@@ -258,7 +255,9 @@ def check_a_training_that_raises_can_be_repeated_and_counts_nothing_twice(
         assert [r.step for r in records] == [1, 2, 1, 2, 3, 4]
         for record, entry in zip(records[2:], entries, strict=True):
             assert record["train/loss/total"] == pytest.approx(entry["loss"], abs=1e-3)
-        assert um.open_run(folder / "run").info["status"] == "finished"
+        # The second training does not touch the first one's run.
+        assert um.open_run(folder / "run").info["status"] == "failed"
+        assert um.open_run(folder / "run-2").info["status"] == "finished"
 
 
 def check_a_callback_finds_its_trainer_and_evaluations_are_recorded(

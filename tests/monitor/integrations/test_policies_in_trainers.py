@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import ulysses_monitor as um
-from tests.monitor.integrations.hf_cases import (
+from tests.support.forget import forget_last_trainer
+from tests.support.hf_cases import (
     build_trainer,
-    forget_last_trainer,
     rank,
     run_checks,
     weights,
@@ -107,7 +107,7 @@ def check_resuming_gives_the_weights_of_never_stopping(engine: str, folder: Path
             "autoclip", "zclip", "annealed_noise", "lr_boost", "adagc", "looks_back", "goes_back"
         }  # fmt: skip
         back = next(a for a in actions(folder / "once") if a["action"] == "roll_back")
-        assert back["note"] == "back to the weights after step 3"
+        assert back["note"] == "rolled back to the weights after step 3"
         assert len(actions(folder / "once", "run-2")) == 8
 
 
@@ -131,7 +131,7 @@ def check_a_damaged_state_is_the_users_error_on_every_rank(engine: str, folder: 
         (folder / "output/checkpoint-2/ulysses_policies_0.npz").write_bytes(b"junk")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    with pytest.raises(um.InputError, match="holds no state of policies"):
+    with pytest.raises(um.InputError, match="is not a state of policies"):
         train(engine, folder, [looks_back], resume=str(folder / "output/checkpoint-2"), **saves)
 
 
@@ -204,7 +204,7 @@ def check_a_step_that_is_not_finite_is_left_out(engine: str, folder: Path) -> No
 def check_what_cannot_work_is_refused_before_the_first_step(engine: str, folder: Path) -> None:
     cases = [
         ([{"lora_balance": {}}], "lora/grad_ratio_B_A/total is not collected"),
-        ([{"zclip": {"warmup": 50}}], "can never act"),
+        ([{"zclip": {"warmup": 50}}], "it never acts"),
         (["lr_boost", "spike_escalation"], "both set the learning rate"),
         (["warmup_cosine"], "so does the Trainer's linear schedule"),
     ]

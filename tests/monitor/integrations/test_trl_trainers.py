@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 
 import ulysses_monitor as um
-from tests.monitor.integrations.hf_cases import forget_last_trainer, weights
-from tests.monitor.integrations.test_hf_trainer import zero_optimizer
+from tests.support.forget import forget_last_trainer
+from tests.support.hf_cases import weights, zero_optimizer
 from tests.support.spawn import SpawnError, spawn
 
 STEPS = 3

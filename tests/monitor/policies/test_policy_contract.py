@@ -261,7 +261,7 @@ def test_a_set_of_all_policies_decides_as_each_of_them_alone() -> None:
     for i, each in enumerate(STREAMS["lively"]):
         found: dict[str, list[Action]] = {which: [] for which in POLICIES}
         for decision in every.decide(each):
-            assert decision.shadow
+            assert decision.mode == "shadow"
             found[decision.policy].append(decision.action)
         assert found == {which: decided(which, "lively")[i] for which in POLICIES}
 

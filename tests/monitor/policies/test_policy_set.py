@@ -13,8 +13,8 @@ import pytest
 
 from tests.monitor.policies.policy_records import LOSS, NORM, lively, record
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies import Decision, PolicySet, make_policies
-from ulysses_monitor.policies.policy_set import is_sound
+from ulysses_monitor.policies import Outcome, PolicySet, make_policies
+from ulysses_monitor.policies.nonfinite import is_finite
 from ulysses_monitor.records import Action, StepRecord
 
 
@@ -71,11 +71,11 @@ def records(count: int, first: int = 1) -> list[StepRecord]:
     return [record(step, {LOSS: 2.0, NORM: 1.0}) for step in range(first, first + count)]
 
 
-def decisions(policies: PolicySet, given: Iterable[StepRecord]) -> list[list[Decision]]:
+def decisions(policies: PolicySet, given: Iterable[StepRecord]) -> list[list[Outcome]]:
     return [policies.decide(each) for each in given]
 
 
-def who(found: list[list[Decision]]) -> list[list[str]]:
+def who(found: list[list[Outcome]]) -> list[list[str]]:
     return [[decision.policy for decision in each] for each in found]
 
 
@@ -85,44 +85,47 @@ def who(found: list[list[Decision]]) -> list[list[str]]:
 def test_policies_are_asked_in_their_order_with_their_modes() -> None:
     given = ["agc", {"centralize": {"always": True, "mode": "shadow"}}, {"zclip": {"mode": "off"}}]
     found = decisions(PolicySet(make_policies(given), "active"), records(1))[0]
-    assert [(d.policy, d.action.kind, d.shadow) for d in found] == [
-        ("agc", "clip_rows", False),
-        ("centralize", "centralize", True),
+    assert [(d.policy, d.action.kind, d.mode) for d in found] == [
+        ("agc", "clip_rows", "active"),
+        ("centralize", "centralize", "shadow"),
     ]
     found = decisions(PolicySet(make_policies(given), "shadow"), records(1))[0]
-    assert [(d.policy, d.shadow) for d in found] == [("agc", True), ("centralize", True)]
+    assert [(d.policy, d.mode) for d in found] == [
+        ("agc", "shadow"),
+        ("centralize", "shadow"),
+    ]
     assert decisions(PolicySet(make_policies([{"agc": {}}]), "off"), records(1)) == [[]]
 
 
 def test_a_mode_can_be_changed_for_one_or_for_all() -> None:
     counts = Counts()
     policies = PolicySet(make_policies([counts, "agc"]), "active")
-    assert (bool(policies), policies.acts) == (True, True)
+    assert (bool(policies.enabled), policies.has_active) == (True, True)
     policies.set_mode("counts", "off")
     assert who(decisions(policies, records(2))) == [["agc"]] * 2
     assert counts.asked == 0
     policies.set_mode("*", "shadow")
-    assert (bool(policies), policies.acts) == (True, False)
+    assert (bool(policies.enabled), policies.has_active) == (True, False)
     assert who(decisions(policies, records(1))) == [["counts", "agc"]]
     policies.set_mode("*", "off")
-    assert (bool(policies), policies.acts) == (False, False)
+    assert (bool(policies.enabled), policies.has_active) == (False, False)
     assert decisions(policies, records(1)) == [[]]
-    with pytest.raises(InputError, match=r"policy 'count': not in this run \(did you mean 'cou"):
+    with pytest.raises(InputError, match=r"'count' is not in this run \(did you mean 'cou"):
         policies.set_mode("count", "off")
-    with pytest.raises(InputError, match="it has none: the run has no policies"):
+    with pytest.raises(InputError, match="allowed: none: the run has no policies"):
         PolicySet([], "active").set_mode("count", "off")
 
 
 def test_a_policy_that_was_left_out_is_asked_no_more() -> None:
     policies = PolicySet(make_policies(["agc", Counts()]), "active")
-    policies.leave_out("agc")
+    policies.leave_out(["agc"])
     assert who(decisions(policies, records(1))) == [["counts"]]
     assert policies.modes == {"counts": "active"}
 
 
 def test_a_set_of_none_asks_nobody() -> None:
     policies = PolicySet([], "active")
-    assert not policies
+    assert policies.enabled == []
     assert decisions(policies, records(1)) == [[]]
 
 
@@ -161,7 +164,8 @@ def test_a_policy_that_raises_is_off_after_three_failures_and_costs_nobody_anyth
     assert who(found) == [both, alone, both, alone, alone, alone, alone, alone]
     assert (breaks.asked, counts.asked) == (5, 8)
     assert [each[-1].action.values["max_norm"] for each in found] == [*range(1, 9)]
-    assert caplog.text.count("policy 'breaks' failed") == 3
+    assert caplog.text.count("policy breaks failed") == 1
+    assert caplog.text.count("policy breaks is switched off") == 1
     assert "at this step" in caplog.text
 
 
@@ -172,7 +176,8 @@ def test_an_answer_that_is_no_action_is_a_failure(
     policies = PolicySet(make_policies([lambda _: given, "agc"]), "active")
     with caplog.at_level(logging.ERROR):
         assert who(decisions(policies, records(4))) == [["agc"]] * 4
-    assert caplog.text.count("failed") == 3
+    assert "policy <lambda> failed" in caplog.text
+    assert caplog.text.count("policy <lambda> is switched off") == 1
 
 
 @pytest.mark.parametrize("nothing", [None, [], ()])
@@ -197,16 +202,17 @@ def test_policies_never_see_a_step_that_is_not_finite(metrics: dict[str, float])
     counts = Counts()
     policies = PolicySet(make_policies([counts, looks_back]), "active")
     odd = record(2, metrics)
-    assert not is_sound(odd)
+    assert not is_finite(odd)
     first, second, third = decisions(policies, [record(1, {}), odd, record(3, {LOSS: 1.0})])
-    assert (len(first), second, counts.asked) == (2, [], 2)
+    assert (len(first), counts.asked) == (2, 2)
+    assert [(d.policy, d.action.kind, d.mode) for d in second] == [("nonfinite", "skip", "active")]
     assert third[1].action.values["steps_back"] == 2.0
 
 
-def test_a_step_of_which_nothing_bad_is_known_is_sound() -> None:
-    assert is_sound(record(1, {}))
-    assert is_sound(record(1, {LOSS: 2.0, "grad/nonfinite/total": 0.0}))
-    assert is_sound(record(1, {LOSS: 2.0, "grad/nonfinite/total": math.nan, NORM: math.inf}))
+def test_a_step_is_finite_unless_a_metric_says_otherwise() -> None:
+    assert is_finite(record(1, {}))
+    assert is_finite(record(1, {LOSS: 2.0, "grad/nonfinite/total": 0.0}))
+    assert is_finite(record(1, {LOSS: 2.0, "grad/nonfinite/total": math.nan, NORM: math.inf}))
 
 
 # -- what travels with a checkpoint -----------------------------------------------------------
@@ -287,7 +293,7 @@ def test_failures_are_remembered() -> None:
 
 def test_policies_that_a_checkpoint_says_nothing_of_begin_anew_and_are_named() -> None:
     old = PolicySet(make_policies([Counts("one"), Counts("left"), Counts("gone")]), "active")
-    old.leave_out("left")
+    old.leave_out(["left"])
     decisions(old, records(3))
     new = PolicySet(make_policies([Counts("one"), Counts("two"), Counts("left")]), "shadow")
     assert new.load(old.state_dict(), old.history_arrays()) == ["two"]
@@ -306,7 +312,7 @@ def test_a_policy_that_cannot_give_its_state_costs_the_checkpoint_nothing(
     with caplog.at_level(logging.ERROR):
         state = policies.state_dict()
     assert state["states"] == {"counts": {"seen": 2}}
-    assert "'locked' gives no state" in caplog.text
+    assert "policy locked failed" in caplog.text
     other = PolicySet(make_policies([Locked(), Counts()]), "active")
     assert other.load(state, policies.history_arrays()) == []
     (found,) = decisions(other, records(1, 3))

@@ -5,22 +5,21 @@ from __future__ import annotations
 import pytest
 
 from tests.monitor.policies.policy_records import MEAN, NORM, OWN_MEAN, OWN_NORM, near, record
-from ulysses_monitor.policies import PRESETS, PolicySet, make_policies
+from ulysses_monitor.policies import PRESETS, Outcome, PolicySet, make_policies
 from ulysses_monitor.policies.base import MAX_STEPS
-from ulysses_monitor.policies.policy_set import Decision
 
 STEPS = 100
 B, A = "layers.0.q.lora_B.default.weight", "layers.0.q.lora_A.default.weight"
 FIRST, SECOND = "ulysses-pro-2025-03", "ulysses-pro"
 
 
-def asked(preset: str, step: int, mean: float, **more: float) -> dict[str, Decision]:
+def asked(preset: str, step: int, mean: float, **more: float) -> dict[str, Outcome]:
     """What each policy of a fresh preset asks for at one step, by its name."""
     metrics = {MEAN: mean, NORM: 1.0, MAX_STEPS: float(STEPS)}
     metrics |= {key.replace("__", "/"): value for key, value in more.items()}
-    decisions = PolicySet(make_policies(preset), "active").decide(record(step, metrics))
-    found = {d.policy: d for d in decisions}
-    assert len(found) == len(decisions)
+    outcomes = PolicySet(make_policies(preset), "active").decide(record(step, metrics))
+    found = {d.policy: d for d in outcomes}
+    assert len(found) == len(outcomes)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is measured on one process's shards: exact sums, bad values, layouts, failures."""
+"""Probes on the shards of one process: exact sums, nonfinite values, layouts, failures."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) 
     ]
     totals = probe.read(Reading(shards, scale)).numpy()
     if not np.isfinite(totals).all():
-        totals = probe.read(Reading(shards, scale, careful=True)).numpy()
+        totals = probe.read(Reading(shards, scale, is_recheck=True)).numpy()
     return dict(zip(probe.names, probe.values(totals).tolist(), strict=True))
 
 
 # -- gradients --------------------------------------------------------------------------------
 
 
-def test_bad_elements_are_counted_by_parameter_and_norms_are_of_the_rest() -> None:
+def test_nonfinite_elements_are_counted_and_left_out_of_the_norms() -> None:
     bad = torch.tensor([3.0, math.nan, 4.0, math.inf])
     good = torch.tensor([12.0])
     metrics = gradient_metrics({"layers.0.a": bad, "layers.1.a": good, "layers.1.none": None})
@@ -61,7 +61,7 @@ def test_bad_elements_are_counted_by_parameter_and_norms_are_of_the_rest() -> No
     assert metrics["grad/zero_frac/layer/0"] == 0.0
 
 
-def test_a_finite_gradient_whose_square_overflows_is_no_bad_value() -> None:
+def test_a_finite_gradient_whose_square_overflows_is_not_counted_as_nonfinite() -> None:
     metrics = gradient_metrics({"w": torch.full((4,), 1e30)})
     assert metrics["grad/nonfinite/total"] == 0.0
     assert metrics["grad/norm/total"] == pytest.approx(2e30)
@@ -83,7 +83,7 @@ def test_adapter_ratios_are_per_module_and_the_total_is_their_median() -> None:
     assert metrics["lora/grad_ratio_B_A/total"] == 8.0
 
 
-def test_layers_and_adapters_are_found_by_the_names_of_common_models() -> None:
+def test_layers_and_adapters_of_common_models_are_found_by_name() -> None:
     names = (
         "model.layers.11.mlp.weight",
         "transformer.h.2.attn.weight",
@@ -102,7 +102,7 @@ def test_layers_and_adapters_are_found_by_the_names_of_common_models() -> None:
     assert layout.layers == (0, 1, 2, 11)
     modules = [pair.module for pair in layout.adapter_pairs]
     assert modules == ["base.layers.0.q.one", "base.layers.0.q.two", "base.embed.one"]
-    spread = dict(zip(layout.scopes, layout.spread(np.ones(len(names))), strict=True))
+    spread = dict(zip(layout.scopes, layout.aggregate(np.ones(len(names))), strict=True))
     assert (spread["total"], spread["layer/0"], spread["layer/11"]) == (12.0, 6.0, 1.0)
 
 
@@ -117,8 +117,8 @@ def test_an_optimizer_without_moments_gives_no_metric() -> None:
     assert probe.values(probe.read(Reading([], 1.0)).numpy()) is None
 
 
-def test_an_optimizer_with_one_moment_gives_that_one() -> None:
-    """Lion keeps the first; Adafactor, for a matrix, neither."""
+def test_an_optimizer_with_one_moment_gives_only_that_metric() -> None:
+    """Lion keeps the first moment; Adafactor keeps neither for a matrix."""
     probe = AdamStateProbe(Layout(("lion", "matrix"), (3, 4)))
     shards = [
         Shard(0, 0, torch.ones(3), None, {"exp_avg": torch.ones(3)}, steps=1.0),
@@ -132,7 +132,7 @@ def test_an_optimizer_with_one_moment_gives_that_one() -> None:
     assert math.isnan(metrics["optim/exp_avg_sq_mean/total"])
 
 
-def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
+def test_two_halves_of_a_parameter_give_the_metrics_of_the_full_one() -> None:
     layout = Layout(("w", "v"), (10, 4))
     whole = torch.arange(1.0, 11.0)
     state = {"exp_avg": whole, "exp_avg_sq": whole.square()}
@@ -156,7 +156,7 @@ def test_halves_of_a_parameter_on_two_ranks_add_up_to_the_whole() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float8_e5m2])
 @pytest.mark.parametrize("size", [1, 2, 7, 1001, (1 << 19) + 3])
-def test_a_fingerprint_is_of_the_bits_wherever_they_lie(size: int, dtype: torch.dtype) -> None:
+def test_a_fingerprint_depends_only_on_the_bits_of_a_tensor(size: int, dtype: torch.dtype) -> None:
     x = torch.randn(size + 1, generator=torch.Generator().manual_seed(size)).to(dtype)
     inside, copy = x[1:], x[1:].clone()
     assert int(_fingerprint(inside)) == int(_fingerprint(copy))
@@ -171,7 +171,7 @@ def test_a_fingerprint_is_of_the_bits_wherever_they_lie(size: int, dtype: torch.
 def test_a_large_model_with_an_unknown_optimizer_has_no_update_ratio(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rather than a copy of its parameters."""
+    """It must not copy its parameters for that."""
     monkeypatch.setattr("ulysses_monitor.probes.updates.COPY_LIMIT", 5)
     model = nn.Linear(3, 2)
     probe = UpdateProbe(Layout(("w",), (6,)), torch.optim.SGD(model.parameters(), lr=1.0))
@@ -182,7 +182,7 @@ def test_a_large_model_with_an_unknown_optimizer_has_no_update_ratio(
 
 
 @pytest.mark.parametrize("rank", [1, 2, 8, 64])
-def test_the_norms_of_a_product_come_from_its_small_matrix(rank: int) -> None:
+def test_the_norms_of_a_product_follow_from_its_small_matrix(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
     a, b = (torch.randn(s, generator=generator).double() for s in ((rank, 300), (200, rank)))
     found = _squared_norms((b.t() @ b) @ (a @ a.t()))
@@ -191,7 +191,7 @@ def test_the_norms_of_a_product_come_from_its_small_matrix(rank: int) -> None:
     assert found.tolist() == pytest.approx(truth, rel=1e-6)
 
 
-def test_equal_singular_values_have_their_number_as_stable_rank() -> None:
+def test_the_stable_rank_of_equal_singular_values_is_their_number() -> None:
     squares = _squared_norms(torch.eye(16, dtype=torch.float64) * 9)
     assert float(squares[0] / squares[1]) == pytest.approx(16.0, rel=1e-5)
     assert _squared_norms(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [0.0, 0.0]
@@ -201,7 +201,7 @@ def test_equal_singular_values_have_their_number_as_stable_rank() -> None:
 
 
 class BrokenProbe(ParameterProbe):
-    """Fails in one of its methods."""
+    """Raises in one of its methods."""
 
     def __init__(self, layout: Layout, where: str) -> None:
         super().__init__(layout)
@@ -227,7 +227,7 @@ def plain_engine() -> PlainEngine:
 
 
 @pytest.mark.parametrize("where", ["read", "values"])
-def test_a_probe_that_raises_is_dropped_after_three_failures_and_harms_no_other(where: str) -> None:
+def test_a_probe_that_raises_is_off_after_three_failures_and_the_others_go_on(where: str) -> None:
     engine = plain_engine()
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     broken = BrokenProbe(layout, where)
@@ -249,7 +249,7 @@ def test_sampled_probes_are_read_at_the_first_step_and_every_nth_after_it() -> N
     assert [i for i, yes in enumerate(sampled, 1) if yes] == [1, 5, 9]
 
 
-def test_an_engine_that_cannot_be_read_costs_the_metrics_and_not_the_training() -> None:
+def test_an_engine_that_cannot_be_read_costs_only_its_metrics() -> None:
     engine = plain_engine()
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     engine.grad_scale = lambda: 1 / 0
@@ -259,24 +259,24 @@ def test_an_engine_that_cannot_be_read_costs_the_metrics_and_not_the_training() 
 
 
 class BrokenFollowUp(UpdateProbe):
-    """Fails after the step."""
+    """Raises after the step."""
 
     def after_step(self, shards: Any) -> None:
         raise RuntimeError("broken")
 
 
-def test_a_follow_up_that_raises_is_dropped_after_three_failures() -> None:
+def test_a_follow_up_that_raises_is_off_after_three_failures() -> None:
     engine = plain_engine()
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
     broken = BrokenFollowUp(layout, engine.optimizer)
     capture = Capture(engine, [GradientProbe(layout)], 1, [broken])
     for step in range(1, 7):
-        assert not capture.read(step, {}).of_previous
-        capture.stepped(done=True)
+        assert not capture.read(step, {}).previous_parts
+        capture.finish_step(done=True)
     assert capture._failures["updates"] == 3
 
 
-def test_models_that_cannot_be_watched_are_refused() -> None:
+def test_a_model_without_trainable_parameters_is_refused() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(False)
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     with pytest.raises(InputError, match="no trainable parameter"):

@@ -1,4 +1,4 @@
-"""Replicas that drift apart are seen, whatever differs and however little."""
+"""The monitor detects replicas that differ, whatever differs and however little."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, Case, batches
-from tests.monitor.engines.exact_engines import merged, wrap
+from tests.support.exact_cases import MODELS, Case, batches
+from tests.support.exact_engines import merged, wrap
 from tests.support.spawn import spawn
 
 
 def drifting(engine: str, what: str, folder: str) -> dict[str, Any]:
-    """Four steps; after the second, the last rank's copy of one element is not the others'."""
+    """Takes four steps, and changes one element on the last rank after the second."""
     rank, world = dist.get_rank(), dist.get_world_size()
     if engine.startswith("zero"):
         import deepspeed
@@ -62,7 +62,7 @@ def drifting(engine: str, what: str, folder: str) -> dict[str, Any]:
         ("hsdp", 4, "param"),
     ],
 )
-def test_one_element_that_differs_by_one_bit_is_seen_at_the_next_reading(
+def test_one_flipped_bit_shows_at_the_next_reading(
     engine: str, world: int, what: str, tmp_path: Path
 ) -> None:
     found = spawn(drifting, world, args=[engine, what, str(tmp_path / "run")], timeout=60)[0]

@@ -1,4 +1,4 @@
-"""Sums over shards: right at every size and precision, as fast kernels and as torch gives them."""
+"""Sums over shards are right at every size and precision, by kernels and by torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ulysses_monitor.probes import kernels, sums
 from ulysses_monitor.probes.kernels import AdamStep
-from ulysses_monitor.probes.sums import careful_statistics, statistics, statistics_by_torch
+from ulysses_monitor.probes.sums import finite_statistics, statistics, statistics_by_torch
 from ulysses_monitor.probes.updates import adam_change_by_torch
 
 Statistics = Callable[[Sequence[Tensor]], Tensor]
@@ -25,9 +25,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[statistics, statistics_by_torch, careful_statistics])
+@pytest.fixture(params=[statistics, statistics_by_torch, finite_statistics])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Statistics:
-    """The kernels' statistics; torch's, in pieces that a test can fill; the careful ones."""
+    """Statistics by kernels, by torch in small pieces, and over finite elements."""
     monkeypatch.setattr(sums, "GPU_PIECE", 1 << 12)
     return request.param
 
@@ -38,7 +38,7 @@ def truth(x: Tensor) -> list[float]:
     return [float(row) for row in rows]
 
 
-def test_a_sum_of_20_million_squares_is_right_where_torchs_norm_is_not(threads: int) -> None:
+def test_a_sum_of_20_million_squares_is_right_although_torchs_norm_is_not(threads: int) -> None:
     x = torch.randn(20_000_003, generator=torch.Generator().manual_seed(0)) * 1e-3
     naive = float(torch.linalg.vector_norm(x).double().square())
     squares = truth(x)[0]
@@ -48,7 +48,7 @@ def test_a_sum_of_20_million_squares_is_right_where_torchs_norm_is_not(threads: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("size", [1, 2, 63, 4097, (1 << 18) + 5, (1 << 19) + 1])
-def test_the_statistics_are_right_at_every_size(
+def test_statistics_are_right_at_every_size(
     ways: Statistics, threads: int, size: int, dtype: torch.dtype
 ) -> None:
     x = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
@@ -85,14 +85,14 @@ def test_half_precision_does_not_overflow_in_the_sum(ways: Statistics) -> None:
 
 
 def test_the_smallest_and_the_largest_numbers_are_measured(ways: Statistics) -> None:
-    """Subnormal numbers are not zeros; the largest magnitude may be a negative one."""
+    """Subnormal numbers are not zeros; the largest magnitude may be of a negative number."""
     x = torch.tensor([1e-42, -3.0, 0.0, -0.0, 2.0], dtype=torch.float32)
     assert ways([x])[2:4, 0].tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("way", [statistics, statistics_by_torch])
-def test_a_number_that_is_not_finite_shows(way: Statistics, bad: float) -> None:
+def test_a_nonfinite_element_makes_the_statistics_nonfinite(way: Statistics, bad: float) -> None:
     x = torch.ones(1 << 20)
     x[777_777] = bad
     found = way([torch.ones(5), x])
@@ -100,13 +100,13 @@ def test_a_number_that_is_not_finite_shows(way: Statistics, bad: float) -> None:
     assert not found[:3, 1].isfinite().any()
 
 
-def test_what_is_not_finite_is_counted_and_left_out_of_the_rest() -> None:
+def test_nonfinite_elements_are_counted_and_left_out_of_the_rest() -> None:
     x = torch.ones(10_000)
     x[7], x[9_999], x[0], x[1] = math.nan, math.inf, -math.inf, 0.0
-    assert careful_statistics([x])[:, 0].tolist() == [9996.0, 9996.0, 1.0, 9999.0, 3.0]
+    assert finite_statistics([x])[:, 0].tolist() == [9996.0, 9996.0, 1.0, 9999.0, 3.0]
 
 
-def test_the_statistics_leave_the_tensors_as_they_were(ways: Statistics) -> None:
+def test_statistics_do_not_change_the_tensors(ways: Statistics) -> None:
     x = torch.randn(4097)
     before = x.clone()
     ways([x])
@@ -117,10 +117,10 @@ def test_the_statistics_leave_the_tensors_as_they_were(ways: Statistics) -> None
 @pytest.mark.parametrize(
     "settings", [{"weight_decay": 0.3}, {"weight_decay": 0.0, "eps": 1e-3}, {"lr": 0.0}]
 )
-def test_adams_change_follows_from_what_it_leaves(
+def test_adams_change_follows_from_its_state(
     threads: int, by: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against AdamW's own parameters, in float64, before and after its third step."""
+    """Compares with AdamW's own parameters in float64, before and after its third step."""
     generator = torch.Generator().manual_seed(1)
     sizes = [(7,), (300, 1001), (1 << 19) + 3]
     params = [torch.randn(size, generator=generator).double().requires_grad_() for size in sizes]
@@ -148,9 +148,9 @@ def test_adams_change_follows_from_what_it_leaves(
         for i, (p, old) in enumerate(zip(params, before, strict=True)):
             assert float(found[1, i]) == pytest.approx(float(old.square().sum()), rel=bound)
             change = float((p.detach() - old).square().sum())
-            # What float32 rounds off before + update shows in a change that is all decay.
+            # The rounding of before + update in float32 shows if the change is only decay.
             assert float(found[0, i]) == pytest.approx(change, rel=4 * bound, abs=1e-20)
 
 
-def test_no_steps_of_adam_give_nothing() -> None:
+def test_no_adam_steps_give_no_columns() -> None:
     assert kernels.adam_changes([]).shape == (2, 0)

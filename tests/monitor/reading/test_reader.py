@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, training, write_run
+from tests.support.recorded import curve, training, write_run
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.store import RunDirectory, StoreSink
 
 
-def test_patterns_choose_columns_and_no_pattern_gives_all(tmp_path: Path) -> None:
+def test_patterns_select_columns_and_no_pattern_selects_all(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", training(3))
     assert list(run.metrics("grad/norm/layer/*")) == ["grad/norm/layer/0", "grad/norm/layer/10"]
     assert list(run.metrics("grad/norm/total", "train/loss/*")) == [
@@ -28,12 +28,12 @@ def test_patterns_choose_columns_and_no_pattern_gives_all(tmp_path: Path) -> Non
         "grad/norm/total",
     ]
     assert len(run.metrics().columns) == 8
-    assert run.metrics("Grad/*").empty  # names are matched letter by letter
+    assert run.metrics("Grad/*").empty  # case matters
     assert run.metrics("no/such/*").shape == (0, 0)
     assert run.metrics().index.name == "step"
 
 
-def test_events_are_chosen_by_kind_and_survive_a_torn_last_line(tmp_path: Path) -> None:
+def test_events_are_selected_by_kind_and_survive_a_torn_last_line(tmp_path: Path) -> None:
     events = [
         Event(kind="start", step=0, time=0.0, data={"engine": "ddp"}),
         Event(kind="alert", step=4, time=1.0, data={"rule": "spike", "value": float("nan")}),
@@ -65,7 +65,7 @@ def test_a_message_with_unusual_line_separators_is_one_event(tmp_path: Path) -> 
     assert run.events()["m"].tolist() == [message]
 
 
-def test_the_status_is_crashed_where_nobody_writes_a_running_run(tmp_path: Path) -> None:
+def test_a_running_run_that_no_process_writes_has_crashed(tmp_path: Path) -> None:
     assert write_run(tmp_path / "a", [], None).info["status"] == "crashed"
     assert write_run(tmp_path / "b", [], "stopped").info["status"] == "stopped"
     directory = RunDirectory(tmp_path / "c")
@@ -79,7 +79,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
         um.open_run(tmp_path)
 
 
-def test_the_summary_of_a_run(tmp_path: Path) -> None:
+def test_the_summary_holds_the_numbers_of_a_run(tmp_path: Path) -> None:
     events = [Event(kind="alert", step=2, time=0.0), Event(kind="start", step=0, time=0.0)]
     held_out = [StepRecord.of(s, 100.0 + s, {"eval/loss/total": 5.0 - s}) for s in (2, 4)]
     summary = write_run(tmp_path / "run", [*training(8), *held_out, *events]).summary()
@@ -96,7 +96,7 @@ def test_the_summary_of_a_run(tmp_path: Path) -> None:
     assert summary["monitor_share"] == pytest.approx(0.01)
 
 
-def test_the_summary_of_a_run_that_recorded_nothing(tmp_path: Path) -> None:
+def test_the_summary_of_an_empty_run_has_no_numbers(tmp_path: Path) -> None:
     summary = write_run(tmp_path / "run", [], None).summary()
     assert (summary["status"], summary["steps"], summary["alerts"]) == ("crashed", 0, 0)
     assert summary["loss_first"] is None
@@ -106,14 +106,14 @@ def test_the_summary_of_a_run_that_recorded_nothing(tmp_path: Path) -> None:
 # -- selecting ---------------------------------------------------------------------------------
 
 
-def test_names_are_given_without_values_in_the_order_of_the_schema(tmp_path: Path) -> None:
+def test_names_have_the_order_of_the_schema(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", training(2))
     assert run.names() == list(run.metrics().columns)
     assert run.names("grad/norm/layer/*") == ["grad/norm/layer/0", "grad/norm/layer/10"]
     assert run.names("no/such/*") == []
 
 
-def test_steps_are_chosen_with_both_ends_and_either_may_be_open(tmp_path: Path) -> None:
+def test_a_range_of_steps_includes_both_ends_and_either_may_be_open(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", training(10))
     assert run.metrics(steps=(3, 5)).index.tolist() == [3, 4, 5]
     assert run.metrics(steps=(None, 2)).index.tolist() == [1, 2]
@@ -121,7 +121,7 @@ def test_steps_are_chosen_with_both_ends_and_either_may_be_open(tmp_path: Path) 
     assert run.metrics(steps=(20, 30)).empty
 
 
-def test_times_are_seconds_datetimes_or_iso_strings(tmp_path: Path) -> None:
+def test_a_range_of_times_takes_seconds_datetimes_or_iso_strings(tmp_path: Path) -> None:
     start = datetime(2026, 1, 2, 3, 4, 0, tzinfo=UTC)
     values = curve("train/loss/total", range(10), start=start.timestamp())
     run = write_run(tmp_path / "run", values)
@@ -152,16 +152,19 @@ def test_a_clock_that_was_set_back_does_not_hide_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"steps": 5}, "give (first, last)"),
-        ({"steps": (1.5, None)}, "steps: got 1.5; allowed are whole numbers"),
-        ({"steps": (5, 1)}, "steps: 5 comes after 1"),
-        ({"times": ("yesterday-ish", None)}, "times: got 'yesterday-ish'; allowed are seconds"),
-        ({"times": (float("nan"), None)}, "times: got nan"),
-        ({"points": 1}, "points: got 1"),
-        ({"points": 5.0}, "points: got 5.0"),
+        ({"steps": 5}, "steps is 5; expected (first, last)"),
+        ({"steps": (1.5, None)}, "steps has the limit 1.5; expected integers or None"),
+        ({"steps": (5, 1)}, "steps is (5, 1); expected first <= last"),
+        (
+            {"times": ("yesterday-ish", None)},
+            "times has the limit 'yesterday-ish'; expected",
+        ),
+        ({"times": (float("nan"), None)}, "times has the limit nan"),
+        ({"points": 1}, "points is 1; expected"),
+        ({"points": 5.0}, "points is 5.0; expected"),
     ],
 )
-def test_a_selection_that_cannot_be_read_is_refused(
+def test_an_invalid_selection_is_refused_in_one_line(
     tmp_path: Path, selection: dict[str, Any], message: str
 ) -> None:
     run = write_run(tmp_path / "run", training(3))
@@ -171,7 +174,7 @@ def test_a_selection_that_cannot_be_read_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_points_thin_a_frame_to_true_rows(tmp_path: Path) -> None:
+def test_points_reduces_a_frame_to_recorded_rows(tmp_path: Path) -> None:
     values = np.sin(np.arange(500) / 20)
     values[321] = 40.0
     run = write_run(tmp_path / "run", curve("train/loss/total", values))
@@ -182,10 +185,10 @@ def test_points_thin_a_frame_to_true_rows(tmp_path: Path) -> None:
     assert list(thinned.index[[0, -1]]) == [1, 500]
 
 
-# -- damage and life ---------------------------------------------------------------------------
+# -- damaged and live runs ----------------------------------------------------------------------
 
 
-def test_a_damaged_part_is_named_once_and_the_rest_is_served(
+def test_a_damaged_file_is_logged_once_and_the_rest_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
@@ -217,7 +220,7 @@ def test_a_damaged_run_json_is_an_input_error(tmp_path: Path) -> None:
         assert len(run.metrics()) == 2
 
 
-def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
+def test_lines_that_are_not_events_are_skipped(tmp_path: Path) -> None:
     write_run(tmp_path / "run", [])
     lines = ['{"kind": "note"}', "[]", "3", '{"step": 4}', "null", "", '{"kind": "a", "step": 2}']
     (tmp_path / "run/events.jsonl").write_text("\n".join(lines))
@@ -251,11 +254,11 @@ def test_a_run_that_another_process_writes_is_followed_until_it_is_killed(tmp_pa
         run = um.open_run(tmp_path / "run")
         seen = []
         for _ in range(5):
-            told = int(writer.stdout.readline())
+            written = int(writer.stdout.readline())
             frame = run.metrics()
             assert frame.index.tolist() == list(range(1, len(frame) + 1))
-            assert len(frame) >= told
-            assert len(run.alerts()) >= told // 5
+            assert len(frame) >= written
+            assert len(run.alerts()) >= written // 5
             assert run.info["status"] == "running"
             seen.append(len(frame))
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Many runs at once: found, tabled, stacked, queried; a broken one stops nothing."""
+"""Many runs at once: finding, tabulating, stacking and querying them; skipping broken ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, training, write_run
+from tests.support.recorded import curve, training, write_run
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.reading.sources import source_at
 from ulysses_monitor.records import Event, StepRecord
@@ -31,7 +31,7 @@ def alert(step: int, rule: str) -> Event:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three runs, of which one crashed, beside things that are no runs."""
+    """Three runs, one of them crashed, beside files and folders that are not runs."""
     runs = tmp_path / "runs"
     write_run(runs / "one", [*training(5), alert(2, "spike"), alert(4, "spike")])
     write_run(runs / "two", [*training(3), alert(1, "plateau")], "failed")
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return runs
 
 
-def test_a_folder_gives_its_runs_and_nothing_else(folder: Path) -> None:
+def test_a_folder_opens_its_runs_and_nothing_else(folder: Path) -> None:
     runs = um.open_runs(folder)
     assert sorted(runs.names) == ["one", "three", "two"]
     assert [run.location.name for run in runs] == runs.names
@@ -51,20 +51,20 @@ def test_a_folder_gives_its_runs_and_nothing_else(folder: Path) -> None:
     assert not runs.problems
 
 
-def test_a_glob_a_list_and_a_single_run_open_too(folder: Path) -> None:
+def test_a_glob_a_list_and_a_single_run_open(folder: Path) -> None:
     assert um.open_runs(f"{folder}/t*").names == ["three", "two"]
     assert um.open_runs([folder / "two", str(folder / "one")]).names == ["two", "one"]
     assert um.open_runs(folder / "one").names == ["one"]
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_places(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_named_after_their_places(tmp_path: Path) -> None:
     for group in "ab":
         write_run(tmp_path / group / "seed", training(1))
     places = [str(tmp_path / group / "seed") for group in "ab"]
     assert um.open_runs(f"{tmp_path}/*/seed").names == places
 
 
-def test_foreign_runs_in_a_folder_are_found(tmp_path: Path) -> None:
+def test_runs_of_other_tools_in_a_folder_are_found(tmp_path: Path) -> None:
     for name in ("board", "logs/train"):
         with SummaryWriter(str(tmp_path / name)) as writer:
             writer.add_scalar("train/loss", 1.0, 7, 1e9)
@@ -90,7 +90,7 @@ def test_runs_at_urls_are_found_by_folder_glob_and_list(folder: Path) -> None:
     memory.rm(root, recursive=True)
 
 
-def test_places_without_runs(folder: Path, tmp_path: Path) -> None:
+def test_only_a_folder_may_hold_no_runs(folder: Path, tmp_path: Path) -> None:
     for place, message in (
         (tmp_path / "nowhere", "no such folder"),
         (f"{folder}/x*", "nothing matches"),
@@ -107,11 +107,11 @@ def test_places_without_runs(folder: Path, tmp_path: Path) -> None:
     assert runs.sql("SELECT count(*) AS n FROM runs WHERE loss > 0")["n"].tolist() == [0]
 
 
-def test_a_name_that_is_not_there_names_the_nearest_and_is_no_path(folder: Path) -> None:
+def test_an_unknown_name_suggests_the_nearest_and_is_never_a_path(folder: Path) -> None:
     runs = um.open_runs(folder)
     with pytest.raises(InputError, match="did you mean 'three'"):
         runs["thre"]
-    with pytest.raises(InputError, match="not among these runs"):
+    with pytest.raises(InputError, match="is not among these 3 runs"):
         runs["../runs/one"]
 
 
@@ -126,12 +126,12 @@ def test_the_table_has_a_row_for_each_run(folder: Path) -> None:
     ]
     assert table.loc["one", "loss"] == 5.0
     assert table["status"].to_dict() == {"one": "finished", "two": "failed", "three": "crashed"}
-    assert list(table.index) == ["one", "two", "three"]  # by when they started
+    assert list(table.index) == ["one", "two", "three"]  # oldest first
     assert str(table["started"].dtype).endswith("UTC]")
     assert np.isnan(table.loc["three", "loss"])
 
 
-def test_metrics_of_all_runs_are_one_frame(folder: Path) -> None:
+def test_metrics_stacks_all_runs_in_one_frame(folder: Path) -> None:
     runs = um.open_runs(folder)
     frame = runs.metrics(LOSS, "grad/norm/total")
     assert frame.index.names == ["run", "step"]
@@ -144,12 +144,12 @@ def test_metrics_of_all_runs_are_one_frame(folder: Path) -> None:
     assert len(runs.metrics(LOSS, points=2).loc["one"]) == 2
 
 
-def test_wrong_selections_are_refused_and_not_taken_for_broken_runs(folder: Path) -> None:
-    with pytest.raises(InputError, match="comes after"):
+def test_an_invalid_selection_is_refused_and_not_taken_for_a_broken_run(folder: Path) -> None:
+    with pytest.raises(InputError, match="expected first <= last"):
         um.open_runs(folder).metrics(steps=(3, 1))
 
 
-def test_the_dataset_holds_what_was_measured_and_no_more(folder: Path) -> None:
+def test_the_dataset_holds_only_measured_values(folder: Path) -> None:
     table = um.open_runs(folder).dataset(LOSS, "grad/norm/total")
     assert table.schema.field("run").type == pa.dictionary(pa.int32(), pa.string())
     assert table.schema.field("metric").type == pa.dictionary(pa.int32(), pa.string())
@@ -188,14 +188,14 @@ def test_a_query_joins_runs_metrics_and_events(folder: Path) -> None:
     ]
 
 
-def test_a_query_reads_only_the_metrics_that_are_named(folder: Path) -> None:
+def test_a_query_reads_only_the_metrics_it_is_given(folder: Path) -> None:
     answer = um.open_runs(folder).sql(
         "SELECT DISTINCT metric FROM metrics", metrics=("grad/norm/total",)
     )
     assert answer["metric"].tolist() == ["grad/norm/total"]
 
 
-def test_times_of_runs_are_times_in_sql(folder: Path) -> None:
+def test_times_are_timestamps_in_sql(folder: Path) -> None:
     answer = um.open_runs(folder).sql(
         "SELECT run FROM runs WHERE started > TIMESTAMPTZ '2020-01-01' ORDER BY started"
     )
@@ -222,7 +222,7 @@ def test_times_of_runs_are_times_in_sql(folder: Path) -> None:
         "",
     ],
 )
-def test_a_query_reaches_no_file_and_an_error_is_one_line(
+def test_a_query_cannot_reach_files_and_its_error_is_one_line(
     query: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -234,7 +234,7 @@ def test_a_query_reaches_no_file_and_an_error_is_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_duckdb_the_error_says_what_to_install(
+def test_the_error_without_duckdb_names_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = builtins.__import__
@@ -252,7 +252,7 @@ def test_without_duckdb_the_error_says_what_to_install(
 # -- broken runs -------------------------------------------------------------------------------
 
 
-def test_a_broken_run_is_named_and_the_others_are_served(folder: Path) -> None:
+def test_a_broken_run_is_named_and_the_others_are_read(folder: Path) -> None:
     (folder / "two/run.json").write_text('{"name": "tw')
     (folder / "lost/metrics").mkdir(parents=True)
     runs = um.open_runs(folder)
@@ -264,7 +264,7 @@ def test_a_broken_run_is_named_and_the_others_are_served(folder: Path) -> None:
     assert list(runs.problems) == [str(folder / "lost")]
 
 
-def test_a_place_that_cannot_be_looked_into_is_a_problem(
+def test_a_folder_that_cannot_be_listed_is_a_problem(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Location.is_file
@@ -283,7 +283,7 @@ def test_a_place_that_cannot_be_looked_into_is_a_problem(
     assert "no right to read" in runs.problems[str(folder / "two")]
 
 
-def test_a_damaged_part_is_named_among_the_problems(folder: Path) -> None:
+def test_a_damaged_file_is_named_in_the_problems(folder: Path) -> None:
     (file,) = [p for p in (folder / "one/metrics").iterdir() if p.is_file()]
     content = bytearray(file.read_bytes())
     content[:] = bytes(len(content))
@@ -294,7 +294,7 @@ def test_a_damaged_part_is_named_among_the_problems(folder: Path) -> None:
     assert f"metrics/{file.name}" in runs.problems[str(folder / "one")]
 
 
-def test_whatever_run_json_holds_the_table_is_made(folder: Path) -> None:
+def test_the_table_accepts_whatever_run_json_holds(folder: Path) -> None:
     path = folder / "one/run.json"
     values = [None, "text", [], {}, True, 1e400, [None], ["x"]]
     for value in values:
@@ -304,6 +304,6 @@ def test_whatever_run_json_holds_the_table_is_made(folder: Path) -> None:
         assert set(runs.table().index) == {"one", "two", "three"}, (value, runs.problems)
 
 
-def test_steps_that_only_an_evaluation_wrote_count(tmp_path: Path) -> None:
+def test_the_last_step_may_come_from_an_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/eval", [StepRecord.of(9, 1.0, {"eval/loss/total": 1.0})])
     assert um.open_runs(tmp_path / "runs").table().loc["eval", "step"] == 9

@@ -1,4 +1,4 @@
-"""The examples of docs/runs.md run, in their order."""
+"""The examples in docs/runs.md run, in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 
 GUIDE = Path(__file__).parents[3] / "docs/runs.md"
 

@@ -1,4 +1,4 @@
-"""Runs that others recorded: TensorBoard files, a Trainer's state; and runs at URLs."""
+"""Runs of other tools: TensorBoard files and a Trainer's state; and runs at URLs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.reading.sources.records import masked_crc
 from ulysses_monitor.records import Event
 from ulysses_monitor.report import write_report
 
 
 @pytest.fixture(scope="session")
 def trainer_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a real Trainer leaves: checkpoints, its state, and its own TensorBoard files."""
+    """The output of a real Trainer: checkpoints, its state, and its TensorBoard files."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -67,7 +66,7 @@ def trainer_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def memory() -> Iterator[str]:
-    """A folder in fsspec's memory."""
+    """The URL of a folder in fsspec's memory."""
     url = f"memory://{uuid.uuid4().hex}"
     yield url
     fsspec.filesystem("memory").rm(url.removeprefix("memory:/"), recursive=True)
@@ -80,7 +79,7 @@ def upload(folder: Path, url: str) -> None:
 # -- TensorBoard -------------------------------------------------------------------------------
 
 
-def test_scalars_of_both_forms_are_read_and_nothing_else(tmp_path: Path) -> None:
+def test_only_scalars_are_read_in_either_form(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         for step in range(1, 21):
             writer.add_scalar("Loss/test", 1 / step, step, 1e9 + step)
@@ -113,7 +112,7 @@ def test_scalars_of_both_forms_are_read_and_nothing_else(tmp_path: Path) -> None
     assert not run.damaged
 
 
-def test_it_agrees_with_tensorboards_own_reader(tmp_path: Path) -> None:
+def test_the_values_equal_those_of_tensorboards_own_reader(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     draw = np.random.default_rng(0)
@@ -122,7 +121,7 @@ def test_it_agrees_with_tensorboards_own_reader(tmp_path: Path) -> None:
             for step in range(200):
                 for tag in ("a/b", "Reward", "grad/norm/total"):
                     writer.add_scalar(tag, draw.standard_normal(), step)
-        time.sleep(1.1)  # the files' names, and so their order, come from the second
+        time.sleep(1.1)  # the names of the files, and so their order, hold the time in seconds
     theirs = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     theirs.Reload()
     frame = um.open_run(tmp_path).metrics()
@@ -131,7 +130,7 @@ def test_it_agrees_with_tensorboards_own_reader(tmp_path: Path) -> None:
         assert frame[tag].to_dict() == last
 
 
-def test_a_file_that_grows_is_read_on_and_a_torn_end_waits(tmp_path: Path) -> None:
+def test_a_growing_file_is_followed_and_a_torn_record_waits(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
     writer.add_scalar("loss", 1.0, 1)
     writer.flush()
@@ -148,7 +147,7 @@ def test_a_file_that_grows_is_read_on_and_a_torn_end_waits(tmp_path: Path) -> No
     assert not run.damaged
 
 
-def test_a_damaged_record_is_left_out_and_a_lost_length_ends_the_file(tmp_path: Path) -> None:
+def test_a_damaged_record_is_skipped_and_a_damaged_length_ends_the_file(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         for step in range(1, 6):
             writer.add_scalar("loss", float(step), step)
@@ -158,7 +157,7 @@ def test_a_damaged_record_is_left_out_and_a_lost_length_ends_the_file(tmp_path: 
     file.write_bytes(whole[: at + 8] + b"\xff" + whole[at + 9 :])
     run = um.open_run(tmp_path)
     assert run.metrics().index.tolist() == [1, 2, 4, 5]
-    assert run.damaged == {file.name: "records with a wrong checksum, left out: 1"}
+    assert run.damaged == {file.name: "records with a wrong checksum, skipped: 1"}
     begin = whole.rindex(b"loss") - 30
     file.write_bytes(whole[:begin] + b"\x01" * 12 + whole[begin + 12 :])
     run = um.open_run(tmp_path)
@@ -167,7 +166,7 @@ def test_a_damaged_record_is_left_out_and_a_lost_length_ends_the_file(tmp_path: 
     assert list(run.damaged) == [file.name]
 
 
-def test_a_damaged_picture_and_a_file_of_another_kind_are_named(tmp_path: Path) -> None:
+def test_a_damaged_text_and_a_file_of_another_kind_are_named(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("loss", 1.0, 1)
         writer.add_text("notes", "x" * 10_000, 2)
@@ -182,20 +181,12 @@ def test_a_damaged_picture_and_a_file_of_another_kind_are_named(tmp_path: Path) 
     assert set(run.damaged) == {file.name, "other.tfevents"}
 
 
-def test_the_checksum_is_the_one_of_the_format() -> None:
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    for text in (b"", b"a", b"123456789", bytes(range(256)) * 3):
-        rows = np.frombuffer(text, np.uint8)[None]
-        assert masked_crc(rows)[0] == masked_crc32c(text)
-
-
 def test_a_folder_of_tensorboard_runs_is_refused_with_their_names(tmp_path: Path) -> None:
     for name in ("first", "deep/second"):
         with SummaryWriter(str(tmp_path / name)) as writer:
             writer.add_scalar("loss", 1.0, 1)
     with pytest.raises(
-        InputError, match="holds 2 TensorBoard runs; name one of deep/second, first"
+        InputError, match="holds 2 TensorBoard runs; expected one: deep/second, first"
     ):
         um.open_run(tmp_path)
     assert um.open_run(tmp_path / "deep/second").names() == ["loss"]
@@ -216,7 +207,7 @@ def test_two_tags_never_share_a_name(tmp_path: Path) -> None:
     }
 
 
-def test_the_tensorboard_files_of_our_own_run_have_our_names(tmp_path: Path) -> None:
+def test_the_tensorboard_files_of_our_own_runs_keep_their_names(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         for name in ("train/loss/total", "grad/norm/layer/3", "optim/lr/0"):
             writer.add_scalar(name, 1.0, 1)
@@ -226,7 +217,7 @@ def test_the_tensorboard_files_of_our_own_run_have_our_names(tmp_path: Path) -> 
 # -- trainer_state.json ------------------------------------------------------------------------
 
 
-def test_a_trainers_log_has_our_names(trainer_output: Path) -> None:
+def test_a_trainers_log_gets_our_names(trainer_output: Path) -> None:
     run = um.open_run(trainer_output)
     logs = json.loads((trainer_output / "trainer_state.json").read_text())["log_history"]
     frame = run.metrics()
@@ -243,7 +234,7 @@ def test_a_trainers_log_has_our_names(trainer_output: Path) -> None:
         run.metrics(times=(0, 1))
 
 
-def test_its_tensorboard_files_tell_the_same_as_its_state(trainer_output: Path) -> None:
+def test_a_trainers_tensorboard_files_equal_its_state(trainer_output: Path) -> None:
     state = um.open_run(trainer_output).metrics()
     board = um.open_run(trainer_output / "logs").metrics()
     assert set(board.columns) <= set(state.columns)
@@ -252,7 +243,7 @@ def test_its_tensorboard_files_tell_the_same_as_its_state(trainer_output: Path) 
         pd.testing.assert_series_equal(board[name].dropna(), state[name].dropna(), rtol=1e-6)
 
 
-def test_a_checkpoint_a_file_and_an_output_dir_without_the_last_state_open_too(
+def test_a_checkpoint_a_state_file_and_an_output_dir_without_one_open(
     trainer_output: Path, tmp_path: Path
 ) -> None:
     def last(place: Path) -> int:
@@ -265,12 +256,12 @@ def test_a_checkpoint_a_file_and_an_output_dir_without_the_last_state_open_too(
         folder.mkdir()
         log = [{"step": step, "loss": 1.0}]
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    (tmp_path / "checkpoint-99").mkdir()  # being written
+    (tmp_path / "checkpoint-99").mkdir()  # still being written
     assert last(tmp_path) == 10
     assert um.open_run(tmp_path).info["status"] == "unknown"
 
 
-def test_what_is_no_number_in_a_log_is_passed_over(tmp_path: Path) -> None:
+def test_log_entries_that_are_not_numbers_are_skipped(tmp_path: Path) -> None:
     history = [
         {"step": 1, "loss": "nan", "note": "text", "flag": True, "deep": {"a": 1}},
         {"loss": 3.0},
@@ -293,7 +284,7 @@ def test_a_damaged_state_is_an_input_error(tmp_path: Path, content: str) -> None
 # -- URLs --------------------------------------------------------------------------------------
 
 
-def test_a_run_at_a_url_reads_as_it_does_here(tmp_path: Path, memory: str) -> None:
+def test_a_run_at_a_url_reads_like_a_local_one(tmp_path: Path, memory: str) -> None:
     alert = Event(kind="alert", step=2, time=1.0, data={"rule": "spike"})
     here = write_run(tmp_path / "run", [*training(5), alert])
     upload(tmp_path / "run", f"{memory}/run")
@@ -305,7 +296,9 @@ def test_a_run_at_a_url_reads_as_it_does_here(tmp_path: Path, memory: str) -> No
     assert there.alerts()["rule"].tolist() == ["spike"]
 
 
-def test_foreign_runs_at_a_url_open_too(tmp_path: Path, memory: str, trainer_output: Path) -> None:
+def test_runs_of_other_tools_open_at_a_url(
+    tmp_path: Path, memory: str, trainer_output: Path
+) -> None:
     with SummaryWriter(str(tmp_path / "board")) as writer:
         writer.add_scalar("loss", 1.0, 1)
     upload(tmp_path / "board", f"{memory}/board")
@@ -314,20 +307,18 @@ def test_foreign_runs_at_a_url_open_too(tmp_path: Path, memory: str, trainer_out
     assert um.open_run(f"{memory}/output").metrics("train/loss/*").index.tolist() == [1, 2, 3, 4]
 
 
-def test_a_run_at_a_url_is_not_written_to(tmp_path: Path, memory: str) -> None:
+def test_nothing_is_written_to_a_url(tmp_path: Path, memory: str) -> None:
     write_run(tmp_path / "run", training(3))
     upload(tmp_path / "run", f"{memory}/run")
     run = um.open_run(f"{memory}/run")
-    with pytest.raises(InputError, match="nothing is written to a URL; name a file"):
+    with pytest.raises(InputError, match=r"is a URL, .* name a local file"):
         write_report(run)
     with pytest.raises(InputError, match="not on this machine"):
         _ = run.path
     assert write_report(run, tmp_path / "here.html").is_file()
 
 
-def test_a_run_at_a_url_that_says_it_runs_is_not_called_crashed(
-    tmp_path: Path, memory: str
-) -> None:
+def test_a_run_at_a_url_is_never_called_crashed(tmp_path: Path, memory: str) -> None:
     write_run(tmp_path / "run", training(3), None)
     upload(tmp_path / "run", f"{memory}/run")
     assert um.open_run(tmp_path / "run").info["status"] == "crashed"
@@ -345,9 +336,9 @@ def test_a_place_without_a_run_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match="name a run directory"):
+    with pytest.raises(InputError, match="expected a run directory"):
         um.open_run(tmp_path / "notes.txt")
 
 
@@ -356,7 +347,7 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path) -> None:
 EVIL = "<script>alert(1)</script>"
 
 
-def test_the_report_of_foreign_runs_shows_what_they_have(
+def test_the_report_of_another_tools_run_shows_what_it_has(
     trainer_output: Path, tmp_path: Path
 ) -> None:
     html = write_report(um.open_run(trainer_output), tmp_path / "state.html").read_text()
@@ -367,7 +358,7 @@ def test_the_report_of_foreign_runs_shows_what_they_have(
     assert ">Loss</h2>" in board.read_text()
 
 
-def test_names_in_a_foreign_run_are_text_in_the_report(tmp_path: Path) -> None:
+def test_names_in_another_tools_run_are_escaped_in_the_report(tmp_path: Path) -> None:
     folder = tmp_path / "<script>alert(1)<"
     with SummaryWriter(str(folder)) as writer:
         for step in range(1, 5):
@@ -384,7 +375,7 @@ def state(**more: Any) -> str:
     return json.dumps({"log_history": [{"step": 1, "loss": 1.0}], **more})
 
 
-def test_a_report_of_a_lone_state_file_lies_beside_it(tmp_path: Path) -> None:
+def test_the_report_of_a_state_file_is_written_beside_it(tmp_path: Path) -> None:
     (tmp_path / "trainer_state.json").write_text(state(trial_name=EVIL))
     path = write_report(um.open_run(tmp_path / "trainer_state.json"))
     assert path == tmp_path / "report.html"

@@ -10,12 +10,12 @@ from ulysses_monitor.records import Alert, Metric, Schema, StepRecord, column
 @pytest.mark.parametrize(
     "name", ["grad/norm/total", "grad/norm/layer/3", "optim/exp_avg_norm/param/a.b-c.weight"]
 )
-def test_a_name_of_family_stat_and_scope_is_taken(name: str) -> None:
+def test_a_name_of_family_stat_and_scope_is_accepted(name: str) -> None:
     assert Metric(name=name).name == name
 
 
 @pytest.mark.parametrize("name", ["loss", "grad/norm", "grad//total", "Grad/norm/total", "a/b/c d"])
-def test_another_name_is_refused_and_shown(name: str) -> None:
+def test_any_other_name_is_refused_and_shown(name: str) -> None:
     with pytest.raises(InputError, match=name):
         Metric(name=name)
 

@@ -6,7 +6,12 @@ import pytest
 
 from ulysses_monitor import Metric
 from ulysses_monitor.records import trainer_names
-from ulysses_monitor.records.trainer_names import evaluation_name, logged_name, names_for, tag_name
+from ulysses_monitor.records.trainer_names import (
+    assign_names,
+    evaluation_name,
+    logged_name,
+    tag_name,
+)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -21,7 +26,7 @@ def test_a_logged_name_is_a_legal_metric(name: str) -> None:
     Metric(name=evaluation_name(name))
 
 
-def test_what_a_trainer_writes_to_its_log_and_to_tensorboard_has_one_name() -> None:
+def test_a_trainers_number_has_one_name_in_its_log_and_in_tensorboard() -> None:
     pairs = {
         "loss": "train/loss",
         "eval_loss": "eval/loss",
@@ -34,14 +39,14 @@ def test_what_a_trainer_writes_to_its_log_and_to_tensorboard_has_one_name() -> N
         assert logged_name(logged) == tag_name(tag)
 
 
-def test_our_own_tags_and_those_of_others_stay() -> None:
+def test_other_tags_stay_unchanged() -> None:
     for tag in ("train/loss/total", "grad/norm/layer/3", "optim/lr/0", "Loss/test", "acc", "train"):
         assert tag_name(tag) == tag
 
 
-def test_no_two_get_the_same_name_whatever_their_order() -> None:
+def test_two_numbers_never_get_the_same_name() -> None:
     for tags in (["train/a b", "train/a_b"], ["train/loss", "train/loss/total"], ["a", "b"]):
         for order in (tags, tags[::-1]):
-            names = names_for(order, tag_name)
+            names = assign_names(order, tag_name)
             assert len(set(names.values())) == len(tags)
             assert list(names) == order

@@ -1,4 +1,4 @@
-"""How a report and the console tell what policies did."""
+"""The report and the console show what policies did."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.monitor.reading.recorded import training, write_run
+from tests.support.recorded import training, write_run
 from ulysses_monitor.records import Event
-from ulysses_monitor.report import write_report
-from ulysses_monitor.report.tables import action_rows
+from ulysses_monitor.report import summarize_actions, write_report
 from ulysses_monitor.sinks.console import ConsoleSink
 
 
@@ -27,14 +26,14 @@ EVENTS = [
 ]
 
 
-def test_actions_are_summed_up_by_policy_kind_and_mode(tmp_path: Path) -> None:
-    one, two = action_rows(write_run(tmp_path / "run", [*training(8), *EVENTS]))
+def test_actions_are_summarized_by_policy_action_and_mode(tmp_path: Path) -> None:
+    one, two = summarize_actions(write_run(tmp_path / "run", [*training(8), *EVENTS]))
     assert (one["policy"], one["mode"], one["steps"]) == ("one", "active", 3)
     assert (one["first"], one["last"], one["reason"]) == (2, 7, "<b>last</b>")
     assert (two["policy"], two["mode"], two["steps"]) == ("two", "shadow", 1)
 
 
-def test_the_report_has_them_and_leaves_them_out_of_the_list_of_events(tmp_path: Path) -> None:
+def test_the_report_shows_actions_as_interventions_and_not_as_events(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path / "run", [*training(8), *EVENTS])).read_text()
     assert "Interventions" in text
     assert "&lt;b&gt;last&lt;/b&gt;" in text
@@ -43,7 +42,7 @@ def test_the_report_has_them_and_leaves_them_out_of_the_list_of_events(tmp_path:
     assert "Interventions" not in none
 
 
-def test_the_console_tells_the_first_of_a_row_of_actions_and_every_order() -> None:
+def test_the_console_shows_the_first_of_consecutive_actions_and_every_command() -> None:
     out = io.StringIO()
     sink = ConsoleSink(Console(file=out, width=200))
     sink.write(Event(kind="start", step=0, time=0.0, data={"engine": "plain"}))

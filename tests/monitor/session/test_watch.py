@@ -182,7 +182,7 @@ def test_one_schema_serves_all_records_with_the_same_names(tmp_path: Path) -> No
     with monitor.watch(model, optimizer):
         for seed in range(9):
             step_once(model, optimizer, seed)
-            monitor.record({"eval/loss/total": 1.0})
+            monitor.log({"eval/loss/total": 1.0})
     # Each schema is an open file of the store: the first step has no optimizer state; then
     # there are sampled steps, what those did, the others, and evaluations.
     assert len({record.schema for record in sink.records}) == 5
@@ -192,7 +192,7 @@ def test_a_further_metric_with_a_wrong_name_is_refused(tmp_path: Path) -> None:
     model, optimizer = build()
     monitor = um.Monitor(tmp_path / "run", tensorboard=False)
     with monitor.watch(model, optimizer), pytest.raises(um.InputError, match="eval_loss"):
-        monitor.record({"eval_loss": 1.0})
+        monitor.log({"eval_loss": 1.0})
 
 
 def test_wrong_arguments_are_refused_with_what_is_allowed(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_directory_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     model, optimizer = build()
     with (
-        pytest.raises(um.InputError, match="Not a directory"),
+        pytest.raises(um.InputError, match="file is a file; name a directory"),
         um.Monitor(tmp_path / "file" / "run").watch(model, optimizer),
     ):
         pass
@@ -267,31 +267,40 @@ def test_an_event_is_published_at_the_current_step(tmp_path: Path) -> None:
     monitor = um.Monitor(tmp_path / "run", tensorboard=False, sinks=[sink])
     with monitor.watch(model, optimizer):
         step_once(model, optimizer, 0)
-        monitor.event("note", {"text": "here"})
-    monitor.event("note", {"text": "nobody listens any more"})
+        session = monitor.session
+        assert session is not None
+        session.event("note", {"text": "here"})
+    session.event("note", {"text": "nobody listens any more"})
     notes = [e for e in sink.events if e.kind == "note"]
     assert [(e.step, dict(e.data)) for e in notes] == [(1, {"text": "here"})]
     assert isinstance(notes[0], Event)
 
 
 def test_a_loss_of_several_elements_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"shape \[3\]; allowed is a scalar"):
-        um.Monitor(tmp_path / "run").observe(loss=torch.zeros(3))
+    model, optimizer = build()
+    monitor = um.Monitor(tmp_path / "run", tensorboard=False)
+    refusal = pytest.raises(InputError, match=r"shape \[3\]; allowed is a scalar")
+    with monitor.watch(model, optimizer), refusal:
+        monitor.observe(loss=torch.zeros(3))
 
 
-def test_a_defect_in_the_monitor_costs_the_records_and_not_the_training(
+def test_a_defect_that_persists_costs_the_records_and_not_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     monitor = um.Monitor(tmp_path / "run", tensorboard=False)
     with monitor.watch(model, optimizer):
-        for step in range(4):
+        for step in range(7):
             if step == 2:
                 monkeypatch.setattr(TrainingStep, "metrics", lambda *_: 1 / 0)
             model(torch.ones(1, 3)).sum().backward()
             optimizer.step()
-    assert list(um.open_run(tmp_path / "run").metrics("grad/norm/total").index) == [1, 2]
+    run = um.open_run(tmp_path / "run")
+    assert list(run.metrics("optim/lr/0").index) == [1, 2]
+    assert list(run.metrics("grad/norm/total").index) == [1, 2, 3, 4]
+    told = [(e["part"], e["state"], e["step"]) for e in run.event_list() if "part" in e]
+    assert told == [("recording", "failed", 2), ("recording", "off", 4)]
 
 
 def test_adapters_that_cannot_be_looked_into_cost_their_metrics_alone(

@@ -1,4 +1,4 @@
-"""Items that sinks are tested with, and servers that tests start, stop and never leave behind."""
+"""Items for tests of sinks, and servers that tests start and always stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOSTILE = (
     "//",
     "",
 )
-"""Names that a model, or somebody's own code, could give."""
+"""Metric names that a model or a user's code could produce."""
 
 NOT_FINITE = {
     "grad/norm/layer/0": math.nan,
@@ -45,7 +45,7 @@ NOT_FINITE = {
 
 
 def record(step: int, time_: float = 1_700_000_000.25, **metrics: float) -> StepRecord:
-    """A record with the usual names; keyword arguments name further ones with ``__`` for ``/``."""
+    """Returns a record with the usual names; keywords add more, with ``__`` for ``/``."""
     usual = {
         "train/loss/total": 3.0 / step,
         "grad/norm/layer/0": 0.5 * step,
@@ -83,7 +83,7 @@ def stop(step: int, status: str) -> Event:
 
 
 def on_a_thread(work: Callable[[], T]) -> T:
-    """Runs `work` where sinks run: not on the main thread."""
+    """Runs `work` on another than the main thread, as sinks do."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -121,7 +121,7 @@ def free_port() -> int:
 
 
 def wait_for(what: Callable[[], T], seconds: float = 30.0) -> T:
-    """The first true answer of `what`."""
+    """Returns the first true result of `what`."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def wait_for(what: Callable[[], T], seconds: float = 30.0) -> T:
 
 @contextlib.contextmanager
 def process(command: Sequence[str], log: Path, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process group of its own, which is ended in any case."""
+    """A server in its own process group, which is always ended."""
     with log.open("ab") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, **more)
     try:
@@ -149,7 +149,7 @@ def process(command: Sequence[str], log: Path, **more: Any) -> Iterator[subproce
 
 
 class Receiver:
-    """An HTTP server on this machine that keeps what is posted to it.
+    """An HTTP server on this machine that keeps what it receives.
 
     Attributes:
         bodies: what came, in order.

@@ -27,7 +27,7 @@ TRAINED = {
 
 
 class FakeTerminal(io.StringIO):
-    """A stream that says it is a terminal, and has an encoding as strict as a terminal's."""
+    """A stream that claims to be a terminal, with an encoding as strict as a terminal's."""
 
     def __init__(self, encoding: str = "utf-8") -> None:
         super().__init__()
@@ -86,12 +86,12 @@ def alert(message: str, severity: str = "warning", step: int = 7) -> Event:
 
 
 def last_frame(terminal: FakeTerminal) -> list[str]:
-    """What the terminal shows last, without control sequences."""
+    """Returns what the terminal shows last, without control sequences."""
     shown = terminal.getvalue().rpartition("\x1b[2K")[2]
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()
 
 
-def test_without_a_terminal_lines_are_as_they_always_were() -> None:
+def test_without_a_terminal_progress_is_plain_lines() -> None:
     file = io.StringIO()
     sink = ConsoleSink(Console(file=file, width=40), every_seconds=1e6)
     sink.write(start(max_steps=3))
@@ -111,7 +111,7 @@ def test_without_a_terminal_lines_are_as_they_always_were() -> None:
     ]
 
 
-def test_without_a_terminal_the_last_step_is_a_line_where_nobody_knew_it_would_be() -> None:
+def test_without_a_terminal_the_last_step_is_printed_even_if_the_total_is_unknown() -> None:
     file = io.StringIO()
     sink = ConsoleSink(Console(file=file, width=40), every_seconds=1e6)
     sink.write(start(max_steps=None))
@@ -123,7 +123,7 @@ def test_without_a_terminal_the_last_step_is_a_line_where_nobody_knew_it_would_b
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
-def test_a_pipe_gets_plain_lines_whatever_the_environment_says_of_colour(
+def test_a_pipe_gets_plain_lines_whatever_the_environment_says_about_colour(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
@@ -137,7 +137,7 @@ def test_a_pipe_gets_plain_lines_whatever_the_environment_says_of_colour(
     assert "step 1/400" in file.getvalue()
 
 
-def test_the_table_shows_where_the_run_is_and_how_it_goes() -> None:
+def test_the_table_shows_position_and_numbers_of_the_run() -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal, width=100)
     sink.write(start(max_steps=100))
@@ -162,7 +162,7 @@ def test_the_table_shows_where_the_run_is_and_how_it_goes() -> None:
     assert "dropped records: tensorboard 3" in shown
 
 
-def test_only_the_last_alerts_are_shown_and_all_are_counted() -> None:
+def test_only_the_last_alerts_are_shown_but_all_are_counted() -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal)
     sink.write(start())
@@ -176,7 +176,7 @@ def test_only_the_last_alerts_are_shown_and_all_are_counted() -> None:
     ]
 
 
-def test_words_of_a_run_are_neither_markup_nor_control_sequences() -> None:
+def test_text_from_a_run_is_neither_markup_nor_control_sequence() -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal)
     sink.write(start())
@@ -188,7 +188,7 @@ def test_words_of_a_run_are_neither_markup_nor_control_sequences() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 @pytest.mark.parametrize("width", [10, 40, 80, 400])
-def test_every_width_and_encoding_is_drawn_within_its_bounds(width: int, encoding: str) -> None:
+def test_the_table_fits_every_width_and_encoding(width: int, encoding: str) -> None:
     terminal = FakeTerminal(encoding)
     sink = on_terminal(terminal, width=width)
     sink.write(start())
@@ -202,7 +202,7 @@ def test_every_width_and_encoding_is_drawn_within_its_bounds(width: int, encodin
     assert any(line.startswith("gradient") for line in shown)
 
 
-def test_no_color_draws_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_turns_colours_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = FakeTerminal()
     sink = on_terminal(terminal)
@@ -219,7 +219,7 @@ def test_no_color_draws_without_colours(monkeypatch: pytest.MonkeyPatch) -> None
     assert "━" * 20 + "─" * 60 in last_frame(terminal)
 
 
-def test_values_that_are_not_numbers_are_shown_as_such() -> None:
+def test_nan_and_inf_are_shown() -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal)
     sink.write(start())
@@ -241,7 +241,7 @@ def test_the_table_has_the_name_of_the_run(tmp_path: Path) -> None:
     assert last_frame(terminal)[0] == "sft on plain, 1 process"
 
 
-def test_a_resumed_run_goes_on_from_its_step() -> None:
+def test_a_resumed_run_continues_from_its_step() -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal)
     sink.write(start(step=200))
@@ -249,7 +249,7 @@ def test_a_resumed_run_goes_on_from_its_step() -> None:
     assert last_frame(terminal)[1].startswith("step 200/400")
 
 
-def test_the_end_leaves_the_last_table_with_how_it_ended() -> None:
+def test_the_last_table_stays_and_shows_how_the_run_ended() -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal)
     sink.write(start())
@@ -265,14 +265,14 @@ say = print
 
 
 def standard_streams(monkeypatch: pytest.MonkeyPatch) -> FakeTerminal:
-    """Standard output and error as one terminal; to be called in the test, under its capture."""
+    """Makes standard output and error one terminal; called in the test, under its capture."""
     terminal = FakeTerminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
     return terminal
 
 
-def test_prints_go_above_the_table_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prints_go_above_the_table_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = standard_streams(monkeypatch)
     sink = on_terminal(terminal)
     sink.write(start())
@@ -287,7 +287,7 @@ def test_prints_go_above_the_table_as_they_are(monkeypatch: pytest.MonkeyPatch) 
     assert "10%" not in terminal.getvalue().replace("100%", "")
 
 
-def test_the_streams_are_back_after_close(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_restores_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = standard_streams(monkeypatch)
     sink = on_terminal(terminal)
     sink.write(start())
@@ -299,7 +299,9 @@ def test_the_streams_are_back_after_close(monkeypatch: pytest.MonkeyPatch) -> No
     assert terminal.getvalue().endswith("unfinished\n")
 
 
-def test_the_streams_are_back_where_drawing_the_end_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_streams_are_restored_even_if_the_last_drawing_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = standard_streams(monkeypatch)
     sink = on_terminal(terminal)
     sink.write(start())
@@ -309,7 +311,7 @@ def test_the_streams_are_back_where_drawing_the_end_fails(monkeypatch: pytest.Mo
     assert sys.stdout is terminal
 
 
-def test_a_stream_that_somebody_else_set_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_was_replaced_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = standard_streams(monkeypatch)
     sink = on_terminal(terminal)
     sink.write(start())
@@ -317,7 +319,7 @@ def test_a_stream_that_somebody_else_set_meanwhile_stays(monkeypatch: pytest.Mon
     with contextlib.redirect_stdout(theirs):
         sink.close()
         assert sys.stdout is theirs
-    say("later")  # into the sink's stream, which they put back
+    say("later")  # into the sink's stream, which was put back
     assert "later\n" in terminal.getvalue()
 
 
@@ -332,7 +334,7 @@ def test_output_that_goes_to_a_file_is_left_alone(monkeypatch: pytest.MonkeyPatc
     assert log.getvalue() == "for the file\n"
 
 
-def test_handlers_of_logging_write_above_the_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_handlers_write_above_the_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = standard_streams(monkeypatch)
     handler = logging.StreamHandler(terminal)
     logger = logging.getLogger("tests.console")
@@ -363,7 +365,7 @@ print("printed")
 @pytest.mark.parametrize(
     "ending", ["", "raise KeyboardInterrupt", "sys.exit(3)", "raise ValueError('broken')"]
 )
-def test_a_program_that_never_closes_it_leaves_the_terminal_as_it_was(ending: str) -> None:
+def test_a_program_that_never_closes_the_sink_leaves_the_terminal_intact(ending: str) -> None:
     leader, follower = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     program = [sys.executable, "-c", PROGRAM + ending]
@@ -385,7 +387,7 @@ def test_a_program_that_never_closes_it_leaves_the_terminal_as_it_was(ending: st
     assert b"Exception ignored" not in output
 
 
-def test_drawing_is_rare_however_short_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_drawn_rarely_however_short_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "_REDRAW_SECONDS", 0.5)
     terminal = FakeTerminal()
     sink = on_terminal(terminal)

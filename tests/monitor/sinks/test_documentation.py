@@ -1,4 +1,4 @@
-"""The examples in docs/sinks.md are taken as they stand."""
+"""The examples in docs/sinks.md work unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def block(language: str) -> str:
 def test_the_yaml_example_names_sinks_that_can_be_made() -> None:
     specs = yaml.safe_load(block("yaml"))["monitor"]["sinks"]
     check_specs(specs)
-    assert len(make_sinks(specs[:-1])) == 7  # the last is a class of the reader's own
+    assert len(make_sinks(specs[:-1])) == 7  # the last one is the reader's own class
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""JSONL and CSV: read back whole by other programs, whatever the names and values are."""
+"""Other programs read JSONL and CSV files back completely, whatever names and values they have."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_a_line_of_json_is_a_record_or_an_event(tmp_path: Path) -> None:
+def test_each_json_line_is_a_record_or_an_event(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     deliver(JsonlSink(path), [record(1), alert(1)])
     first, second = lines(path)
@@ -49,7 +49,7 @@ def test_a_line_of_json_is_a_record_or_an_event(tmp_path: Path) -> None:
     assert (second["kind"], second["rule"], second["message"]) == ("alert", "spike", "It broke.")
 
 
-def test_csv_has_a_row_for_each_metric_and_takes_a_schema_that_grows(tmp_path: Path) -> None:
+def test_csv_has_a_row_for_each_metric_and_accepts_a_growing_schema(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     deliver(CsvSink(path), [record(1), alert(1), record(2, eval__loss__total=1.5)])
     table = pd.read_csv(path)
@@ -60,13 +60,13 @@ def test_csv_has_a_row_for_each_metric_and_takes_a_schema_that_grows(tmp_path: P
     assert len(table) == 4 + 5
 
 
-def test_json_says_nan_and_inf_as_text_that_every_reader_takes(tmp_path: Path) -> None:
+def test_json_has_nan_and_inf_as_text_that_every_reader_accepts(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     deliver(JsonlSink(path), [StepRecord.of(1, 0.0, NOT_FINITE)])
     assert list(lines(path)[0]["metrics"].values()) == ["nan", "inf", "-inf", 0.5]
 
 
-def test_csv_values_that_are_not_finite_are_read_back(tmp_path: Path) -> None:
+def test_nonfinite_csv_values_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     deliver(CsvSink(path), [StepRecord.of(1, 0.0, NOT_FINITE)])
     assert [str(float(row[3])) for row in rows(path)[1:]] == ["nan", "inf", "-inf", "0.5"]
@@ -81,7 +81,7 @@ def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
     assert float(rows(tmp_path / "a.csv")[1][3]) == value
 
 
-def test_hostile_names_stay_one_line_of_json_each(tmp_path: Path) -> None:
+def test_hostile_names_stay_on_one_json_line_each(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     deliver(JsonlSink(path), [hostile()])
     (line,) = path.read_bytes().splitlines()
@@ -89,7 +89,7 @@ def test_hostile_names_stay_one_line_of_json_each(tmp_path: Path) -> None:
     assert names == [n.replace("\ud800", "\\ud800") for n in HOSTILE]
 
 
-def test_hostile_names_are_one_cell_each_and_never_a_formula(tmp_path: Path) -> None:
+def test_hostile_names_stay_in_one_csv_cell_and_are_never_a_formula(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     deliver(CsvSink(path), [hostile()])
     names = [row[2] for row in rows(path)[1:]]
@@ -116,7 +116,7 @@ def test_patterns_choose_the_metrics(kind: Any, tmp_path: Path) -> None:
 
 
 @BOTH
-def test_the_run_directory_is_the_place_where_no_path_is_given(kind: Any, tmp_path: Path) -> None:
+def test_the_file_goes_to_the_run_directory_by_default(kind: Any, tmp_path: Path) -> None:
     sink = kind()
     sink.open(tmp_path, {"starts": [1.0]})
     deliver(sink, [record(1)])
@@ -124,8 +124,8 @@ def test_the_run_directory_is_the_place_where_no_path_is_given(kind: Any, tmp_pa
 
 
 @BOTH
-def test_without_a_place_writing_says_what_is_missing(kind: Any) -> None:
-    with pytest.raises(InputError, match="no run directory; give it a path"):
+def test_writing_without_a_path_and_a_run_directory_names_what_is_missing(kind: Any) -> None:
+    with pytest.raises(InputError, match="there is no run directory; expected a path"):
         on_a_thread(lambda: kind().write(record(1)))
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_the_user_names_is_never_replaced(kind: Any, tmp_path: Path)
     assert (tmp_path / "mine").read_text().count("train/loss/total") == 2
 
 
-def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_a_killed_writer_damages_no_other(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"step": 1, "ti')
     deliver(JsonlSink(path), [record(2)])
@@ -158,18 +158,16 @@ def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
 
 
 @BOTH
-def test_a_sink_goes_on_after_it_was_closed(kind: Any, tmp_path: Path) -> None:
+def test_a_closed_sink_can_write_again(kind: Any, tmp_path: Path) -> None:
     sink = kind(tmp_path / "a", metrics=["train/*"])
     deliver(sink, [record(1)])
     deliver(sink, [record(2)])
     assert (tmp_path / "a").read_text().count("train/loss/total") == 2
-    assert (tmp_path / "a").read_text().count("metric") <= 2  # one header, or a key a line
+    assert (tmp_path / "a").read_text().count("metric") <= 2  # one header, or one key per line
 
 
 @BOTH
-def test_a_folder_that_cannot_be_written_is_an_error_and_later_none(
-    kind: Any, tmp_path: Path
-) -> None:
+def test_an_unwritable_folder_is_an_error_until_it_is_writable(kind: Any, tmp_path: Path) -> None:
     blocked = tmp_path / "folder"
     blocked.write_text("in the way")
     sink = kind(blocked / "a")
@@ -180,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_later_none(
     assert "train/loss/total" in (blocked / "a").read_text()
 
 
-def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path) -> None:
+def test_a_full_disk_neither_splits_nor_loses_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     sink = JsonlSink(path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -207,7 +205,7 @@ def test_secrets_in_events_are_masked(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @BOTH
-def test_wrong_arguments_are_refused_at_once(kind: Any) -> None:
+def test_wrong_arguments_are_refused_immediately(kind: Any) -> None:
     with pytest.raises(InputError, match=r"sink \w+: path: got 3; allowed is text"):
         kind(3)
     with pytest.raises(InputError, match=r"sink \w+: metrics: got 'train/\*'; allowed is a list"):

@@ -1,4 +1,4 @@
-"""An MLflow server on this machine, on SQLite, takes what the sink sends and is asked for it."""
+"""An MLflow server on this machine, with SQLite, returns what the sink sent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(180)]
 
 
 class Server:
-    """An MLflow server that can be started and stopped over one database."""
+    """An MLflow server on one database that can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -62,7 +62,7 @@ class Server:
         self._stack.close()
 
     def run(self, name: str) -> Any:
-        """The one run of that name."""
+        """Returns the only run with a name."""
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(self.uri)
@@ -120,12 +120,14 @@ def test_steps_arrive_with_their_times_in_a_finished_run(
 @pytest.mark.parametrize(
     ("end", "status"), [("failed", "FAILED"), ("stopped", "KILLED"), (None, "FAILED")]
 )
-def test_the_run_ends_as_the_training_did(server: Server, end: str | None, status: str) -> None:
+def test_the_mlflow_run_ends_with_the_status_of_the_training(
+    server: Server, end: str | None, status: str
+) -> None:
     deliver(sink_for(server, f"end-{end}"), [record(1), *([stop(1, end)] if end else [])])
     assert server.run(f"end-{end}").info.status == status
 
 
-def test_the_config_becomes_parameters_cut_at_mlflows_limits(server: Server) -> None:
+def test_the_config_becomes_parameters_within_mlflows_limits(server: Server) -> None:
     config = {
         "lora": {"rank": 8, "target": ["q", "v"]},
         "text": "x" * 10_000,
@@ -145,15 +147,15 @@ def test_the_config_becomes_parameters_cut_at_mlflows_limits(server: Server) -> 
     assert sum(key.startswith("key") for key in params) == 250
 
 
-def test_nan_and_inf_are_taken(server: Server) -> None:
+def test_nan_and_inf_are_accepted(server: Server) -> None:
     deliver(sink_for(server, "nan"), [StepRecord.of(1, 0.0, NOT_FINITE)])
     values = server.run("nan").data.metrics
     assert math.isnan(values["grad/norm/layer/0"])
-    assert values["grad/norm/layer/1"] > 1e300  # its SQL store keeps the largest double for Inf
+    assert values["grad/norm/layer/1"] > 1e300  # its SQL store keeps Inf as the largest double
     assert values["grad/norm/layer/3"] == 0.5
 
 
-def test_hostile_names_are_taken_one_metric_each(server: Server) -> None:
+def test_hostile_names_become_one_metric_each(server: Server) -> None:
     deliver(sink_for(server, "hostile"), [hostile(), alert(1, rule='r"<script>\n\ud800')])
     run = server.run("hostile")
     assert len(run.data.metrics) == len(HOSTILE)
@@ -165,7 +167,7 @@ def test_thousands_of_metrics_are_sent_in_batches(server: Server) -> None:
     assert len(server.run("many").data.metrics) == 2500
 
 
-def test_a_closed_sink_makes_another_run(server: Server) -> None:
+def test_a_closed_sink_starts_another_run(server: Server) -> None:
     sink = sink_for(server, "first")
     deliver(sink, [record(1), stop(1, "finished")])
     sink.open(Path("runs/second"), {})
@@ -189,7 +191,7 @@ def test_secrets_reach_neither_the_server_nor_a_log(
     assert "s3cr3t" not in kept
 
 
-def test_a_server_that_refuses_is_told_from_one_that_is_away(server: Server) -> None:
+def test_a_refusal_is_distinguished_from_an_unreachable_server(server: Server) -> None:
     from mlflow.exceptions import MlflowException
 
     sink = MlflowSink(server.uri, experiment="x" * 600)
@@ -197,7 +199,7 @@ def test_a_server_that_refuses_is_told_from_one_that_is_away(server: Server) -> 
         on_a_thread(lambda: sink.write(record(1)))
 
 
-def test_a_sink_goes_on_when_the_server_comes_and_comes_back(server: Server) -> None:
+def test_a_sink_continues_when_the_server_comes_up_and_comes_back(server: Server) -> None:
     sink = sink_for(server, "away")
     server.stop()
     for _ in range(2):

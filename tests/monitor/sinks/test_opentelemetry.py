@@ -1,4 +1,4 @@
-"""An OTLP receiver on this machine decodes with the project's own protobuf what the sink sends."""
+"""An OTLP receiver on this machine decodes what the sink sends, with OpenTelemetry's protobuf."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def decoded(receiver: Receiver) -> list[Any]:
 
 
 def points(receiver: Receiver) -> list[tuple[str, dict[str, str], int, float]]:
-    """Name, attributes, microseconds and value of each gauge's point, in the order they came."""
+    """Returns name, attributes, microseconds and value of each gauge's points, in order."""
     found = []
     for request in decoded(receiver):
         for metric in request.resource_metrics[0].scope_metrics[0].metrics:
@@ -72,7 +72,7 @@ def test_every_step_arrives_with_its_own_time() -> None:
     assert {p[0] for p in found} == {"ulysses.step", "ulysses.grad.norm", "ulysses.train.loss"}
 
 
-def test_the_run_is_named_and_nothing_of_the_environment_is_sent(
+def test_the_run_is_named_and_nothing_from_the_environment_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "secret=swordfish")
@@ -137,7 +137,7 @@ def test_thousands_of_metrics_arrive() -> None:
     assert len(points(receiver)) == 5001
 
 
-def test_nothing_new_sends_nothing() -> None:
+def test_a_flush_without_new_items_sends_nothing() -> None:
     with Receiver() as receiver:
         sink = sink_for(receiver)
         deliver_open(sink, [record(1)])
@@ -146,11 +146,11 @@ def test_nothing_new_sends_nothing() -> None:
         assert len(receiver.bodies) == 1
 
 
-def test_what_was_written_while_nobody_was_there_arrives_later() -> None:
+def test_records_written_without_a_receiver_arrive_later() -> None:
     port = free_port()
     sink = OpenTelemetrySink(f"http://127.0.0.1:{port}", timeout=0.5)
     for step in (1, 2):
-        with pytest.raises(ConnectionError, match="did not take the metrics"):
+        with pytest.raises(ConnectionError, match="did not accept the metrics"):
             deliver_open(sink, [record(step)])
     with Receiver(port) as first:
         deliver_open(sink, [])
@@ -163,7 +163,7 @@ def test_what_was_written_while_nobody_was_there_arrives_later() -> None:
     assert steps == [[1, 2], [3, 4]]
 
 
-def test_what_waits_is_bounded() -> None:
+def test_waiting_records_are_bounded() -> None:
     with Receiver() as receiver:
         sink = sink_for(receiver)
         deliver(sink, [record(step) for step in range(1, 1001)])
@@ -171,7 +171,7 @@ def test_what_waits_is_bounded() -> None:
     assert steps == list(range(745, 1001))
 
 
-def test_a_refusal_is_an_error_and_the_next_attempt_is_taken() -> None:
+def test_a_refused_export_raises_and_is_sent_again() -> None:
     with Receiver() as receiver:
         receiver.answers = [400, 200]
         sink = sink_for(receiver)
@@ -182,7 +182,7 @@ def test_a_refusal_is_an_error_and_the_next_attempt_is_taken() -> None:
     assert len(receiver.bodies) == 2
 
 
-def test_a_closed_sink_starts_anew() -> None:
+def test_a_closed_sink_starts_over() -> None:
     with Receiver() as receiver:
         sink = sink_for(receiver)
         deliver(sink, [record(1)])
@@ -190,7 +190,7 @@ def test_a_closed_sink_starts_anew() -> None:
     assert [p[3] for p in points(receiver) if p[0] == "ulysses.step"] == [1, 2]
 
 
-def test_headers_come_from_the_environment_and_are_in_no_log(
+def test_headers_come_from_the_environment_and_are_not_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -204,7 +204,9 @@ def test_headers_come_from_the_environment_and_are_in_no_log(
     assert "swordfish" not in caplog.text + repr(failure.value)
 
 
-def test_the_standard_variable_names_the_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_environment_variable_sets_the_receiver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Receiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
         deliver(OpenTelemetrySink(), [record(1)])

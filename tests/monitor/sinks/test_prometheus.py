@@ -1,4 +1,4 @@
-"""A Prometheus server on this machine scrapes the sink's page, and is asked over its own API."""
+"""A Prometheus server on this machine scrapes the sink's page and answers over its API."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Ask = Callable[[str], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Ask]]:
-    """The port that the server scrapes, and what asks the server."""
+    """The port that the server scrapes, and a function that queries the server."""
     folder = tmp_path_factory.mktemp("prometheus")
     scraped, own = free_port(), free_port()
     config = folder / "prometheus.yml"
@@ -105,7 +105,7 @@ def test_the_server_sees_the_newest_values(
     assert ask(f"ulysses_lora_grad_ratio_B_A{{{selector}}}") == []
 
 
-def test_the_server_takes_nan_and_inf(
+def test_the_server_accepts_nan_and_inf(
     sink: PrometheusSink, place: tuple[int, Ask], request: pytest.FixtureRequest
 ) -> None:
     on_a_thread(lambda: sink.write(StepRecord.of(1, 0.0, NOT_FINITE)))
@@ -115,7 +115,7 @@ def test_the_server_takes_nan_and_inf(
     assert values == {"layer/1": math.inf, "layer/2": -math.inf, "layer/3": 0.5}
 
 
-def test_the_server_takes_hostile_names(
+def test_the_server_accepts_hostile_names(
     sink: PrometheusSink, place: tuple[int, Ask], request: pytest.FixtureRequest
 ) -> None:
     collisions = {"step/x/y": 1.0, "alerts/total/a": 2.0, "a/b-c/t": 3.0, "a/b_c/t": 4.0}
@@ -129,7 +129,7 @@ def test_the_server_takes_hostile_names(
     assert rule["metric"]["rule"] == 'r"\n\\<script>\\ud800'
 
 
-def test_the_server_takes_thousands_of_metrics(
+def test_the_server_accepts_thousands_of_metrics(
     sink: PrometheusSink, place: tuple[int, Ask], request: pytest.FixtureRequest
 ) -> None:
     on_a_thread(lambda: sink.write(many(1, 5000)))
@@ -137,7 +137,7 @@ def test_the_server_takes_thousands_of_metrics(
     assert count
 
 
-def test_the_page_goes_with_the_sink_and_comes_back_with_the_next_item(
+def test_the_page_closes_with_the_sink_and_reopens_with_the_next_item(
     sink: PrometheusSink, place: tuple[int, Ask]
 ) -> None:
     ask = place[1]
@@ -148,7 +148,7 @@ def test_the_page_goes_with_the_sink_and_comes_back_with_the_next_item(
         wait_for(lambda: ask('up{job="ulysses"} == 0'))
 
 
-def test_a_port_that_is_taken_is_an_error_until_it_is_free() -> None:
+def test_a_port_in_use_is_an_error_until_it_is_free() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -168,7 +168,7 @@ def page(sink: PrometheusSink) -> bytes:
         return bytes(answer.read())
 
 
-def test_port_0_takes_a_free_one_on_this_machine_only() -> None:
+def test_port_0_picks_a_free_port_on_this_machine_only() -> None:
     sink = PrometheusSink(0)
     assert sink.port == 0
     on_a_thread(lambda: sink.write(record(1)))

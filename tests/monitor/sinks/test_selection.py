@@ -17,7 +17,7 @@ def test_without_patterns_parameters_and_modules_are_left_out() -> None:
     assert index.tolist() == [0, 1, 4]
 
 
-def test_the_pattern_for_everything_takes_everything() -> None:
+def test_the_pattern_for_everything_selects_everything() -> None:
     assert Selection(EVERYTHING).of(Schema(NAMES))[0] == list(NAMES)
 
 
@@ -25,7 +25,7 @@ def test_patterns_add_up_and_keep_the_schemas_order() -> None:
     assert Selection(["lora/*", "train/*"]).of(Schema(NAMES))[1].tolist() == [0, 3]
 
 
-def test_no_pattern_takes_nothing() -> None:
+def test_an_empty_list_selects_nothing() -> None:
     assert Selection([]).of(Schema(NAMES))[0] == []
 
 
@@ -34,7 +34,7 @@ def test_values_come_with_their_names() -> None:
     assert list(Selection(None).items(record)) == [("a/b/total", 1.5)]
 
 
-def test_a_schema_is_looked_at_once_and_not_kept_alive() -> None:
+def test_a_schema_is_searched_once_and_not_kept_alive() -> None:
     selection = Selection(None)
     schema = Schema(NAMES)
     assert selection.of(schema)[1] is selection.of(schema)[1]

@@ -1,4 +1,4 @@
-"""Sinks that are given by name see a whole run of the monitor, and cost it nothing."""
+"""Sinks given by name see a whole run of the monitor and never harm it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train(monitor: um.Monitor, steps: int = 3) -> nn.Module:
     return model
 
 
-def test_files_lie_in_the_run_directory_and_say_what_the_store_says(tmp_path: Path) -> None:
+def test_files_are_in_the_run_directory_and_agree_with_the_store(tmp_path: Path) -> None:
     train(um.Monitor(tmp_path / "run", tensorboard=False, sinks=["csv", "jsonl"]))  # type: ignore[list-item]
     stored = um.open_run(tmp_path / "run").metrics("grad/norm/*")
     table = pd.read_csv(tmp_path / "run" / "metrics.csv")
@@ -45,7 +45,7 @@ def test_files_lie_in_the_run_directory_and_say_what_the_store_says(tmp_path: Pa
 
 @pytest.mark.services
 @pytest.mark.timeout(120)
-def test_services_that_are_not_there_change_neither_the_training_nor_its_end(
+def test_unreachable_services_affect_neither_the_training_nor_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
@@ -69,7 +69,7 @@ def test_services_that_are_not_there_change_neither_the_training_nor_its_end(
     assert not any("prometheus" in name.lower() for name in left)
 
 
-def test_alerts_of_a_run_reach_a_webhook_with_the_runs_name(
+def test_alerts_reach_a_webhook_with_the_name_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Always:
@@ -93,7 +93,7 @@ def test_alerts_of_a_run_reach_a_webhook_with_the_runs_name(
     assert texts == ["[demo] step 1: warning always: M"]
 
 
-def test_a_users_own_class_is_a_sink_by_its_import_path(tmp_path: Path) -> None:
+def test_a_users_own_class_becomes_a_sink_by_its_import_path(tmp_path: Path) -> None:
     OwnSink.seen.clear()
     train(um.Monitor(tmp_path / "r", tensorboard=False, sinks=[f"{__name__}:OwnSink"]))  # type: ignore[list-item]
     kinds = [item.kind for item in OwnSink.seen if isinstance(item, Event)]

@@ -13,13 +13,11 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as ServersAccumulator,
 )
 from tensorboard.compat.proto.event_pb2 import Event as EventProto
-from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, Event, Schema, StepRecord
 from ulysses_monitor.sinks import TensorBoardSink
-from ulysses_monitor.sinks.tensorboard.crc32c import masked_crc32c
 
 
 def read_back(folder: Path) -> EventAccumulator:
@@ -40,7 +38,7 @@ def start(step: int) -> Event:
 
 
 def events_of(folder: Path) -> list[EventProto]:
-    """Every event of the folder's file, read by its framing alone."""
+    """Reads every event of the file in a folder, from its framing alone."""
     (file,) = folder.iterdir()
     data, found = file.read_bytes(), []
     while data:
@@ -86,7 +84,7 @@ def test_a_step_is_one_event_however_many_metrics_it_has(tmp_path: Path) -> None
     assert [(e.step, len(e.summary.value)) for e in written] == [(1, 200), (2, 200), (3, 200)]
 
 
-def test_ten_thousand_parameters_make_few_tags_and_are_said_to_be_elsewhere(
+def test_ten_thousand_parameters_make_few_tags_and_a_text_says_where_they_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = [f"grad/norm/param/layers.{i}.weight" for i in range(10_000)]
@@ -97,12 +95,12 @@ def test_ten_thousand_parameters_make_few_tags_and_are_said_to_be_elsewhere(
             sink.write(StepRecord.of(step, 0.0, values))
     sink.close()
     assert len(read_back(tmp_path).Tags()["scalars"]) == 2
-    words = "per-parameter metrics are in the run store: 10,000 metrics; ask for them with"
+    words = "10,000 metrics of single parameters and modules are only in the run store"
     assert [(step, words in text) for step, text in texts(tmp_path, "about")] == [(1, True)]
     assert caplog.text.count(words) == 1
 
 
-def test_parameters_that_are_asked_for_get_tags(tmp_path: Path) -> None:
+def test_requested_parameters_get_tags(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path, parameters=["grad/norm/param/*embed*", "lora/*/module/*"])
     values = {
         "grad/norm/param/embed_tokens.weight": 1.0,
@@ -141,7 +139,7 @@ def test_percentiles_over_modules_are_numpys_and_unknown_ones_are_left_out(tmp_p
         assert event.value == pytest.approx(value, rel=1e-6)
 
 
-def test_values_that_are_not_finite_are_left_out_and_the_others_stay(tmp_path: Path) -> None:
+def test_nonfinite_values_are_left_out_and_the_others_stay(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path)
     for step, value in enumerate([1.0, math.nan, math.inf, 4.0, 1e300], 1):
         sink.write(StepRecord.of(step, 0.0, {"train/loss/total": value, "optim/lr/0": 1.0}))
@@ -151,7 +149,7 @@ def test_values_that_are_not_finite_are_left_out_and_the_others_stay(tmp_path: P
     assert [e.step for e in events.Scalars("optim/lr/0")] == [1, 2, 3, 4, 5]
 
 
-def test_a_text_says_where_values_stop_being_finite_and_where_they_are_again(
+def test_a_text_says_when_values_stop_being_finite_and_when_they_recover(
     tmp_path: Path,
 ) -> None:
     schema = Schema(("train/loss/total", "grad/norm/total"))
@@ -178,7 +176,7 @@ def test_an_alert_is_written_as_text_at_its_step_under_its_rule(tmp_path: Path) 
     assert texts(tmp_path, "alerts/no_such_rule") == [(7, "**warning**: It broke.")]
 
 
-def test_words_of_a_run_are_no_markup(tmp_path: Path) -> None:
+def test_text_from_a_run_is_not_markup(tmp_path: Path) -> None:
     alert = Alert(
         rule="r",
         step=1,
@@ -211,14 +209,14 @@ def test_the_projects_layout_is_in_the_event_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["grad/norm/param/a/b", "lora/x/module/m"])
-def test_a_record_of_hidden_names_only_leaves_no_scalar(tmp_path: Path, name: str) -> None:
+def test_a_record_with_only_hidden_metrics_writes_no_scalar(tmp_path: Path, name: str) -> None:
     sink = TensorBoardSink(tmp_path)
     sink.write(StepRecord.of(1, 0.0, {name: 1.0}))
     sink.close()
     assert read_back(tmp_path).Tags()["scalars"] == []
 
 
-def test_histograms_on_request_hold_the_steps_values(tmp_path: Path) -> None:
+def test_requested_histograms_hold_the_values_of_the_step(tmp_path: Path) -> None:
     values = np.random.default_rng(0).lognormal(size=300)
     values[5] = math.nan
     schema = Schema(tuple(f"grad/norm/param/layers.{i}.weight" for i in range(300)))
@@ -237,7 +235,7 @@ def test_histograms_on_request_hold_the_steps_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 900])
-def test_a_picture_of_layers_by_steps_is_drawn_now_and_then_and_at_the_end(
+def test_a_picture_of_layers_by_steps_is_drawn_regularly_and_at_the_end(
     tmp_path: Path, steps: int
 ) -> None:
     schema = Schema(tuple(f"grad/norm/layer/{i}" for i in range(12)))
@@ -257,7 +255,7 @@ def test_a_picture_of_layers_by_steps_is_drawn_now_and_then_and_at_the_end(
         assert len(image.encoded_image_string) < 150_000
 
 
-def test_short_steps_do_not_make_a_picture_each_few_seconds(tmp_path: Path) -> None:
+def test_short_steps_do_not_draw_a_picture_every_few_seconds(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path, picture_every=10)
     for step in range(1, 101):
         sink.write(StepRecord.of(step, 0.5 * step, {"grad/norm/layer/0": 1.0}))
@@ -266,7 +264,7 @@ def test_short_steps_do_not_make_a_picture_each_few_seconds(tmp_path: Path) -> N
     assert steps == [10, 70, 100]
 
 
-def test_no_picture_where_none_is_wanted_or_there_are_no_layers(tmp_path: Path) -> None:
+def test_no_picture_is_drawn_if_switched_off_or_without_layers(tmp_path: Path) -> None:
     for folder, every, name in (("a", 0, "grad/norm/layer/0"), ("b", 1, "grad/norm/total")):
         sink = TensorBoardSink(tmp_path / folder, picture_every=every)
         sink.write(StepRecord.of(1, 0.0, {name: 1.0}))
@@ -275,7 +273,7 @@ def test_no_picture_where_none_is_wanted_or_there_are_no_layers(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("accumulator", [EventAccumulator, ServersAccumulator])
-def test_a_resumed_training_replaces_the_steps_that_it_trains_again(
+def test_a_resumed_training_replaces_the_steps_it_trains_again(
     tmp_path: Path, accumulator: type
 ) -> None:
     for first, last, loss in ((1, 10, 1.0), (6, 8, 2.0)):
@@ -294,7 +292,7 @@ def test_a_resumed_training_replaces_the_steps_that_it_trains_again(
     assert "custom_scalars__config__" in tags["tensors"]
 
 
-def test_steps_that_begin_again_within_one_file_are_replaced_too(tmp_path: Path) -> None:
+def test_steps_trained_again_within_one_file_are_replaced_too(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path)
     for step in (1, 2, 3, 4, 2, 3):
         sink.write(StepRecord.of(step, 0.0, {"train/loss/total": 1.0}))
@@ -302,7 +300,7 @@ def test_steps_that_begin_again_within_one_file_are_replaced_too(tmp_path: Path)
     assert [e.step for e in read_back(tmp_path).Scalars("train/loss/total")] == [1, 2, 3]
 
 
-def test_what_is_written_is_readable_at_once_and_no_thread_is_started(tmp_path: Path) -> None:
+def test_written_events_are_readable_immediately_and_no_thread_is_started(tmp_path: Path) -> None:
     threads = threading.active_count()
     sink = TensorBoardSink(tmp_path)
     sink.write(StepRecord.of(1, 0.0, {"train/loss/total": 1.0}))
@@ -312,7 +310,7 @@ def test_what_is_written_is_readable_at_once_and_no_thread_is_started(tmp_path: 
 
 
 class FullDisk:
-    """A file that takes only the first bytes of a write, as a full disk does, when told to."""
+    """A file that, once full, takes only the first bytes of a write, as a full disk does."""
 
     def __init__(self, file: object) -> None:
         self.file, self.is_full = file, False
@@ -324,7 +322,7 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_after_a_full_disk_the_file_is_whole_and_the_item_can_be_given_again(
+def test_after_a_full_disk_the_file_is_intact_and_the_item_can_be_written_again(
     tmp_path: Path,
 ) -> None:
     sink = TensorBoardSink(tmp_path)
@@ -346,24 +344,18 @@ def test_after_a_full_disk_the_file_is_whole_and_the_item_can_be_given_again(
     assert [step for step, _ in texts(tmp_path, "about")] == [1]
 
 
-def test_a_constructor_opens_nothing_for_it_runs_on_every_rank(tmp_path: Path) -> None:
+def test_the_constructor_opens_nothing_because_it_runs_on_every_rank(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path / "events")
     sink.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_run_directory_is_the_place_if_no_other_is_given(tmp_path: Path) -> None:
+def test_the_event_file_goes_to_the_run_directory_by_default(tmp_path: Path) -> None:
     sink = TensorBoardSink()
-    with pytest.raises(InputError, match="no run directory; give it a directory"):
+    with pytest.raises(InputError, match="there is no run directory; expected a directory"):
         sink.write(start(0))
-    for run in ("a", "b"):  # a monitor may be started again
+    for run in ("a", "b"):  # a monitor can start again
         sink.open(tmp_path / run, {})
         sink.write(StepRecord.of(1, 0.0, {"train/loss/total": 1.0}))
         sink.close()
         assert read_back(tmp_path / run / "tensorboard").Tags()["scalars"] == ["train/loss/total"]
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 8, 511, 512, 513, 5000])
-def test_the_checksum_is_tensorboards(length: int) -> None:
-    data = np.random.default_rng(length).bytes(length)
-    assert masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)

@@ -1,4 +1,4 @@
-"""Offline runs of W&B are read back from its own transaction log, record by record."""
+"""Reads offline W&B runs back from their transaction log, record by record."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def offline(folder: Path, config: Any = None, **more: Any) -> WandbSink:
 
 
 def read_back(folder: Path) -> list[Any]:
-    """The records of the one run in `folder`, once W&B's own process has written the last one."""
+    """Returns the records of the run in `folder`, once W&B's process has written the last one."""
 
     def whole() -> list[Any]:
         (path,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -67,7 +67,7 @@ def read_back(folder: Path) -> list[Any]:
 
 
 def parse(data: bytes) -> list[Any]:
-    """The records of a transaction log: protobufs in LevelDB's log format."""
+    """Reads the records of a transaction log: protobufs in LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert data[:4] == b":W&B"
@@ -80,7 +80,7 @@ def parse(data: bytes) -> list[Any]:
         position += HEADER
         pending += data[position : position + length]
         position += length
-        if kind in (1, 4):  # whole, or the last piece
+        if kind in (1, 4):  # complete, or the last piece
             found.append(Record.FromString(pending))
             pending = b""
     return found
@@ -111,13 +111,15 @@ def test_records_are_rows_with_the_step_as_their_axis(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), (None, 1)])
-def test_the_run_ends_as_the_training_did(tmp_path: Path, status: str | None, code: int) -> None:
+def test_the_wandb_run_ends_with_the_status_of_the_training(
+    tmp_path: Path, status: str | None, code: int
+) -> None:
     deliver(offline(tmp_path), [record(1), *([stop(1, status)] if status else [])])
     (exit_,) = [r.exit for r in read_back(tmp_path) if r.HasField("exit")]
     assert exit_.exit_code == code
 
 
-def test_alerts_are_alerts(tmp_path: Path) -> None:
+def test_alerts_become_wandb_alerts(tmp_path: Path) -> None:
     deliver(offline(tmp_path), [alert(3)])
     (found,) = [r.alert for r in read_back(tmp_path) if r.HasField("alert")]
     assert (found.title, found.text, found.level) == ("spike", "step 3: It broke.", "ERROR")
@@ -138,7 +140,7 @@ def test_hostile_names_are_kept(tmp_path: Path) -> None:
     for name in ('grad/norm/layer/"quoted"', "grad/norm/layer/größe-层-🙂"):
         assert rows[0][name] == float(HOSTILE.index(name))
     own = {"step", "_step", "_runtime", "_timestamp"}
-    assert len(rows[0].keys() - own) == len(HOSTILE) - 1  # W&B leaves out a name of nothing
+    assert len(rows[0].keys() - own) == len(HOSTILE) - 1  # W&B drops an empty name
 
 
 def test_thousands_of_metrics_are_kept(tmp_path: Path) -> None:
@@ -179,7 +181,9 @@ def test_nothing_but_metrics_is_captured(tmp_path: Path) -> None:
     assert str(Path(__file__)).encode() not in everything
 
 
-def test_the_process_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_starting_a_run_leaves_the_process_unchanged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def state() -> list[Any]:
         handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
         return [sys.exit, sys.excepthook, threading.excepthook, sys.stdout, handlers]
@@ -194,7 +198,7 @@ def test_the_process_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_run_of_the_users_own_goes_on(tmp_path: Path) -> None:
+def test_the_users_own_wandb_run_continues(tmp_path: Path) -> None:
     import wandb
 
     own = wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True))
@@ -205,7 +209,7 @@ def test_a_run_of_the_users_own_goes_on(tmp_path: Path) -> None:
     assert any("mine" in row for row in history(tmp_path))
 
 
-def test_a_closed_sink_makes_another_run(tmp_path: Path) -> None:
+def test_a_closed_sink_starts_another_run(tmp_path: Path) -> None:
     sink = offline(tmp_path / "a")
     deliver(sink, [record(1)])
     (tmp_path / "b").mkdir()
@@ -215,7 +219,7 @@ def test_a_closed_sink_makes_another_run(tmp_path: Path) -> None:
     assert [row["step"] for row in history(tmp_path / "b")] == [2]
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_until_another_one_is_given(
+def test_an_unwritable_folder_is_an_error_until_another_one_is_given(
     tmp_path: Path,
 ) -> None:
     sink = WandbSink(mode="offline")
@@ -228,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_until_another_one_is_given(
     assert [row["step"] for row in history(tmp_path)] == [2]
 
 
-def test_a_server_that_is_not_there_is_an_error_in_time_and_the_sink_can_be_tried_again(
+def test_an_unreachable_server_raises_in_time_and_the_sink_can_be_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
@@ -242,10 +246,12 @@ def test_a_server_that_is_not_there_is_an_error_in_time_and_the_sink_can_be_trie
     on_a_thread(sink.close)
 
 
-def test_without_an_account_an_online_run_is_refused_at_once(
+def test_without_an_account_an_online_run_is_refused_immediately(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(InputError, match="no account: run `wandb login`, set WANDB_API_KEY"):
+    with pytest.raises(
+        InputError, match="no W&B account was found; run `wandb login`, set WANDB_API_KEY"
+    ):
         WandbSink()
     monkeypatch.setenv("WANDB_MODE", "offline")
     WandbSink()

@@ -1,4 +1,4 @@
-"""Alerts reach a webhook, seldom enough, and its URL reaches nobody else."""
+"""Alerts reach a webhook at a limited rate, and its URL never leaks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def texts(receiver: Receiver) -> list[str]:
     return [json.loads(body)["text"] for body in receiver.bodies]
 
 
-def test_an_alert_is_posted_as_slack_takes_it(receiver: Receiver, tmp_path: Any) -> None:
+def test_an_alert_is_posted_in_slacks_format(receiver: Receiver, tmp_path: Any) -> None:
     sink = WebhookSink("HOOK")
     sink.open(tmp_path / "demo", {})
     deliver(sink, [record(1), alert(7)])
@@ -51,12 +51,12 @@ def test_only_runs_that_did_not_finish_are_posted(receiver: Receiver) -> None:
     assert texts(receiver) == ["[run] step 2: the run failed", "[run] step 3: the run stopped"]
 
 
-def test_other_kinds_of_events_are_posted_where_they_are_asked_for(receiver: Receiver) -> None:
+def test_other_kinds_of_events_are_posted_on_request(receiver: Receiver) -> None:
     deliver(WebhookSink("HOOK", kinds=["stop"]), [alert(1), stop(2, "failed")])
     assert len(receiver.bodies) == 1
 
 
-def test_repeats_of_a_rule_are_counted_and_said_in_its_next_message(
+def test_repeats_of_a_rule_are_counted_in_its_next_message(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
@@ -72,10 +72,10 @@ def test_repeats_of_a_rule_are_counted_and_said_in_its_next_message(
         "[run] step 6",
         "[run] step 7",
     ]
-    assert texts(receiver)[-1].endswith("(4 more like it since the last message)")
+    assert texts(receiver)[-1].endswith("(4 more of these since the last message)")
 
 
-def test_what_slack_takes_for_markup_is_escaped(receiver: Receiver) -> None:
+def test_slack_markup_is_escaped(receiver: Receiver) -> None:
     message = '<!channel> & <script>alert("1")</script>\nnewline 🙂 \ud800'
     deliver(WebhookSink("HOOK"), [alert(1, message=message)])
     (text,) = texts(receiver)
@@ -89,7 +89,9 @@ def test_a_long_message_is_cut(receiver: Receiver) -> None:
     assert len(texts(receiver)[0]) < 3100
 
 
-def test_nobody_there_is_an_error_until_somebody_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_receiver_is_an_error_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     port = free_port()
     monkeypatch.setenv("HOOK", f"http://127.0.0.1:{port}/{SECRET}")
     sink = WebhookSink("HOOK")
@@ -111,19 +113,19 @@ def test_nobody_there_is_an_error_until_somebody_is(monkeypatch: pytest.MonkeyPa
     ("code", "kind"),
     [(500, ConnectionError), (429, ConnectionError), (404, WebhookError), (302, WebhookError)],
 )
-def test_a_refusal_is_told_from_a_server_that_is_busy(
+def test_a_refusal_is_distinguished_from_a_busy_server(
     receiver: Receiver, code: int, kind: type[Exception]
 ) -> None:
     receiver.answers = [code, 200]
     sink = WebhookSink("HOOK")
-    with pytest.raises(kind, match=f"answer {code}"):
+    with pytest.raises(kind, match=f"status {code}"):
         sink.write(alert(1))
     sink.write(alert(2))
     assert receiver.paths == [f"/services/{SECRET}"] * 2  # a redirect is not followed
     assert ("1 more" in texts(receiver)[1]) == (kind is WebhookError)
 
 
-def test_the_url_is_in_no_error_log_or_repr(
+def test_the_url_appears_in_no_error_log_or_repr(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -138,7 +140,7 @@ def test_the_url_is_in_no_error_log_or_repr(
     assert error.__context__ is None
 
 
-def test_the_url_is_in_no_log_where_it_is_taken(
+def test_the_url_is_not_logged_when_a_message_is_accepted(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -168,7 +170,7 @@ def test_secrets_in_messages_are_masked(
         (f"http://127.0.0.1@example.org/{SECRET}", "http is allowed to this machine only"),
     ],
 )
-def test_a_url_that_is_not_safe_is_refused_and_not_repeated(
+def test_an_unsafe_url_is_refused_and_not_repeated(
     url: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOOK", url)
@@ -177,7 +179,7 @@ def test_a_url_that_is_not_safe_is_refused_and_not_repeated(
     assert SECRET not in str(refused.value)
 
 
-def test_a_url_in_place_of_a_variables_name_is_refused_and_not_repeated() -> None:
+def test_a_url_in_place_of_a_variable_name_is_refused_and_not_repeated() -> None:
     with pytest.raises(InputError, match="not the name of an environment variable") as refused:
         WebhookSink(f"https://hooks.example.org/{SECRET}")
     assert SECRET not in str(refused.value)

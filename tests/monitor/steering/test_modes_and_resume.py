@@ -17,7 +17,7 @@ import ulysses_monitor as um
 from tests.support.spawn import spawn
 from ulysses_monitor.policies.clipping import AutoClip
 from ulysses_monitor.records.command import Command, parse_words
-from ulysses_monitor.store.control_file import send
+from ulysses_monitor.store.control_file import send_command
 
 LR = 0.05
 
@@ -66,7 +66,7 @@ def loop(
     with monitor.watch(model, optimizer, **watch):
         for step in range(1, steps + 1):
             if step in said:
-                send(path, said[step])
+                send_command(path, said[step])
             one_step(model, optimizer, step)
     return monitor, model
 
@@ -105,8 +105,8 @@ def test_a_policy_is_switched_off_to_shadow_and_on_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["policy.nobody=off"], "not in this run; it has halves"),
-        (["lr_factor.3=0.5"], "no such parameter group; it has 1"),
+        (["policy.nobody=off"], "is not in this run; allowed: halves"),
+        (["lr_factor.3=0.5"], "parameter group 3 does not exist; allowed: 0 to 0"),
         (["save"], "give watch\\(..., save=\\)"),
     ],
 )
@@ -158,9 +158,9 @@ def ranks_under_command(folder: str) -> list[Tensor]:
     with monitor.watch(model, optimizer):
         for step in range(1, 7):
             if rank == 0 and step == 3:
-                send(Path(folder, "run"), command("policy=off", "lr_factor=0.25"))
+                send_command(Path(folder, "run"), command("policy=off", "lr_factor=0.25"))
             if rank == 0 and step == 5:
-                send(Path(folder, "run"), command("stop"))
+                send_command(Path(folder, "run"), command("stop"))
             one_step(model, optimizer, 10 * step + rank)
     return [torch.tensor(float(monitor.step)), *(p.detach() for p in model.parameters())]
 
@@ -187,9 +187,9 @@ def test_what_a_function_asks_for_and_cannot_be_done_is_told(tmp_path: Path) -> 
     notes = [um.open_run(tmp_path / str(i)).event_list("action")[0]["note"] for i in range(4)]
     assert notes == [
         "not done: this training cannot save",
-        "not done: no trained parameter has such a name",
+        "not done: no trained parameter matches the targets",
         "not done: no such parameter group; there are 1",
-        "there is no snapshot to go back to: the step is left out",
+        "there is no snapshot to roll back to: the step is skipped",
     ]
 
 
@@ -217,7 +217,7 @@ def test_two_monitors_on_one_optimizer_leave_each_other_alone(tmp_path: Path, tu
     one_step(by_hand, optimizer, 1)
     for expected, found in zip(by_hand.parameters(), weights[0], strict=True):
         torch.testing.assert_close(found, expected.detach())
-    assert all(map(torch.equal, weights[0], weights[1]))  # step 2 is left out
+    assert all(map(torch.equal, weights[0], weights[1]))  # step 2 is skipped
     assert not torch.equal(weights[1][0], weights[2][0])
 
 
@@ -259,7 +259,7 @@ def ranks_that_disagree(folder: str, how: str) -> list[float]:
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("fail", "acting failed on 1 of 2 ranks"), ("decide", "the ranks decided otherwise")],
+    [("fail", "acting failed on 1 of 2 ranks"), ("decide", "the ranks decided differently")],
 )
 def test_where_ranks_do_not_act_alike_all_stop_acting_one_step_later(
     tmp_path: Path, how: str, message: str
@@ -324,7 +324,7 @@ def test_a_person_s_factor_and_modes_come_back_too(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     monitor = monitor_of(tmp_path / "run", [halves])
     with monitor.watch(model, optimizer):
-        send(tmp_path / "run", command("lr_factor=0.5", "policy=shadow"))
+        send_command(tmp_path / "run", command("lr_factor=0.5", "policy=shadow"))
         one_step(model, optimizer, 1)
         state = monitor.state_dict()
     monitor = monitor_of(tmp_path / "run", [halves])

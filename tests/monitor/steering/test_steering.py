@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ulysses_monitor as um
 from tests.support.spawn import spawn
+from ulysses_monitor.session.opening import Training
 
 LR = 0.1
 Schedule = Callable[[torch.optim.Optimizer], Any]
@@ -131,12 +132,12 @@ def test_the_clipping_coefficient_is_that_of_the_edited_gradient(tmp_path: Path)
     monitor = um.Monitor(
         tmp_path / "run", policies=[doubles], sinks=[sink], tensorboard=False, rules=[]
     )
-    monitor.start(engine)
+    session = monitor.open(engine, Training())
     model(batch(1)).square().sum().backward()
-    monitor.gradients_ready()
-    monitor.stepped()
-    monitor.step_ends()
-    monitor.close()
+    session.gradients_ready()
+    session.stepped()
+    session.step_ends()
+    session.close()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     (record,) = sink.records
     assert record["grad/clip_coef/total"] == pytest.approx(float(1.0 / norm), rel=1e-4)
@@ -229,8 +230,16 @@ def test_a_policy_that_raises_costs_nobody_else_anything(
     other, _ = train(tmp_path / "other", [doubles], steps=6)
     assert asked == [1, 2, 3]
     assert equal(model, other)
-    assert caplog.text.count("policy 'broken' failed") == 3
-    assert "got a str; allowed is um.Action" in caplog.text
+    assert caplog.text.count("policy broken failed") == 1
+    assert caplog.text.count("policy broken is switched off") == 1
+    assert "returned a str; expected um.Action" in caplog.text
+    events = um.open_run(tmp_path / "run").events("monitor")
+    assert [*zip(events["part"], events["state"], events["step"], strict=True)] == [
+        ("policy broken", "failed", 0),
+        ("policy wrong", "failed", 0),
+        ("policy broken", "off", 2),
+        ("policy wrong", "off", 2),
+    ]
 
 
 def test_a_defect_in_the_steering_never_reaches_the_training(
@@ -244,7 +253,7 @@ def test_a_defect_in_the_steering_never_reaches_the_training(
     alone, _ = train(tmp_path / "none", watched=False)
     assert equal(model, alone)
     assert len(um.open_run(tmp_path / "run").metrics("train/*", "grad/norm/total")) == 4
-    assert caplog.text.count("they are off") == 1
+    assert caplog.text.count("steering is switched off") == 1
 
 
 def test_policies_of_one_name_are_kept_apart(tmp_path: Path) -> None:
@@ -269,7 +278,7 @@ def test_what_is_no_policy_is_refused_at_once(tmp_path: Path, policies: Any) -> 
     ("settings", "message"),
     [
         ({"kind": "add_nose"}, "did you mean 'add_noise'"),
-        ({"kind": "add_noise"}, "needed are \\['std'\\]"),
+        ({"kind": "add_noise"}, "expected \\['std'\\]"),
         ({"kind": "scale", "values": {"factor": math.nan}}, "factor is nan"),
         ({"kind": "clip_norm", "values": {"max_norm": -1.0}}, "max_norm is -1.0"),
         ({"kind": "lr_factor", "values": {"factor": 1.0, "groups": 1}}, "values are"),

@@ -16,7 +16,7 @@ import pytest
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.command import Command, parse_words
 from ulysses_monitor.store import MirrorSink, RunDirectory
-from ulysses_monitor.store.control_file import CONTROL_FILE, ControlFile, send
+from ulysses_monitor.store.control_file import CONTROL_FILE, ControlFile, send_command
 
 FULL: dict[str, Any] = {
     "id": "0123abcd",
@@ -64,26 +64,26 @@ def control(tmp_path: Path) -> ControlFile:
 # What a command may say.
 
 
-def test_a_command_survives_its_line() -> None:
+def test_a_command_survives_a_round_trip_through_json() -> None:
     given = Command(**FULL)
     assert "\n" not in given.to_json()
     assert Command.from_json(given.to_json()) == given
     assert Command.from_json(json.dumps(FULL)) == given
 
 
-def test_two_commands_are_told_apart() -> None:
+def test_two_commands_have_different_ids() -> None:
     one, other = command(), command()
     assert one.id != other.id
     assert one.time <= other.time
 
 
-def test_a_command_is_told_in_plain_words() -> None:
-    assert Command(**FULL).described() == (
+def test_a_command_is_described_in_plain_words() -> None:
+    assert Command(**FULL).describe() == (
         "policies to shadow; policy clip to off; learning rate x 0.5; "
         "learning rate of group 1 x 2; save"
     )
-    assert command(save=False, stop=True).described() == "stop"
-    assert command(save=False).described() == "nothing"
+    assert command(save=False, stop=True).describe() == "stop"
+    assert command(save=False).describe() == "nothing"
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_a_command_is_told_in_plain_words() -> None:
         ({"time": 10**400}, "time is 1000"),
         ({"time": True}, "time is True"),
         ({"modes": ["off"]}, "modes is ['off']"),
-        ({"modes": {"*": "on"}}, "the mode of policies is 'on'; allowed is off, shadow, active"),
+        ({"modes": {"*": "on"}}, "the mode of policies is 'on'; allowed: off, shadow, active"),
         ({"modes": {"a": ["off"]}}, "the mode of policy a is ['off']"),
         ({"modes": {"": "off"}}, "a policy's name is ''"),
         ({"modes": {"a\n": "off"}}, "a policy's name is"),
         ({"lr_factors": 0.5}, "lr_factors is 0.5"),
-        ({"lr_factors": {"*": -0.1}}, "lr_factor is -0.1; allowed is 0 to 10"),
+        ({"lr_factors": {"*": -0.1}}, "lr_factor is -0.1; expected 0 to 10"),
         ({"lr_factors": {"1": 10.1}}, "lr_factor.1 is 10.1"),
         ({"lr_factors": {"1": float("nan")}}, "lr_factor.1 is nan"),
         ({"lr_factors": {"1": float("inf")}}, "lr_factor.1 is inf"),
@@ -122,7 +122,7 @@ def test_a_command_is_told_in_plain_words() -> None:
         ({"lr_factors": {"01": 1}}, "a group of lr_factor is '01'"),
         ({"lr_factors": {"first": 1}}, "a group of lr_factor is 'first'"),
         ({"lr_factors": {"-1": 1}}, "a group of lr_factor is '-1'"),
-        ({"save": 1}, "save is 1; allowed is true or false"),
+        ({"save": 1}, "save is 1; allowed: true, false"),
         ({"stop": None}, "stop is None"),
         ({"sav": True}, "a key is 'sav'"),
         ({"sav": True}, "did you mean 'save'?"),
@@ -136,13 +136,13 @@ def test_a_wrong_field_is_refused(changes: dict[str, Any], expected: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["id", "who", "time"])
-def test_a_field_that_is_needed_must_be_there(name: str) -> None:
+def test_a_missing_field_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is missing"):
         Command.from_json(json.dumps({k: v for k, v in FULL.items() if k != name}))
 
 
 @pytest.mark.parametrize("text", ["", "save", "[]", "3", "{", "[" * 60_000, "9" * 5_000])
-def test_what_is_no_object_is_refused(text: str) -> None:
+def test_anything_but_a_json_object_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         Command.from_json(text)
 
@@ -171,23 +171,23 @@ def test_words_become_fields() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", "nothing is said that the run should do; allowed is policy=off|shadow|active"),
-        ("polcy=off", "'polcy=off' is not known (did you mean 'policy'?); allowed is policy="),
-        ("lr=0.5", "'lr=0.5' is not known"),
-        ("policy", "'policy' is not known"),
-        ("save=true", "'save=true' is not known (did you mean 'save'?)"),
-        ("stop.now", "'stop.now' is not known"),
-        ("policy=on", "the mode of policies is 'on'; allowed is off, shadow, active"),
+        ("", "the command is empty; allowed: policy=off|shadow|active"),
+        ("polcy=off", "the command has 'polcy=off' (did you mean 'policy'?); allowed: policy="),
+        ("lr=0.5", "the command has 'lr=0.5'"),
+        ("policy", "the command has 'policy'"),
+        ("save=true", "the command has 'save=true' (did you mean 'save'?)"),
+        ("stop.now", "the command has 'stop.now'"),
+        ("policy=on", "the mode of policies is 'on'; allowed: off, shadow, active"),
         ("policy.=off", "a policy's name is ''"),
-        ("lr_factor=", "lr_factor is ''; allowed is 0 to 10"),
+        ("lr_factor=", "lr_factor is ''; expected 0 to 10"),
         ("lr_factor.1=half", "lr_factor.1 is 'half'"),
         ("lr_factor=nan", "lr_factor is nan"),
-        ("lr_factor=11", "lr_factor is 11.0; allowed is 0 to 10"),
+        ("lr_factor=11", "lr_factor is 11.0; expected 0 to 10"),
         ("lr_factor.all=1", "a group of lr_factor is 'all'"),
-        ("save stop save", "'save': the same is said before"),
-        ("policy=off policy=active", "'policy=active': the same is said before"),
-        ("policy=off policy.*=off", "'policy.*=off': the same is said before"),
-        ("lr_factor.1=1 lr_factor.1=1", "'lr_factor.1=1': the same is said before"),
+        ("save stop save", "'save' sets the same thing as an earlier word"),
+        ("policy=off policy=active", "'policy=active' sets the same thing as an"),
+        ("policy=off policy.*=off", "'policy.*=off' sets the same thing as an"),
+        ("lr_factor.1=1 lr_factor.1=1", "'lr_factor.1=1' sets the same thing as an"),
     ],
 )
 def test_wrong_words_are_refused(words: str, expected: str) -> None:
@@ -204,23 +204,23 @@ def test_commands_arrive_in_order_and_once(tmp_path: Path, control: ControlFile)
     assert control.poll() is None
     sent = [command(why=str(i)) for i in range(3)]
     for each in sent[:2]:
-        send(tmp_path, each)
+        send_command(tmp_path, each)
     assert [control.poll(), control.poll(), control.poll()] == [*sent[:2], None]
-    send(tmp_path, sent[2])
+    send_command(tmp_path, sent[2])
     assert [control.poll(), control.poll()] == [sent[2], None]
     assert control.problems() == []
 
 
-def test_the_file_is_its_owners_alone(tmp_path: Path, path: Path) -> None:
+def test_only_its_owner_can_read_and_write_the_file(tmp_path: Path, path: Path) -> None:
     before = os.umask(0)
     try:
-        send(tmp_path, command())
+        send_command(tmp_path, command())
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_id_is_obeyed_once(path: Path, control: ControlFile) -> None:
+def test_a_command_with_a_known_id_is_not_obeyed_again(path: Path, control: ControlFile) -> None:
     write(path, line(id="a") + line(id="a", stop=True) + line(id="b"))
     assert all_of(control) == ["a", "b"]
     write(path, line(id="b") + line(id="c"))
@@ -228,7 +228,7 @@ def test_an_id_is_obeyed_once(path: Path, control: ControlFile) -> None:
     assert control.problems() == []
 
 
-def test_half_a_line_waits_for_the_rest(path: Path, control: ControlFile) -> None:
+def test_an_incomplete_line_waits_for_its_rest(path: Path, control: ControlFile) -> None:
     text = line(id="a")
     write(path, text[:20])
     assert control.poll() is None
@@ -239,17 +239,17 @@ def test_half_a_line_waits_for_the_rest(path: Path, control: ControlFile) -> Non
     assert control.problems() == []
 
 
-def test_a_command_after_half_a_line_is_whole(
+def test_a_command_after_an_incomplete_line_is_complete(
     tmp_path: Path, path: Path, control: ControlFile
 ) -> None:
     write(path, line()[:20])
-    send(tmp_path, command(id="a"))
+    send_command(tmp_path, command(id="a"))
     assert all_of(control) == ["a"]
     (problem,) = control.problems()
     assert "line 1" in problem
 
 
-def test_a_file_that_was_cut_replaced_or_removed_is_read_from_its_start(
+def test_a_truncated_replaced_or_removed_file_is_read_from_its_start(
     tmp_path: Path, path: Path, control: ControlFile
 ) -> None:
     write(path, line(id="a", why="long" * 20) + line(id="b"))
@@ -263,19 +263,21 @@ def test_a_file_that_was_cut_replaced_or_removed_is_read_from_its_start(
     assert all_of(control) == ["e"]
     path.unlink()
     assert all_of(control) == []
-    send(tmp_path, command(id="f"))
+    send_command(tmp_path, command(id="f"))
     assert all_of(control) == ["f"]
     assert control.problems() == []
 
 
-def test_an_earlier_starts_commands_are_gone(tmp_path: Path, path: Path) -> None:
-    send(tmp_path, command(id="a"))
+def test_commands_for_an_earlier_start_are_removed(tmp_path: Path, path: Path) -> None:
+    send_command(tmp_path, command(id="a"))
     control = ControlFile(tmp_path)
     assert not path.exists()
     assert control.poll() is None
 
 
-def test_a_link_of_an_earlier_start_goes_and_its_target_stays(tmp_path: Path, path: Path) -> None:
+def test_a_link_left_by_an_earlier_start_is_removed_and_its_target_kept(
+    tmp_path: Path, path: Path
+) -> None:
     write(tmp_path / "target", line())
     path.symlink_to(tmp_path / "target")
     assert ControlFile(tmp_path).poll() is None
@@ -285,7 +287,7 @@ def test_a_link_of_an_earlier_start_goes_and_its_target_stays(tmp_path: Path, pa
 
 @pytest.fixture
 def fixed() -> Iterator[Path]:
-    """A directory where this user may remove nothing; for root, as another user."""
+    """A directory where this user may not remove files; root becomes another user for it."""
     root = os.geteuid() == 0
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, CONTROL_FILE)
@@ -303,15 +305,15 @@ def fixed() -> Iterator[Path]:
             Path(name).chmod(0o700)
 
 
-def test_what_an_earlier_start_left_for_good_is_not_obeyed(fixed: Path) -> None:
+def test_commands_that_an_earlier_start_left_unremovable_are_not_obeyed(fixed: Path) -> None:
     control = ControlFile(fixed)
     assert all_of(control) == []
-    send(fixed, command(id="new"))
+    send_command(fixed, command(id="new"))
     assert all_of(control) == ["new"]
     write(fixed / CONTROL_FILE, "")
     assert all_of(control) == []
-    send(fixed, command(id="first-of-the-new"))
-    send(fixed, command(id="second-of-the-new"))
+    send_command(fixed, command(id="first-of-the-new"))
+    send_command(fixed, command(id="second-of-the-new"))
     assert all_of(control) == ["first-of-the-new", "second-of-the-new"]
     assert control.problems() == []
 
@@ -329,7 +331,7 @@ def readable_by_others(path: Path) -> None:
 
 def of_another_user(path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root may give a file away")
+        pytest.skip("only root may change the owner of a file")
     write(path, line())
     os.chown(path, 65534, -1)
 
@@ -384,13 +386,13 @@ def unix_socket(path: Path) -> None:
         unix_socket,
     ],
 )
-def test_a_file_that_is_not_safe_is_neither_obeyed_nor_written(
+def test_an_unsafe_file_is_neither_obeyed_nor_written(
     make: Callable[[Path], None], path: Path, control: ControlFile
 ) -> None:
     make(path)
     before = sorted((p.name, p.lstat().st_size) for p in path.parent.iterdir())
-    with pytest.raises(InputError, match="allowed is a file of up to 1 MiB of your own"):
-        send(path.parent, command())
+    with pytest.raises(InputError, match="expected a file of your own"):
+        send_command(path.parent, command())
     assert sorted((p.name, p.lstat().st_size) for p in path.parent.iterdir()) == before
     assert [control.poll() for _ in range(3)] == [None] * 3
     (problem,) = control.problems()
@@ -398,14 +400,14 @@ def test_a_file_that_is_not_safe_is_neither_obeyed_nor_written(
     assert control.problems() == []
 
 
-def test_a_file_that_is_made_safe_is_obeyed(path: Path, control: ControlFile) -> None:
+def test_a_file_is_obeyed_once_it_is_safe(path: Path, control: ControlFile) -> None:
     write(path, line(id="a"), 0o644)
     assert control.poll() is None
     path.chmod(0o600)
     assert all_of(control) == ["a"]
 
 
-def test_lines_that_are_no_commands_are_told_once_and_the_others_obeyed(
+def test_invalid_lines_are_reported_once_and_the_others_obeyed(
     path: Path, control: ControlFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = ["junk", '{"id": "x"}', "[" * 50_000, json.dumps(FULL | {"sav": 1})]
@@ -424,7 +426,9 @@ def test_lines_that_are_no_commands_are_told_once_and_the_others_obeyed(
     assert len(caplog.records) == len(problems)
 
 
-def test_a_wrong_line_is_shown_without_its_escape_codes(path: Path, control: ControlFile) -> None:
+def test_an_invalid_line_is_shown_without_its_escape_codes(
+    path: Path, control: ControlFile
+) -> None:
     write(path, json.dumps(FULL | {"who": "\x1b[31m" * 200}) + "\n")
     assert control.poll() is None
     (problem,) = control.problems()
@@ -432,13 +436,13 @@ def test_a_wrong_line_is_shown_without_its_escape_codes(path: Path, control: Con
     assert len(problem) < len(str(path)) + 200
 
 
-def test_a_flood_of_junk_is_told_to_some_length(path: Path, control: ControlFile) -> None:
+def test_reports_of_invalid_lines_are_limited(path: Path, control: ControlFile) -> None:
     write(path, "".join(f"{i} junk\n" for i in range(5000)) + line(id="good"))
     assert all_of(control) == ["good"]
     assert len(control.problems()) == 100
 
 
-def test_a_run_directory_that_is_lost_is_told_once_and_may_come_back(tmp_path: Path) -> None:
+def test_a_lost_run_directory_is_reported_once_and_may_come_back(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     control = ControlFile(run)
@@ -449,33 +453,33 @@ def test_a_run_directory_that_is_lost_is_told_once_and_may_come_back(tmp_path: P
     assert len(control.problems()) == 1
     run.unlink()
     (tmp_path / "away").rename(run)
-    send(run, command(id="a"))
+    send_command(run, command(id="a"))
     assert all_of(control) == ["a"]
 
 
-def test_a_command_that_nobody_would_read_is_not_sent(tmp_path: Path, path: Path) -> None:
+def test_a_command_that_no_run_would_read_is_not_sent(tmp_path: Path, path: Path) -> None:
     with pytest.raises(InputError, match="the command's size is"):
-        send(tmp_path, command(modes={f"policy {i}": "off" for i in range(9000)}))
+        send_command(tmp_path, command(modes={f"policy {i}": "off" for i in range(9000)}))
     assert not path.exists()
     write(path, "\n" * ((1 << 20) - 10))
     with pytest.raises(InputError, match=r"is full; .* remove it"):
-        send(tmp_path, command())
+        send_command(tmp_path, command())
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path, path: Path) -> None:
     dangling_link(path)
     with pytest.raises(InputError):
-        send(tmp_path, command())
+        send_command(tmp_path, command())
     assert not (tmp_path / "nowhere").exists()
 
 
 # The file and the rest of the run directory.
 
 
-def test_a_run_that_replaces_another_removes_its_commands(tmp_path: Path) -> None:
+def test_a_run_that_overwrites_another_removes_its_commands(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
-    send(directory.path, command())
+    send_command(directory.path, command())
     directory.finish("stopped")
     RunDirectory(tmp_path / "run", "overwrite").release()
     assert not (tmp_path / "run" / CONTROL_FILE).exists()
@@ -485,7 +489,7 @@ def test_commands_are_not_mirrored(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     (directory.path / "events.jsonl").write_text("{}\n")
-    send(directory.path, command())
+    send_command(directory.path, command())
     mirror = MirrorSink(directory.path, str(tmp_path / "copy"), every_seconds=0)
     mirror.flush()
     mirror.close()

@@ -1,4 +1,4 @@
-"""No wrong value is ever served: damaged files are named and skipped, the rest is there."""
+"""A reader never serves a wrong value: it names and skips damaged files and serves the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def record(step: int, at: float | None = None) -> StepRecord:
 
 
 def write(path: Path, steps: range, part_rows: int = PART_ROWS) -> RunDirectory:
-    """A run as it is while it is written: sealed parts and a tail."""
+    """Writes a run as it looks during a training: sealed parts and a tail."""
     directory = RunDirectory(path, "resume")
     directory.start({})
     sink = StoreSink(directory, part_rows)
@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_never_served(tmp_path: Path, kind: str) -> None:
         assert set(block.steps[block.present.all(axis=1)]) >= every - own[kind]
         assert set(why) <= {path.name}
         missing = every - set(block.steps[block.present.all(axis=1)])
-        # The end of a tail that is damaged looks as if a killed writer had torn it.
+        # Damage at the end of a tail looks like an incomplete write of a killed process.
         if missing and not (kind == "tail" and missing == {25}):
             assert path.name in why
             noticed += 1
@@ -96,7 +96,7 @@ def test_a_flipped_bit_is_never_served(tmp_path: Path, kind: str) -> None:
     assert (set(block.steps), why) == (every, {})
 
 
-def test_a_damaged_column_of_a_compacted_run_costs_that_column(tmp_path: Path) -> None:
+def test_a_damaged_column_of_a_compacted_run_loses_only_that_column(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     run = tmp_path / "run"
@@ -112,9 +112,9 @@ def test_a_damaged_column_of_a_compacted_run_costs_that_column(tmp_path: Path) -
     assert set(SCHEMA.names) - set(block.names) == {"a/a/5"}
     assert block.steps.tolist() == list(range(1, 26))
     assert_nothing_wrong(block)
-    assert reader.damaged == {path.name: "the checksum of a/a/5 does not fit"}
+    assert reader.damaged == {path.name: "the checksum of a/a/5 does not match"}
     reader.read(lambda name: name == "a/a/1")
-    assert reader.damaged  # what is known to be damaged stays known
+    assert reader.damaged  # known damage stays known
 
 
 @pytest.mark.parametrize("prefix", ["part-00001", "metrics.parquet"])
@@ -135,7 +135,7 @@ def test_a_truncated_file_is_named_and_the_rest_served(tmp_path: Path, prefix: s
         assert block.steps.tolist() == list(expected)
 
 
-def test_a_damaged_middle_of_a_tail_costs_its_own_steps_only(tmp_path: Path) -> None:
+def test_damage_in_the_middle_of_a_tail_loses_only_its_steps(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write(run, range(1, 10))
     path = run / "metrics/_tail-00000.arrows"
@@ -158,14 +158,14 @@ def test_compaction_keeps_a_damaged_part_where_it_is(tmp_path: Path) -> None:
     whole[bytes(whole).index(np.float32(100.0 * np.arange(11, 21)).tobytes())] ^= 1
     path.write_bytes(whole)
     assert list(compact(run / "metrics")) == [path.name]
-    # What comes after it stays, too: the compacted file is the oldest, and hides nothing.
+    # The files after it stay too: the compacted file counts as the oldest and must hide nothing.
     left = names(run)
     assert [name.split("-")[0] for name in left] == ["_tail", "metrics.parquet", "part", "part"]
     assert path.name in left
     assert path.read_bytes() == bytes(whole)
     block, why = read(run)
     assert set(why) == {path.name}
-    # The columns that are whole are still served.
+    # The intact columns are still served.
     assert block.steps.tolist() == list(range(1, 36))
     lost = block.steps[~block.present[:, block.names.index("a/a/0")]]
     assert lost.tolist() == list(range(11, 21))
@@ -197,14 +197,14 @@ def test_parts_are_opened_by_arrow_and_pandas_and_parquet_by_duckdb(tmp_path: Pa
 
 
 def test_a_tail_whose_part_is_compacted_does_not_come_back(tmp_path: Path) -> None:
-    """A writer was killed after it had sealed the tail, and before it could remove it."""
+    """A writer was killed after it sealed the tail and before it removed it."""
     run = tmp_path / "run"
     write(run, range(1, 11))
     tail = (run / "metrics/_tail-00000.arrows").read_bytes()
     write(run, range(1, 1))
     directory = RunDirectory(run, "resume")
     sink = StoreSink(directory, PART_ROWS)
-    for step in range(6, 26):  # trained again, with other values
+    for step in range(6, 26):  # trained again with other values
         sink.write(StepRecord(step, 1e9, SCHEMA, np.full(12, -float(step))))
     sink.flush()
     directory.release()
@@ -218,7 +218,7 @@ def test_a_tail_whose_part_is_compacted_does_not_come_back(tmp_path: Path) -> No
     assert names(run) == ["metrics.parquet"]
 
 
-def test_a_part_that_was_copied_by_half_is_served_from_its_tail(tmp_path: Path) -> None:
+def test_a_truncated_part_is_served_from_its_tail(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write(run, range(1, 11))
     tail = (run / "metrics/_tail-00000.arrows").read_bytes()
@@ -235,7 +235,7 @@ def test_a_part_that_was_copied_by_half_is_served_from_its_tail(tmp_path: Path) 
     assert_nothing_wrong(block)
 
 
-def test_a_tail_of_zeros_at_its_head_is_named_and_kept(tmp_path: Path) -> None:
+def test_a_tail_that_begins_with_zeros_is_named_and_kept(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write(run, range(1, 6))
     tail = run / "metrics/_tail-00000.arrows"
@@ -256,7 +256,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
-def test_one_odd_record_costs_itself_alone(tmp_path: Path, odd: StepRecord) -> None:
+def test_one_invalid_record_loses_only_itself(tmp_path: Path, odd: StepRecord) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     bus = Bus([StoreSink(directory)])
@@ -271,7 +271,7 @@ def test_one_odd_record_costs_itself_alone(tmp_path: Path, odd: StepRecord) -> N
 
 
 @pytest.mark.parametrize("name", ["a::b", "a b#c?d*[e]", "~x", "memory:x"])
-def test_a_run_may_lie_under_any_name(
+def test_a_run_directory_may_have_any_name(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / name / "run"
@@ -285,7 +285,7 @@ def test_a_run_may_lie_under_any_name(
 # -- growth -----------------------------------------------------------------------------------
 
 
-def test_a_schema_may_grow_in_mid_run(tmp_path: Path) -> None:
+def test_a_schema_may_grow_during_a_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     sink = StoreSink(directory, part_rows=7)
@@ -306,7 +306,7 @@ def test_a_schema_may_grow_in_mid_run(tmp_path: Path) -> None:
             directory.release()
 
 
-def test_records_that_bring_a_schema_each_do_not_use_up_files(tmp_path: Path) -> None:
+def test_records_with_ever_new_schemas_do_not_exhaust_file_handles(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     sink = StoreSink(directory)
@@ -323,10 +323,10 @@ def test_records_that_bring_a_schema_each_do_not_use_up_files(tmp_path: Path) ->
     directory.release()
 
 
-def test_a_step_trained_twice_within_a_run_is_served_from_the_later_training(
+def test_a_step_trained_twice_in_one_process_is_served_from_the_later_training(
     tmp_path: Path,
 ) -> None:
-    """As after a roll-back: the same schema, the same file."""
+    """After a roll-back, the same schema and file go on."""
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     sink = StoreSink(directory, part_rows=7)
@@ -342,7 +342,7 @@ def test_a_step_trained_twice_within_a_run_is_served_from_the_later_training(
     directory.release()
 
 
-def test_a_clock_that_jumps_loses_and_reorders_nothing(tmp_path: Path) -> None:
+def test_a_clock_that_jumps_neither_loses_nor_reorders_steps(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.start({})
     sink = StoreSink(directory, part_rows=7)
@@ -362,7 +362,7 @@ def test_a_clock_that_jumps_loses_and_reorders_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+    """Mounts a file system of 1 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -376,7 +376,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=False)  # noqa: S607
 
 
-def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk: Path) -> None:
+def test_a_disk_that_is_full_for_a_while_loses_nothing(small_disk: Path) -> None:
     filler = small_disk / "filler"
     directory = RunDirectory(small_disk / "run")
     directory.start({})
@@ -387,7 +387,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk: Path) -> None
         if step == 100:
             wait_for_steps(small_disk / "run", 100)
             fill(filler)
-    assert len(um.open_run(small_disk / "run").metrics()) >= 100  # and what is there is served
+    assert len(um.open_run(small_disk / "run").metrics()) >= 100  # what was written is served
     block, why = read(small_disk / "run")
     assert_nothing_wrong(block)
     assert why == {}
@@ -401,7 +401,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk: Path) -> None
     assert len(run.events("stop")) == 1
 
 
-def test_a_disk_that_stays_full_costs_the_rest_and_closing_ends_in_time(small_disk: Path) -> None:
+def test_a_disk_that_stays_full_loses_the_rest_and_closing_ends_in_time(small_disk: Path) -> None:
     directory = RunDirectory(small_disk / "run")
     directory.start({})
     bus = Bus([StoreSink(directory)])
@@ -418,11 +418,11 @@ def test_a_disk_that_stays_full_costs_the_rest_and_closing_ends_in_time(small_di
     assert why == {}
     assert block.steps.tolist() == list(range(1, len(block.steps) + 1))
     assert len(block.steps) >= 100
-    # What was handed over and is torn counts as lost, and so do the store's own troubles (events).
+    # Items that were only partly written count as lost, and so do events about the store itself.
     assert 20_000 - len(block.steps) <= bus.dropped()["store"] <= 20_000 - 100 + 3
 
 
-def test_compaction_without_room_leaves_everything_as_it_was(small_disk: Path) -> None:
+def test_compaction_without_room_changes_nothing(small_disk: Path) -> None:
     run = small_disk / "run"
     write(run, range(1, 40))
     before = names(run)
@@ -452,8 +452,8 @@ def wait_for_steps(run: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_directory_that_turns_read_only_does_not_stop_what_is_open(tmp_path: Path) -> None:
-    """As the owner of a run who is not root; root may write anywhere."""
+def test_a_directory_that_becomes_read_only_does_not_stop_open_files(tmp_path: Path) -> None:
+    """Writes as a user who is not root, because root may write anywhere."""
     script = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
@@ -507,7 +507,7 @@ def test_a_directory_that_turns_read_only_does_not_stop_what_is_open(tmp_path: P
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
-def test_a_run_json_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+def test_an_unreadable_run_json_is_refused_in_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path / "run", range(1, 3))
     (tmp_path / "run/run.json").write_text('{"name": ')
     with pytest.raises(um.InputError, match=r"run\.json"):

@@ -63,7 +63,7 @@ def check(run: Path, due: np.ndarray) -> int:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("runs", "kills"), [(1, 6), pytest.param(10, 10, marks=pytest.mark.full)])
-def test_a_run_that_is_killed_again_and_again_loses_a_second_at_most(
+def test_a_run_that_is_killed_again_and_again_loses_at_most_one_second(
     tmp_path: Path, runs: int, kills: int
 ) -> None:
     generator = random.Random()

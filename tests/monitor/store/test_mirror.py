@@ -1,4 +1,4 @@
-"""A run is copied to a URL while it is written, and read there."""
+"""A mirror copies a run to a URL during the training, where it can be read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wait_until(is_true: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def test_a_copy_has_what_the_run_wrote_and_no_checkpoint(tmp_path: Path, url: str) -> None:
+def test_a_mirror_has_what_the_run_wrote_but_no_checkpoint(tmp_path: Path, url: str) -> None:
     run = tmp_path / "run"
     directory = RunDirectory(run)
     directory.start({})
@@ -56,7 +56,7 @@ def test_a_copy_has_what_the_run_wrote_and_no_checkpoint(tmp_path: Path, url: st
         copied = um.open_run(url)
         assert copied.metrics().index.tolist() == list(range(1, step + 1))
     assert [f for f in files(url) if "safetensors" in f or ".lock" in f] == []
-    assert len([f for f in files(url) if "_tail" in f]) == 1  # a sealed tail goes there, too
+    assert len([f for f in files(url) if "_tail" in f]) == 1  # a sealed tail is removed there too
     store.close()
     directory.finish("finished")
     mirror.close()
@@ -65,7 +65,9 @@ def test_a_copy_has_what_the_run_wrote_and_no_checkpoint(tmp_path: Path, url: st
     assert um.open_run(url).metrics()["b/b/b"].tolist() == [2.0 * s for s in range(1, 11)]
 
 
-def test_what_an_earlier_process_left_there_goes(tmp_path: Path, url: str) -> None:
+def test_files_that_an_earlier_process_left_in_the_mirror_are_removed(
+    tmp_path: Path, url: str
+) -> None:
     run = tmp_path / "run"
     for first in (1, 4):
         directory = RunDirectory(run, "resume")
@@ -95,7 +97,7 @@ def train(monitor: um.Monitor, steps: int, between: Callable[[], None] = lambda:
         between()
 
 
-def test_a_monitor_mirrors_its_run_also_while_it_trains(tmp_path: Path, url: str) -> None:
+def test_a_monitor_mirrors_its_run_during_the_training(tmp_path: Path, url: str) -> None:
     def is_there() -> None:
         wait_until(lambda: "run.json" in files(url))
         assert um.open_run(url).info["status"] == "running"
@@ -107,7 +109,7 @@ def test_a_monitor_mirrors_its_run_also_while_it_trains(tmp_path: Path, url: str
     assert there.events().equals(here.events())
 
 
-def test_a_mirror_that_cannot_be_written_costs_the_copy_only(
+def test_a_mirror_that_cannot_be_written_loses_only_the_copy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -118,22 +120,18 @@ def test_a_mirror_that_cannot_be_written_costs_the_copy_only(
 
 
 @pytest.mark.parametrize("mirror", ["nosuch://bucket/run", "{run}"])
-def test_a_mirror_that_makes_no_sense_is_refused_before_the_run(
-    tmp_path: Path, mirror: str
-) -> None:
+def test_an_invalid_mirror_is_refused_before_the_run(tmp_path: Path, mirror: str) -> None:
     mirror = mirror.format(run=tmp_path / "run")
     with pytest.raises(um.InputError, match=r"mirror|cannot be opened"):
         train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=mirror), 1)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mirror_that_holds_what_the_directory_does_not_is_left_alone(
-    tmp_path: Path, url: str
-) -> None:
-    """As after a machine that was lost: the copy is all there is."""
+def test_a_mirror_that_holds_another_run_is_left_alone(tmp_path: Path, url: str) -> None:
+    """After the loss of a machine, the copy is all there is."""
     train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=url), 5)
     before = um.open_run(url).metrics()
-    with pytest.raises(um.InputError, match=r"holds a run that .* does not go on with"):
+    with pytest.raises(um.InputError, match=r"holds a run that .* does not continue"):
         train(um.Monitor(tmp_path / "elsewhere", tensorboard=False, mirror=url), 2)
     assert um.open_run(url).metrics().equals(before)
     resumed = um.Monitor(tmp_path / "run", tensorboard=False, mirror=url, if_exists="resume")
@@ -143,8 +141,8 @@ def test_a_mirror_that_holds_what_the_directory_does_not_is_left_alone(
     assert len(um.open_run(url).metrics()) == 3
 
 
-def test_a_reader_of_a_local_mirror_is_not_disturbed_by_a_copy(tmp_path: Path) -> None:
-    """A file that is mapped must not be cut while it is written anew."""
+def test_copying_does_not_disturb_a_reader_of_a_local_mirror(tmp_path: Path) -> None:
+    """A mapped file must not be truncated while it is rewritten."""
     run, copy = tmp_path / "run", tmp_path / "copy"
     directory = RunDirectory(run)
     directory.start({})
@@ -154,8 +152,10 @@ def test_a_reader_of_a_local_mirror_is_not_disturbed_by_a_copy(tmp_path: Path) -
     store.flush()
     MirrorSink(run, str(copy)).close()
     parts = {p.name: p.stat().st_ino for p in (copy / "metrics").iterdir()}
-    MirrorSink(run, str(copy)).close()  # another process copies all of it again
+    MirrorSink(run, str(copy)).close()  # another process copies everything again
     again = {p.name: p.stat().st_ino for p in (copy / "metrics").iterdir()}
     assert parts.keys() == again.keys()
-    assert all(parts[name] != again[name] for name in parts)  # new files, the old ones as they were
+    assert all(
+        parts[name] != again[name] for name in parts
+    )  # new files; the old ones did not change
     directory.release()

@@ -1,4 +1,4 @@
-"""The run store: what is served is what was recorded, whatever happened to the writer."""
+"""The run store serves what was recorded, whatever happened to the writer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ulysses_monitor.store import (
     Location,
     RunDirectory,
     StoreSink,
-    check_free,
+    check_available,
     compact,
     is_locked,
 )
@@ -53,7 +53,7 @@ def write_run(path: Path, records: list[StepRecord], if_exists: Any = "refuse") 
 
 
 def write_crashed_run(path: Path, records: list[StepRecord], if_exists: Any = "refuse") -> None:
-    """Leaves what a killed writer leaves: parts without an end, no compaction, the lock let go."""
+    """Leaves what a killed writer leaves: open files, no compaction, a released lock."""
     directory, sink = open_store(path, if_exists)
     for item in records:
         sink.write(item)
@@ -65,7 +65,7 @@ TAIL = "_tail-00000.arrows"
 
 
 def write_flushed(path: Path, steps: range) -> None:
-    """As a run that is slow enough for each step to be written by itself."""
+    """Writes each step by itself, as a slow run does."""
     directory, sink = open_store(path)
     for step in steps:
         sink.write(record(step))
@@ -92,7 +92,7 @@ def test_values_come_back_with_nan_and_infinity(tmp_path: Path, writer: Any) -> 
 
 
 @pytest.mark.parametrize("writer", [write_run, write_crashed_run])
-def test_records_of_several_schemas_meet_in_one_row_of_a_step(tmp_path: Path, writer: Any) -> None:
+def test_records_of_several_schemas_share_one_row_per_step(tmp_path: Path, writer: Any) -> None:
     sampled = Schema((*NAMES, "param/norm/total"))
     records = [record(1), record(2)]
     records[0] = StepRecord(1, 1.0, sampled, np.array([1.0, 0.5, 0.25, 7.0]))
@@ -120,7 +120,9 @@ def test_a_live_run_is_readable_after_each_flush(tmp_path: Path) -> None:
 # -- crashes ----------------------------------------------------------------------------------
 
 
-def test_a_tail_torn_at_any_byte_serves_its_whole_steps_and_no_other_value(tmp_path: Path) -> None:
+def test_a_tail_truncated_at_any_byte_serves_its_complete_steps_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     write_flushed(tmp_path / "run", range(1, 21))
     whole = (tmp_path / "run/metrics" / TAIL).read_bytes()
     truth = um.open_run(tmp_path / "run").metrics()
@@ -135,13 +137,15 @@ def test_a_tail_torn_at_any_byte_serves_its_whole_steps_and_no_other_value(tmp_p
             np.testing.assert_array_equal(served.to_numpy(), truth.head(len(served)).to_numpy())
             assert served.index.tolist() == list(range(1, len(served) + 1))
         shutil.rmtree(tmp_path / "torn")
-    assert lengths == sorted(lengths)  # a later tear never serves less
+    assert lengths == sorted(lengths)  # more bytes never serve fewer steps
     assert lengths[0] == 0
     assert lengths[-1] >= 19
     assert len(set(lengths)) > 15
 
 
-def test_a_torn_tail_is_compacted_to_its_whole_steps_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_truncated_tail_is_compacted_to_its_complete_steps_when_the_run_resumes(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "run"
     write_flushed(run, range(1, 6))
     tail = run / "metrics" / TAIL
@@ -176,7 +180,7 @@ while True:
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_writer_leaves_a_run_that_opens_and_a_free_directory(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_a_readable_run_and_an_unlocked_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
     child = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(run)], stdout=subprocess.PIPE, cwd=Path.cwd()
@@ -187,7 +191,7 @@ def test_a_killed_writer_leaves_a_run_that_opens_and_a_free_directory(tmp_path: 
         with pytest.raises(InputError, match="in use by a running training"):
             RunDirectory(run, "resume")
         with pytest.raises(InputError, match="in use by a running training"):
-            check_free(run, "overwrite")
+            check_available(run, "overwrite")
         time.sleep(1.5)
         killed = time.time()
         child.send_signal(signal.SIGKILL)
@@ -241,11 +245,13 @@ def test_a_resumed_run_keeps_its_starts_and_its_events(tmp_path: Path) -> None:
     assert um.open_run(run).events("start")["step"].tolist() == [0, 1]
 
 
-def test_half_a_line_of_a_killed_writer_does_not_spoil_the_next_event(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_a_killed_writer_does_not_damage_the_next_event(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "run"
     write_crashed_run(run, [])
     line = '{"kind": "alert", "step": 3, "message": "é"}\n'.encode()
-    (run / "events.jsonl").write_bytes(line + line[:-6])  # ends within the letter
+    (run / "events.jsonl").write_bytes(line + line[:-6])  # ends in the middle of a letter
     directory, sink = open_store(run, "resume")
     sink.write(Event(kind="start", step=3, time=0.0))
     sink.close()
@@ -271,7 +277,7 @@ def test_compaction_keeps_every_value_and_is_idempotent(tmp_path: Path) -> None:
     assert after.index.tolist() == before.index.tolist()
 
 
-def test_a_compaction_that_was_interrupted_before_the_parts_went_is_repeated_safely(
+def test_a_compaction_interrupted_before_it_removed_the_parts_is_repeated_safely(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
@@ -288,10 +294,10 @@ def test_a_compaction_that_was_interrupted_before_the_parts_went_is_repeated_saf
         assert um.open_run(run).metrics()["train/loss/total"].tolist() == [1, 20, 30]
 
 
-def test_a_reader_that_meets_the_compaction_still_gets_everything(
+def test_a_reader_during_a_compaction_gets_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parts go between the reader's listing and its reading of them."""
+    """Removes the parts between the reader's listing and its reading."""
     run = tmp_path / "run"
     write_crashed_run(run, [record(step) for step in range(1, 4)])
     listing, calls = Location.children, []
@@ -299,7 +305,7 @@ def test_a_reader_that_meets_the_compaction_still_gets_everything(
     def children(self: Location) -> list[str]:
         found = listing(self)
         calls.append(found)
-        if len(calls) == 2:  # after the second look, which found the same as the first
+        if len(calls) == 2:  # after the second listing, which equals the first
             compact(run / "metrics")
         return found
 
@@ -311,7 +317,7 @@ def test_a_reader_that_meets_the_compaction_still_gets_everything(
 # -- who may write ----------------------------------------------------------------------------
 
 
-def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_until_the_first_releases_the_directory(tmp_path: Path) -> None:
     first = RunDirectory(tmp_path / "run", "refuse")
     assert is_locked(tmp_path / "run")
     for if_exists in ("refuse", "resume", "overwrite"):
@@ -322,7 +328,7 @@ def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
     RunDirectory(tmp_path / "run", "refuse").release()
 
 
-def test_a_run_that_is_there_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_existing_run_is_refused_unless_resumed_or_overwritten(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_run(run, [record(1)])
     with pytest.raises(InputError, match="already holds a run"):
@@ -334,7 +340,7 @@ def test_a_run_that_is_there_is_refused_unless_told_otherwise(tmp_path: Path) ->
     assert um.open_run(run).metrics().index.tolist() == [3]
 
 
-def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+def test_overwriting_removes_only_what_a_run_wrote(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_run(run, [record(1)])
     (run / "tensorboard").mkdir()
@@ -355,17 +361,17 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
     shutil.rmtree(run / "metrics")
     (run / "metrics").symlink_to(elsewhere)
     RunDirectory(run, "overwrite").release()
-    assert (elsewhere / "kept").exists()  # a link goes, what it points to stays
+    assert (elsewhere / "kept").exists()  # removes a link, keeps its target
 
 
-def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(InputError, match="is a file"):
-        check_free(tmp_path / "run", "overwrite")
+        check_available(tmp_path / "run", "overwrite")
 
 
-def test_a_forked_child_does_not_keep_the_directory(tmp_path: Path) -> None:
-    """As data loader workers are: they live on where a training has ended."""
+def test_a_forked_child_does_not_keep_the_directory_locked(tmp_path: Path) -> None:
+    """Data loader workers, for example, may outlive the training."""
     directory = RunDirectory(tmp_path / "run")
     child = os.fork()
     if child == 0:
@@ -409,7 +415,7 @@ def test_secrets_are_masked_in_run_json_and_in_events_at_any_depth(tmp_path: Pat
     assert (masked["tokenizer_name"], masked["tokenized_path"]) == ("llama", "data/cache")
 
 
-def test_the_directory_can_be_moved_while_nobody_writes(tmp_path: Path) -> None:
+def test_a_closed_run_directory_can_be_moved(tmp_path: Path) -> None:
     write_run(tmp_path / "run", [record(1)])
     os.rename(tmp_path / "run", tmp_path / "moved")  # noqa: PTH104
     assert len(um.open_run(tmp_path / "moved").metrics()) == 1

@@ -1,4 +1,4 @@
-"""What the views of all ZeRO stages share."""
+"""What the views of all ZeRO stages have in common."""
 
 from __future__ import annotations
 
@@ -7,30 +7,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.engines.base import (
-    AfterStep,
-    Replica,
-    Shard,
-    nothing,
-    trainable_parameters,
-    unwrapped,
-    write_gradient,
-)
+from ulysses_monitor.engines.base import Replica, StepCallback, do_nothing
+from ulysses_monitor.engines.parameter_view import ParameterView
 
 __all__ = ["DeepSpeedView"]
 
 
-class DeepSpeedView:
-    """The base of the views of a `deepspeed.DeepSpeedEngine`.
+class DeepSpeedView(ParameterView):
+    """Base of the views of a `deepspeed.DeepSpeedEngine`.
 
     Args:
         engine: the DeepSpeed engine.
 
     Raises:
-        InputError: the model has no trainable parameter.
+        InputError: the model has no trainable parameters.
     """
 
     replica_sets = 1
@@ -39,63 +32,37 @@ class DeepSpeedView:
     replicates_gradients = False
 
     def __init__(self, engine: Any) -> None:
+        super().__init__(engine.module, engine.basic_optimizer)
         self._engine = engine
         self._zero = engine.optimizer
-        self.optimizer: torch.optim.Optimizer = engine.basic_optimizer
-        self.model: nn.Module = unwrapped(engine.module)
         self.device: torch.device = engine.device
         self.group: dist.ProcessGroup | None = (
             engine.seq_data_parallel_group if dist.is_initialized() else None
         )
-        self.name = f"deepspeed-zero{engine.zero_optimization_stage()}" + _offload(engine)
-        self._named = trainable_parameters(self.model)
-
-    def parameters(self) -> list[tuple[str, int]]:
-        """See `Engine.parameters`."""
-        return [(name, p.numel()) for name, p in self._named]
-
-    def shapes(self) -> list[torch.Size]:
-        """See `Engine.shapes`."""
-        return [p.shape for _, p in self._named]
+        self.name = f"deepspeed-zero{engine.zero_optimization_stage()}" + _offload_suffix(engine)
 
     def replicas(self) -> Iterator[Replica]:
-        """See `Engine.replicas`: below ZeRO-3 every rank has the parameters it computes with."""
+        """See `Engine.replicas`; below ZeRO-3 every rank holds the parameters it computes with."""
         for i, (_, param) in enumerate(self._named):
             yield Replica(i, param.detach(), None)
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
-        return param.detach()
-
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
-        return param.detach()
-
     def grad_scale(self) -> Tensor | float:
-        """See `Engine.grad_scale`; BF16_Optimizer has none."""
+        """See `Engine.grad_scale`; 1 under BF16_Optimizer, which has no loss scale."""
         return float(getattr(self._zero, "loss_scale", 1.0))
 
     def clip_norm(self) -> float | None:
         """See `Engine.clip_norm`."""
         return float(self._engine.gradient_clipping()) or None
 
-    def learning_rates(self) -> list[float]:
-        """See `Engine.learning_rates`."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """See `Engine.set_gradient`."""
-        write_gradient(shard, value, self._named[shard.index][0])
-
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`."""
-
     def hook_step(
-        self, before: Callable[[], None], after: AfterStep, ended: Callable[[], None] = nothing
+        self,
+        before: Callable[[], None],
+        after: StepCallback,
+        ended: Callable[[], None] = do_nothing,
     ) -> Undo:
         """Wraps ``_take_model_step``, and the optimizer's step inside it.
 
-        `after` comes before DeepSpeed's scheduler changes the learning rate.
+        `after` runs before DeepSpeed's scheduler changes the learning rate.
         """
 
         def model_step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +83,8 @@ class DeepSpeedView:
         return lambda: undo_all(undos)
 
 
-def _offload(engine: Any) -> str:
+def _offload_suffix(engine: Any) -> str:
     zero = engine._config.zero_config
-    kept = [zero.offload_optimizer, zero.offload_param]
-    return "-offload" if any(c is not None and str(c.device).endswith("cpu") for c in kept) else ""
+    configs = [zero.offload_optimizer, zero.offload_param]
+    is_offloaded = any(c is not None and str(c.device).endswith("cpu") for c in configs)
+    return "-offload" if is_offloaded else ""

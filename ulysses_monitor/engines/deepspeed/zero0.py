@@ -1,4 +1,4 @@
-"""ZeRO-0: nothing is sharded; DeepSpeed averages ``param.grad`` over the ranks before the step."""
+"""ZeRO-0: nothing is sharded; DeepSpeed averages ``param.grad`` over the ranks before a step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from ulysses_monitor.engines.base import Replica, Shard, like, share
+from ulysses_monitor.engines.base import Replica, Shard
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of, whole_shards
+from ulysses_monitor.engines.plain import full_shards, step_count
+from ulysses_monitor.engines.support import assign_parameters, select_state
 
 __all__ = ["MasterWeightsEngine", "Zero0Engine"]
 
 
 class Zero0Engine(DeepSpeedView):
-    """fp32: the optimizer updates the model's own parameters.
+    """View of ZeRO-0 in fp32, where the optimizer updates the model's own parameters.
 
     Args:
         engine: the DeepSpeed engine.
@@ -29,18 +30,18 @@ class Zero0Engine(DeepSpeedView):
         self._settings = {
             param: group for group in self.optimizer.param_groups for param in group["params"]
         }
-        self._held = frozenset(self.held())
+        self._counted = frozenset(self.counted_indices())
 
-    def held(self) -> list[int]:
-        """See `Engine.held`: the ranks share the reading, as under DDP."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`; the ranks share the reading, as under DDP."""
         numels = [p.numel() for _, p in self._named]
         if self.group is None:
             return list(range(len(numels)))
-        return share(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
+        return assign_parameters(numels, dist.get_world_size(self.group), dist.get_rank(self.group))
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
-        return whole_shards(self._named, self.optimizer, self._settings, self._held)
+        return full_shards(self._named, self.optimizer, self._settings, self._counted)
 
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`."""
@@ -54,11 +55,17 @@ class Zero0Engine(DeepSpeedView):
 
 
 class MasterWeightsEngine(Zero0Engine):
-    """bf16 and fp16: the optimizer updates fp32 copies, one by one or flattened in groups."""
+    """View of ZeRO-0 in bf16 and fp16, where the optimizer updates fp32 master weights.
+
+    DeepSpeed keeps them one by one, or flattened by parameter group.
+
+    Args:
+        engine: the DeepSpeed engine.
+    """
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
-        self._masters = _masters(self._zero)
+        self._masters = _find_masters(self._zero)
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""
@@ -70,12 +77,12 @@ class MasterWeightsEngine(Zero0Engine):
             yield Shard(
                 i,
                 0,
-                _cut(owner.detach(), start, param),
+                _slice(owner.detach(), start, param),
                 param.grad,
-                {k: _cut(v, start, param) for k, v in like(state, owner).items()},
+                {k: _slice(v, start, param) for k, v in select_state(state, owner).items()},
                 settings,
-                steps_of(state),
-                counted=i in self._held,
+                step_count(state),
+                is_counted=i in self._counted,
             )
 
     def grad_scale(self) -> Tensor | float:
@@ -83,8 +90,8 @@ class MasterWeightsEngine(Zero0Engine):
         return float(self._zero.loss_scale_config.cur_scale)
 
 
-def _masters(zero: Any) -> dict[Tensor, tuple[Tensor, int, Mapping[str, Any]]]:
-    """Of each parameter: the fp32 tensor that holds its copy, where in it, and the settings."""
+def _find_masters(zero: Any) -> dict[Tensor, tuple[Tensor, int, Mapping[str, Any]]]:
+    """Returns for each parameter: its fp32 tensor, its first element there, and its settings."""
     found: dict[Tensor, tuple[Tensor, int, Mapping[str, Any]]] = {}
     for i, (params, settings) in enumerate(
         zip(zero.fp16_groups, zero.optimizer.param_groups, strict=True)
@@ -99,5 +106,6 @@ def _masters(zero: Any) -> dict[Tensor, tuple[Tensor, int, Mapping[str, Any]]]:
     return found
 
 
-def _cut(owner: Tensor, start: int, param: Tensor) -> Tensor:
+def _slice(owner: Tensor, start: int, param: Tensor) -> Tensor:
+    """Returns the part of a flat tensor that belongs to `param`: [*] -> shape of `param`."""
     return owner.view(-1).narrow(0, start, param.numel()).view(param.shape)

@@ -1,8 +1,8 @@
-"""ZeRO-1 and ZeRO-2, with and without CPU offload of the optimizer.
+"""ZeRO-1 and ZeRO-2, with or without CPU offload of the optimizer.
 
-They keep, on each low-precision parameter, ``_hp_mapping``: the fragment of the rank's flat fp32
-partition that belongs to it, or None where this rank holds nothing of it. Reading those fragments
-needs no communication.
+DeepSpeed keeps ``_hp_mapping`` on each low-precision parameter: the fragment of the rank's flat
+fp32 partition that belongs to the parameter, or None if this rank holds nothing of it. Reading the
+fragments needs no communication.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import Shard, like
+from ulysses_monitor.engines.base import Shard
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of
+from ulysses_monitor.engines.plain import step_count
+from ulysses_monitor.engines.support import select_state
 
 __all__ = ["Zero12Engine"]
 
@@ -28,21 +29,21 @@ class Zero12Engine(DeepSpeedView):
         engine: the DeepSpeed engine.
 
     Raises:
-        InputError: DeepSpeed has not linked its fragments to the parameters.
+        InputError: the optimizer does not hold every trainable parameter.
     """
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
         if missing := [name for name, p in self._named if not hasattr(p, "_hp_mapping")]:
             raise InputError(
-                f"monitor: DeepSpeed's optimizer does not hold parameter {missing[0]}; "
-                "give deepspeed.initialize an optimizer over every trainable parameter"
+                f"monitor: DeepSpeed's optimizer does not hold parameter {missing[0]}; expected "
+                "every trainable parameter in the optimizer given to deepspeed.initialize"
             )
-        # BF16_Optimizer keeps the whole gradient on every rank, and a partition of the rest.
+        # BF16_Optimizer keeps full gradients on every rank, and partitions everything else.
         self._full_gradients = hasattr(self._zero, "fp32_groups_gradients_flat")
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         return [i for i, (_, p) in enumerate(self._named) if _mapping(p) is not None]
 
     def shards(self) -> Iterator[Shard]:
@@ -53,37 +54,37 @@ class Zero12Engine(DeepSpeedView):
                 continue
             settings = self.optimizer.param_groups[mapping.param_group_index]
             flat, address = settings["params"][0], mapping.hp_fragment_address
-            # Not mapping.optim_fragment: DeepSpeed links the first parameter group's alone.
+            # Not mapping.optim_fragment: DeepSpeed links it for the first parameter group only.
             state = self.optimizer.state.get(flat, {})
             yield Shard(
                 i,
                 mapping.lp_fragment_address.start,
                 mapping.hp_fragment.detach(),
                 self._gradient(param, mapping),
-                {k: v.narrow(0, *_span(address)) for k, v in like(state, flat).items()},
+                {k: v.narrow(0, *_span(address)) for k, v in select_state(state, flat).items()},
                 settings,
-                steps_of(state),
+                step_count(state),
             )
 
     def _gradient(self, param: Any, mapping: Any) -> Tensor | None:
         try:
             grad = mapping.get_lp_grad_fragment(param._index_in_param_group)
-        except ValueError:  # DeepSpeed's word for: not between backward and step
+        except ValueError:  # DeepSpeed raises this outside of backward to step
             return None
         if grad is None or not self._full_gradients:
             return grad  # type: ignore[no-any-return]
         return grad.view(-1).narrow(0, *_span(mapping.lp_fragment_address))  # type: ignore[no-any-return]
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """See `Engine.set_gradient`; with offload, clipping uses a norm that is noted earlier."""
+        """See `Engine.set_gradient`; also updates the norm that offload keeps for clipping."""
         super().set_gradient(shard, value)
         norms = getattr(self._zero, "norm_for_param_grads", None)
         if norms is not None and shard.grad is not None:
             param_id = self._zero.get_param_id(self._named[shard.index][1])
             norms[param_id] = shard.grad.double().norm()
 
-    def gradients_written(self) -> None:
-        """See `Engine.gradients_written`; whole gradients are made alike again on all ranks."""
+    def commit_gradients(self) -> None:
+        """See `Engine.commit_gradients`; makes full gradients the same on all ranks again."""
         if not self._full_gradients:
             return
         for flat, own in zip(
@@ -95,6 +96,7 @@ class Zero12Engine(DeepSpeedView):
 
 
 def _span(address: Any) -> tuple[int, int]:
+    """Returns start and number of elements."""
     return address.start, address.numel
 
 

@@ -1,7 +1,7 @@
-"""ZeRO-3, with and without CPU offload of the optimizer and of the parameters.
+"""ZeRO-3, with or without CPU offload of the optimizer and of the parameters.
 
-Each rank holds ``ds_tensor``, an equal part of the flattened parameter, the last ones padded; the
-optimizer's fp32 parts lie in flat sub-groups at ``grad_position``. Reading them needs no
+Each rank holds ``ds_tensor``, an equal part of the flattened parameter; the last parts are padded.
+The optimizer's fp32 parts lie in flat sub-groups at ``grad_position``. Reading them needs no
 communication.
 """
 
@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ulysses_monitor.engines.base import Replica, Shard, like
+from ulysses_monitor.engines.base import Replica, Shard
 from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
-from ulysses_monitor.engines.plain import steps_of
+from ulysses_monitor.engines.plain import step_count
+from ulysses_monitor.engines.support import select_state
 
 __all__ = ["Zero3Engine"]
 
@@ -47,8 +48,8 @@ class Zero3Engine(DeepSpeedView):
         """See `Engine.shapes`."""
         return [torch.Size(_ds(p).ds_shape) for _, p in self._named]
 
-    def held(self) -> list[int]:
-        """See `Engine.held`."""
+    def counted_indices(self) -> list[int]:
+        """See `Engine.counted_indices`."""
         return [i for i, (_, p) in enumerate(self._named) if self._span(p)[1]]
 
     def shards(self) -> Iterator[Shard]:
@@ -66,9 +67,9 @@ class Zero3Engine(DeepSpeedView):
                 offset,
                 flat.detach().narrow(0, start, numel),
                 self._gradient(param, group, start, numel),
-                {k: v.narrow(0, start, numel) for k, v in like(state, flat).items()},
+                {k: v.narrow(0, start, numel) for k, v in select_state(state, flat).items()},
                 self.optimizer.param_groups[zero.sub_group_to_group_id[group]],
-                steps_of(state),
+                step_count(state),
             )
 
     def _gradient(self, param: Any, group: int, start: int, numel: int) -> Tensor | None:
@@ -81,7 +82,7 @@ class Zero3Engine(DeepSpeedView):
         return grads[self._place[param.ds_id][1]].view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
 
     def _span(self, param: nn.Parameter) -> tuple[int, int]:
-        """Where this rank's part starts, and how much of it is not padding."""
+        """Returns where this rank's part starts, and its elements without padding."""
         part = int(_ds(param).ds_tensor.ds_numel)
         offset = part * self._rank
         return offset, max(0, min(part, int(_ds(param).ds_numel) - offset))
@@ -90,17 +91,17 @@ class Zero3Engine(DeepSpeedView):
         """See `Engine.replicas`."""
         return iter(())
 
-    def whole(self, param: nn.Parameter) -> Tensor | None:
-        """See `Engine.whole`."""
+    def full_parameter(self, param: nn.Parameter) -> Tensor | None:
+        """See `Engine.full_parameter`."""
         return None if hasattr(param, "ds_tensor") else param.detach()
 
-    def piece(self, param: nn.Parameter) -> Tensor:
-        """See `Engine.piece`."""
+    def local_parameter(self, param: nn.Parameter) -> Tensor:
+        """See `Engine.local_parameter`."""
         _, numel = self._span(param)
         return _ds(param).ds_tensor.detach().view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
-        """See `Engine.set_gradient`; with offload, clipping uses a norm that is noted earlier."""
+        """See `Engine.set_gradient`; also updates the norm that offload keeps for clipping."""
         super().set_gradient(shard, value)
         if self._zero.offload_optimizer and shard.grad is not None:
             param_id = self._zero.get_param_id(self._named[shard.index][1])
@@ -108,5 +109,5 @@ class Zero3Engine(DeepSpeedView):
 
 
 def _ds(param: nn.Parameter) -> Any:
-    """A parameter with the attributes that DeepSpeed gave it."""
+    """Returns `param` untyped, because DeepSpeed adds attributes to it."""
     return param

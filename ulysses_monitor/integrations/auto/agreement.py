@@ -1,8 +1,8 @@
-"""The ranks agree on whether to watch a training, without a collective.
+"""Lets the ranks agree on whether to watch a training, without a collective.
 
 A rank that is not attached (its node was started without `ulysses attach`, or lacks a package)
-would never join a collective, and the training would hang in it. So the ranks vote through the
-key-value store that they met at, and wait for a vote only so long.
+would never join a collective, and the training would hang. So the ranks vote through the key-value
+store of their rendezvous, and wait for a vote for a limited time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _POLL_SECONDS = 0.02
 
 
 class NotAttachedError(InputError):
-    """Some rank does not take part; those that do train without the monitor."""
+    """Some rank is not attached; the others train without the monitor."""
 
 
 def agree(question: str, vote: str, patience: float = 60.0) -> str:
     """Puts a question to all ranks.
 
     Args:
-        question: its name, alike on all ranks, and new each time.
+        question: its name, the same on all ranks, and a new one each time.
         vote: this rank's answer.
         patience: seconds that rank 0 waits for the others; they wait twice that for its verdict.
 
     Returns:
-        The answer, where all give the same; the odd one, where some do.
+        The answer that all ranks gave; if they differ, the one that differs from rank 0's.
 
     Raises:
-        NotAttachedError: not every rank answers; raised on each that does.
+        NotAttachedError: some rank does not answer; raised on each rank that does.
     """
     if world_size() == 1:
         return vote
@@ -62,10 +62,9 @@ def _verdict(store: Any, question: str, vote: str, patience: float) -> str:
 
 
 def _missing(store: Any, keys: list[str], patience: float) -> list[str]:
-    """Waits for keys; returns those that do not come.
+    """Waits for keys and returns those that do not arrive.
 
-    Asks again and again: a `wait` that runs out of time leaves its answer in the connection, which
-    torch itself still needs.
+    It polls: a `wait` that times out leaves its answer in the connection, which torch still needs.
     """
     deadline = time.monotonic() + patience
     while not store.check(keys):

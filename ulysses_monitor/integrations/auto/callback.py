@@ -1,11 +1,11 @@
 """The callback of `ulysses attach`: on every Trainer, decides at the start of each training.
 
-It comes to the Trainers through ``transformers.trainer.DEFAULT_CALLBACKS``, the list of classes
-that every Trainer makes its callbacks from. So no class is patched, a subclass may do in its
-constructor what it likes, and it is only at ``on_train_begin``, where everything is in place, that
-the callback looks whether the Trainer has a monitor of its own.
+It reaches the Trainers through ``transformers.trainer.DEFAULT_CALLBACKS``, the list of classes from
+which every Trainer makes its callbacks. So no class is patched, a subclass may do what it likes in
+its constructor, and only at ``on_train_begin``, when everything is in place, does the callback look
+whether the Trainer has a monitor of its own.
 
-Watching must never cost a training: what goes wrong here is said once, and the training goes on.
+Watching must never cost a training: a problem here is reported once, and training continues.
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import transformers
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.ranks import rank
-from ulysses_monitor.integrations.auto import Note, Outcome, Settings, choose_place, write_note
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.integrations.auto import (
+    AttachSettings,
+    Note,
+    TrainerFate,
+    choose_place,
+    write_note,
+)
 from ulysses_monitor.integrations.auto.agreement import NotAttachedError, agree
 from ulysses_monitor.integrations.auto.places import origin
-from ulysses_monitor.integrations.callback import MonitorCallback, calling_trainer
-from ulysses_monitor.monitor import Monitor
+from ulysses_monitor.integrations.callback import TrainerWatcher
+from ulysses_monitor.integrations.trainer_lookup import calling_trainer
+from ulysses_monitor.session.opening import Place, Training
+from ulysses_monitor.session.session import Session
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -36,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["AttachedCallback", "install"]
 
 _OLDEST = (5, 23)
-"""The first transformers whose Trainer `MonitorCallback` knows."""
+"""The first transformers whose Trainer `TrainerWatcher` knows."""
 
 
 def install(module: ModuleType) -> None:
@@ -51,91 +60,80 @@ def install(module: ModuleType) -> None:
     version = transformers.__version__
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
-        raise InputError(f"transformers {version} is too old; allowed is {needed} or newer")
+        raise InputError(f"transformers {version} is too old; allowed: {needed} or newer")
     if not isinstance(getattr(module, "DEFAULT_CALLBACKS", None), list):
         raise InputError(f"transformers {version} has no list of default callbacks")
-    AttachedCallback.settings = Settings.from_environment(os.environ)
+    AttachedCallback.settings = AttachSettings.from_environment(os.environ)
     module.DEFAULT_CALLBACKS.append(AttachedCallback)
 
 
-class AttachedCallback(MonitorCallback):
-    """A `MonitorCallback` that makes a monitor for each training, if the Trainer has none.
+class AttachedCallback(TrainerWatcher):
+    """Opens a session for each training, unless the Trainer has a monitor of its own.
 
     transformers makes it, without arguments.
     """
 
-    settings: ClassVar[Settings]
+    settings: ClassVar[AttachSettings]
     """Of this process."""
     _trainings: ClassVar[Iterator[int]] = itertools.count(1)
-    """Counts the trainings of this process, alike on all ranks."""
+    """Counts the trainings of this process, the same on all ranks."""
 
     def __init__(self) -> None:
-        super().__init__(self._monitor())
-        self._watches = False
-        self._spoke = False
+        super().__init__()
+        self._has_reported = False
         self._note("made")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts a run of its own for this training, or says why not."""
-        self._watches = self._spoke = False
+        """Opens a session for this training, or reports why not."""
+        self._has_reported = False
         training = next(self._trainings)
         try:
             self.finish("failed")  # a training of this Trainer that raised before
             if agree(f"ulysses-attach/{training}", self._vote()) == "own":
                 self._note("own")
                 return
-            self.monitor = self._monitor(args, state)
             super().on_train_begin(args, state, control, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the training goes on without the monitor
-            self._say("the training goes on without the monitor", error)
+        except Exception as error:  # noqa: BLE001 - training continues without the monitor
+            self._report("training continues without the monitor", error)
             with suppress(Exception):
                 self.finish("failed")
             return
-        self._watches = True
-        if rank() == 0:
-            self._note("recorded", str(self.monitor.run_dir))
+        if rank() == 0 and self.session is not None:
+            self._note("recorded", str(self.session.run_dir))
         else:
             self._note("elsewhere")
 
     def _vote(self) -> str:
-        """``own`` where another callback watches this training, else ``watch``."""
+        """Returns ``own`` if another callback watches this training, else ``watch``."""
         callbacks = calling_trainer(self).callback_handler.callbacks
-        watching = [c for c in callbacks if isinstance(c, MonitorCallback)]
+        watching = [c for c in callbacks if isinstance(c, TrainerWatcher)]
         # Of several of this kind (callbacks handed on from Trainer to Trainer) the first watches.
         others = [c for c in watching if not isinstance(c, AttachedCallback)]
         return "own" if others or watching[0] is not self else "watch"
 
-    def _monitor(
-        self, args: TrainingArguments | None = None, state: TrainerState | None = None
-    ) -> Monitor:
-        """The monitor of a training that begins; before that, one that records nothing."""
+    def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
+        """Opens a session in the run directory that is this training's turn."""
         settings = self.settings
-        place, if_exists = settings.run_dir, settings.if_exists
-        config: dict[str, Any] = {}
-        if args is not None and state is not None and rank() == 0:
-            output_dir = str(args.output_dir)
-            place, if_exists = choose_place(settings, output_dir, state.global_step)
+        place, config = Place(settings.run_dir, settings.monitor.if_exists), {}
+        if rank() == 0:
+            output_dir = str(trainer.args.output_dir)
+            place = choose_place(settings, output_dir, training.step)
             config = {"attach": origin(settings, output_dir)}
-        return Monitor(
-            place,
-            tensorboard=settings.tensorboard,
-            sample_every=settings.sample_every,
-            if_exists=if_exists,
-            config=config,
-        )
+        parts = settings.monitor.make_parts()
+        return Session(place, settings.monitor, parts, engine, training, config)
 
-    def _note(self, outcome: Outcome, text: str = "") -> None:
+    def _note(self, outcome: TrainerFate, text: str = "") -> None:
         write_note(self.settings.notes, Note(outcome, text))
 
-    def _say(self, what: str, error: Exception) -> None:
-        """Says once for each training what the monitor could not do."""
-        if self._spoke:
+    def _report(self, what: str, error: Exception) -> None:
+        """Reports once for each training what the monitor could not do."""
+        if self._has_reported:
             return
-        self._spoke = True
-        known = isinstance(error, InputError)
-        reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+        self._has_reported = True
+        is_known = isinstance(error, InputError)
+        reason = " ".join((str(error) if is_known else f"{type(error).__name__}: {error}").split())
         if rank() == 0 or isinstance(error, NotAttachedError):
             self._note("failed", reason)
         if rank() == 0:
@@ -143,26 +141,26 @@ class AttachedCallback(MonitorCallback):
             sys.stderr.write(f"ulysses: {what}: {reason}\n")
 
 
-def _harmless(name: str) -> Callable[..., Any]:
-    """The event `name` of a `MonitorCallback`, which happens only while a training is watched."""
-    event = getattr(MonitorCallback, name)
+def _guarded(name: str) -> Callable[..., Any]:
+    """Returns the event `name` of a `TrainerWatcher`, which cannot raise into the training."""
+    event = getattr(TrainerWatcher, name)
 
     @functools.wraps(event)
-    def happens(self: AttachedCallback, *args: Any, **kwargs: Any) -> Any:
-        if not self._watches:
+    def call(self: AttachedCallback, *args: Any, **kwargs: Any) -> Any:
+        if self.session is None:
             return None
         try:
             return event(self, *args, **kwargs)
         except TrainingStoppedError:  # on purpose: a rule or a policy asked for it
             raise
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            self._say(f"the monitor failed in {name}, the training goes on", error)
+            self._report(f"the monitor failed in {name}; training continues", error)
             return None
 
-    return happens
+    return call
 
 
-# All events, so that none which MonitorCallback learns later is forgotten here.
+# All events, so that none which TrainerWatcher learns later is forgotten here.
 for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
     if _event not in vars(AttachedCallback):
-        setattr(AttachedCallback, _event, _harmless(_event))
+        setattr(AttachedCallback, _event, _guarded(_event))

@@ -1,47 +1,48 @@
-"""Which run directory a training of an attached command gets.
+"""Which run directory each training of an attached command gets.
 
 The first gets the one that the user named, the others that name with ``-2``, ``-3``, ...: one
-script may train several times, and one command may start several scripts. What is taken is read
-from the directories themselves, which every process sees; only rank 0 writes, so only it asks.
+script may train several times, and one command may start several scripts. Which directories are
+taken is read from the directories themselves, which every process sees; only rank 0 writes, so only
+rank 0 asks.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.integrations.auto.settings import Settings
-from ulysses_monitor.store import IfExists, is_locked
+from ulysses_monitor.integrations.auto.settings import AttachSettings
+from ulysses_monitor.session.opening import Place
+from ulysses_monitor.session.places import numbered_dirs
+from ulysses_monitor.store import IfExists, check_available, holds_run, is_locked
 
 __all__ = ["check_first_place", "choose_place", "origin"]
 
 
-def origin(settings: Settings, output_dir: str) -> dict[str, str]:
-    """What a run keeps in run.json, to be found again: no path but the Trainer's own."""
+def origin(settings: AttachSettings, output_dir: str) -> dict[str, str]:
+    """Returns what run.json keeps to find the run again; no path but the Trainer's own."""
     return {
         "first": settings.run_dir.name,
-        "session": settings.session,
+        "session": settings.command_id,
         "output_dir": output_dir,
     }
 
 
-def choose_place(settings: Settings, output_dir: str, step: int) -> tuple[Path, IfExists]:
-    """The run directory for a training that begins, and what to do with a run in it.
+def choose_place(settings: AttachSettings, output_dir: str, step: int) -> Place:
+    """Chooses the run directory for a training that begins.
 
     Args:
         settings: of this command.
-        output_dir: the Trainer's; by it a training that goes on is known again.
-        step: optimizer steps already done; more than 0 where it goes on from a checkpoint.
+        output_dir: the Trainer's; it identifies a training that resumes.
+        step: optimizer steps already done; more than 0 if the training resumes.
     """
     if step and (known := _last_of(settings, output_dir)) is not None:
-        return known, "resume"
-    places = (place for place in _places(settings.run_dir) if _is_free(place, settings))
-    return next(places), settings.if_exists
+        return Place(known, "resume")
+    free = (path for path in numbered_dirs(settings.run_dir) if _is_free(path, settings))
+    return Place(next(free), settings.monitor.if_exists)
 
 
 def check_first_place(path: Path, if_exists: IfExists) -> None:
@@ -50,53 +51,37 @@ def check_first_place(path: Path, if_exists: IfExists) -> None:
     Raises:
         InputError: it is in use, holds a run, or cannot be written.
     """
-    found = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    if not found.is_dir():
-        raise InputError(f"--run-dir {path}: {found} is a file; name a directory")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise InputError(f"--run-dir {path}: {found} cannot be written; choose another one")
-    if is_locked(path):
-        raise InputError(f"--run-dir {path}: in use by a running training; choose another one")
-    if if_exists == "refuse" and (path / "run.json").exists():
-        raise InputError(
-            f"--run-dir {path}: already holds a run; choose another one, or give --if-exists "
-            "resume to continue it, or --if-exists overwrite to replace it"
-        )
+    ways = "or give --if-exists resume to continue it, or --if-exists overwrite to replace it"
+    check_available(path, if_exists, where="--run-dir", ways=ways)
 
 
-def _places(first: Path) -> Iterator[Path]:
-    yield first
-    for number in itertools.count(2):
-        yield first.with_name(f"{first.name}-{number}")
-
-
-def _is_free(place: Path, settings: Settings) -> bool:
+def _is_free(place: Path, settings: AttachSettings) -> bool:
     """Whether a new training may be recorded there, so that no other run is harmed."""
     if not place.exists():
         return True
     if not place.is_dir() or is_locked(place):
         return False
-    if not (place / "run.json").exists():
+    if not holds_run(place):
         return True
-    if settings.if_exists == "refuse":
+    if settings.monitor.if_exists == "refuse":
         return False
     run = _origin_of(place)
-    if run.get("session") == settings.session:  # recorded a moment ago, by this very command
+    if run.get("session") == settings.command_id:  # recorded a moment ago, by this very command
         return False
     # `demo-2` may be somebody's experiment; only `demo` itself was named by the user.
     return place == settings.run_dir or run.get("first") == settings.run_dir.name
 
 
-def _last_of(settings: Settings, output_dir: str) -> Path | None:
+def _last_of(settings: AttachSettings, output_dir: str) -> Path | None:
     """The latest run of the training that writes to `output_dir`."""
-    places = itertools.takewhile(Path.exists, _places(settings.run_dir))
+    places = itertools.takewhile(Path.exists, numbered_dirs(settings.run_dir))
     runs = [(place, _origin_of(place)) for place in places]
     own = [
         place
         for place, run in runs
         if run.get("output_dir") == output_dir
         and run.get("first") == settings.run_dir.name
-        and (run.get("session") == settings.session or settings.if_exists == "resume")
+        and (run.get("session") == settings.command_id or settings.monitor.if_exists == "resume")
         and not is_locked(place)
     ]
     return own[-1] if own else None

@@ -1,20 +1,22 @@
-"""What a `RunReader` reads from, whatever wrote the run."""
+"""The interface that a `RunReader` reads through, and what its implementations share."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.store import Block, Location
 
-__all__ = ["Points", "Source", "lay_out"]
+__all__ = ["MetricLog", "Source", "build_block", "read_json"]
 
 
 class Source(Protocol):
-    """A recorded run. Each call reads what is there at that moment."""
+    """A recorded run. Every call reads the run as it is at that moment."""
 
     @property
     def folder(self) -> Location:
@@ -22,28 +24,31 @@ class Source(Protocol):
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """Files that the last read skipped or cut short, and why."""
+        """Files that the last read skipped, in whole or in part, and why."""
 
     def info(self) -> dict[str, Any]:
-        """The run's description; `name` and `status` at least.
+        """Returns the run's description, with `name` and `status` at least.
 
         Raises:
             InputError: it cannot be read.
         """
 
     def names(self) -> tuple[str, ...]:
-        """Names of all metrics."""
+        """Returns the names of all metrics."""
 
     def read(self, wanted: Callable[[str], bool]) -> Block:
-        """The metrics whose name is `wanted`, a row for each step that has one of them."""
+        """Returns the metrics whose name is `wanted`, with a row for each step that has one."""
 
     def events(self) -> list[dict[str, Any]]:
-        """Events, each with `kind`, `step` and `time`, in the order they were written."""
+        """Returns the events in the order they were written, with `kind`, `step` and `time`."""
 
 
 @dataclass
-class Points:
-    """One metric's values as they were written; a step may come twice, and the later one counts."""
+class MetricLog:
+    """The values of one metric in the order they were written.
+
+    If a step occurs twice, its later value counts.
+    """
 
     steps: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -56,17 +61,34 @@ class Points:
         self.values.append(value)
 
 
-def lay_out(metrics: Mapping[str, Points]) -> Block:
-    """Metrics that were written one by one as one block, a row for each step."""
-    written = [np.array(points.steps, np.int64) for points in metrics.values()]
-    steps = np.unique(np.concatenate([np.zeros(0, np.int64), *written]))
+def build_block(metrics: Mapping[str, MetricLog]) -> Block:
+    """Combines metrics that were written one by one into a block with a row for each step."""
+    logged = [np.array(log.steps, np.int64) for log in metrics.values()]
+    steps = np.unique(np.concatenate([np.zeros(0, np.int64), *logged]))
     times = np.full(len(steps), np.nan)
     values = np.full((len(steps), len(metrics)), np.nan, np.float32)
     present = np.zeros(values.shape, bool)
-    for i, (points, at) in enumerate(zip(metrics.values(), written, strict=True)):
-        rows = np.searchsorted(steps, at)
-        times[rows] = points.times
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
-            values[rows, i] = np.array(points.values, np.float64)
+    for i, (log, log_steps) in enumerate(zip(metrics.values(), logged, strict=True)):
+        rows = np.searchsorted(steps, log_steps)
+        times[rows] = log.times
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite
+            values[rows, i] = np.array(log.values, np.float64)
         present[rows, i] = True
     return Block(tuple(metrics), steps, times, values, present)
+
+
+def read_json(file: Location) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or does not hold a JSON object.
+    """
+    try:
+        content = json.loads(file.read())
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"run {file}: cannot be read: {reason}") from None
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"run {file}: cannot be read: holds a {kind}; expected a JSON object")
+    return content

@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.reading.sources.base import read_json
 from ulysses_monitor.store import Block, Location, MetricsReader, is_locked
 
-__all__ = ["DirectorySource", "read_json"]
+__all__ = ["DirectorySource"]
 
 
 class DirectorySource:
-    """Reads a run directory, finished or alive, here or at a URL.
+    """Reads a run directory, finished or live, local or at a URL.
 
     Args:
-        folder: holds run.json.
+        folder: the folder with run.json.
     """
 
     def __init__(self, folder: Location) -> None:
@@ -29,16 +29,15 @@ class DirectorySource:
         return {f"metrics/{name}": reason for name, reason in self._metrics.damaged.items()}
 
     def info(self) -> dict[str, Any]:
-        """See `Source.info`; ``crashed`` is a run that nobody writes though it says it runs.
+        """See `Source.info`.
 
-        Whether somebody writes a run at a URL cannot be known: there it says what run.json says.
+        The status is ``crashed`` if run.json says ``running`` and no process writes the run. At a
+        URL there is no way to tell, and the status is what run.json says.
         """
-        found = read_json(self.folder / "run.json")
-        if not isinstance(found, dict):
-            raise InputError(f"run {self.folder}: run.json is damaged: it holds no JSON object")
-        info = {"name": self.folder.name, "status": "unknown"} | found
+        content = read_json(self.folder / "run.json")
+        info = {"name": self.folder.name, "status": "unknown"} | content
         local = self.folder.local
-        # A mirror has no lock file: whether its run is alive cannot be seen there.
+        # A mirror has no lock file, so it cannot show whether its run is still being written.
         written_here = local is not None and (local / ".lock").exists()
         if info["status"] == "running" and local and written_here and not is_locked(local):
             info["status"] = "crashed"
@@ -55,33 +54,20 @@ class DirectorySource:
     def events(self) -> list[dict[str, Any]]:
         """See `Source.events`."""
         try:
-            # Bytes, and split at newlines only: a torn line may end within a character, and
-            # messages may hold what Python else takes for the end of a line.
+            # Split the bytes, and at newlines only: a torn line may end inside a character, and
+            # text may hold other characters at which Python splits lines.
             lines = (self.folder / "events.jsonl").read().split(b"\n")
         except FileNotFoundError:
             return []
-        return [event for event in map(_event, lines) if event is not None]
+        return [event for event in map(_parse_event, lines) if event is not None]
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
-    """The event on a line, None for the torn one that a killed run leaves."""
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    """Returns the event on a line, None for the torn line that a killed run leaves."""
     try:
         event = json.loads(line)
     except ValueError:
         return None
-    return (
-        {"step": 0, "time": None} | event if isinstance(event, dict) and "kind" in event else None
-    )
-
-
-def read_json(file: Location) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        InputError: it cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(file.read())
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"run {file}: cannot be read: {reason}") from None
+    if not isinstance(event, dict) or "kind" not in event:
+        return None
+    return {"step": 0, "time": None} | event

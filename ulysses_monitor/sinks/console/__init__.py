@@ -1,4 +1,4 @@
-"""Progress in the terminal: a live table on one, plain lines elsewhere."""
+"""Progress for people: a live table in a terminal, plain lines elsewhere."""
 
 from ulysses_monitor.sinks.console.sink import ConsoleSink
 

@@ -1,4 +1,4 @@
-"""A table that is redrawn in place, and leaves the terminal as it found it."""
+"""A table that is redrawn in place and leaves the terminal as it was."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ulysses_monitor.sinks.console.table import StatusTable
 __all__ = ["LiveTable"]
 
 _REDRAW_SECONDS = 0.5
-"""Drawing takes a few milliseconds of the interpreter."""
+"""Shortest time between two drawings, each of which holds the GIL for a few milliseconds."""
 
 
 class LiveTable:
-    """The table of a run on a terminal.
+    """The table of a run in a terminal.
 
-    It has no thread: whoever has news redraws it. The cursor stays visible, so that a process that
-    is killed leaves a usable terminal too.
+    It has no thread: the caller redraws it when there is news. The cursor stays visible, so that
+    even a killed process leaves a usable terminal.
 
     Args:
         console: the terminal.
-        state: what is drawn.
+        state: the state to draw.
     """
 
     def __init__(self, console: Console, state: RunState) -> None:
@@ -49,18 +49,18 @@ class LiveTable:
             self.stop()
             raise
 
-    def show(self, state: RunState) -> None:
-        """Draws another state from now on."""
+    def set_state(self, state: RunState) -> None:
+        """Replaces the state to draw."""
         self._live.update(StatusTable(state))
 
     def redraw(self) -> None:
-        """Draws the state as it is now, unless it was drawn a moment ago."""
+        """Draws the current state, unless the last drawing was a moment ago."""
         if time.monotonic() - self._drawn >= _REDRAW_SECONDS:
             self._live.refresh()
             self._drawn = time.monotonic()
 
     def stop(self) -> None:
-        """Draws a last time, below all that was printed; safe to call twice."""
+        """Draws a last time, below everything printed; safe to call twice."""
         atexit.unregister(self.stop)
         try:
             self._live.stop()

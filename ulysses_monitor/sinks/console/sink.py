@@ -23,7 +23,7 @@ from ulysses_monitor.sinks.console.state import (
     control_text,
     engine_text,
 )
-from ulysses_monitor.sinks.console.table import clean, style_of
+from ulysses_monitor.sinks.console.table import clean_text, severity_style
 
 __all__ = ["ConsoleSink"]
 
@@ -35,15 +35,15 @@ _SHOWN = (
 
 
 class ConsoleSink:
-    """Progress, evaluations and alerts for people.
+    """Shows progress, evaluations and alerts to people.
 
-    On a terminal, a table that is redrawn in place, and prints of the training go above it; else
-    plain lines.
+    In a terminal it redraws a table in place, and what the training prints goes above it.
+    Elsewhere it prints plain lines.
 
     Args:
-        console: where to write; standard error if not given.
-        every_seconds: pause between two lines where there is no terminal.
-        run_name: for the table's title; the run directory's if not given.
+        console: where to write; standard error by default.
+        every_seconds: shortest pause between two progress lines outside a terminal.
+        run_name: name of the run in the table's title; that of the run directory by default.
     """
 
     name = "console"
@@ -60,7 +60,7 @@ class ConsoleSink:
         self._live: LiveTable | None = None
 
     def open(self, run_dir: Path, info: Mapping[str, Any]) -> None:
-        """Learns the run's name."""
+        """Sets the name of the run."""
         self._state = RunState(self._given_name or str(info.get("name") or run_dir.name))
 
     def write(self, item: StepRecord | Event) -> None:
@@ -76,24 +76,24 @@ class ConsoleSink:
             self._print_record(item)
 
     def flush(self) -> None:
-        """Redraws the table, if that was some time ago."""
+        """Redraws the table, unless the last drawing was a moment ago."""
         if self._live is not None:
             self._live.redraw()
 
     def close(self) -> None:
-        """Leaves the table as it is, and the terminal as it was."""
+        """Leaves the last table on the terminal and restores the streams."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
 
-    # -- on a terminal -----------------------------------------------------------------------
+    # -- in a terminal -----------------------------------------------------------------------
 
     def _show(self, item: StepRecord | Event) -> None:
         kind = item.kind if isinstance(item, Event) else ""
         if self._live is None and kind != "stop":
             self._live = LiveTable(self._console, self._state)
         elif self._live is not None and kind == "start":
-            self._live.show(self._state)
+            self._live.set_state(self._state)
         if kind == "stop":
             self.close()
         elif self._live is not None:
@@ -107,7 +107,9 @@ class ConsoleSink:
         elif event.kind == "stop" and self._unprinted is not None:
             self._print_numbers(self._unprinted)
         elif event.kind == "alert":
-            self._print(f"alert {alert_text(event)}", style_of(str(event.data.get("severity"))))
+            self._print(
+                f"alert {alert_text(event)}", severity_style(str(event.data.get("severity")))
+            )
         elif event.kind == "action" and self._state.is_new_action(event):
             self._print(f"step {event.step}: {action_text(event)}")
         elif event.kind == "control":
@@ -132,12 +134,15 @@ class ConsoleSink:
         text = "  ".join(f"{label} {form.format(value)}" for label, form, value in values)
         self._print(f"step {record.step}/{self._state.total or '?'}  {text}")
 
-    def _print(self, words: str, style: str = "") -> None:
-        text = Text(clean(words, self._console.encoding), style=style)
+    def _print(self, line: str, style: str = "") -> None:
+        text = Text(clean_text(line, self._console.encoding), style=style)
         self._console.print(text, soft_wrap=True)
 
 
 def _standard_error() -> Console:
-    """Bound to the stream of now; a pipe is no place for a table, whatever FORCE_COLOR says."""
+    """Returns a console on the current standard error; never interactive on a pipe.
+
+    FORCE_COLOR, for example, would make rich draw the table into a pipe.
+    """
     is_terminal = sys.stderr.isatty()
     return Console(file=sys.stderr, force_interactive=None if is_terminal else False)

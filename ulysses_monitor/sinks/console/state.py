@@ -1,4 +1,4 @@
-"""What a person who watches a run wants to know of it now."""
+"""The state of a run that the console sink shows: position, numbers, alerts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.selection import Selection
 
-__all__ = ["EVERY_STEP", "SAMPLED", "WATCHED", "Finding", "RunState"]
+__all__ = ["EVERY_STEP", "SAMPLED", "WATCHED", "AlertLine", "RunState"]
 
 LOSS, NORM, SECONDS = "train/loss/total", "grad/norm/total", "train/step_seconds/total"
 HELD_OUT = "eval/loss/total"
@@ -24,7 +24,7 @@ EVERY_STEP = {
     "train/mfu/total": ("utilisation", "{:.1%}"),
     "lora/grad_ratio_B_A/total": ("LoRA B/A gradient", "{:.3g}"),
 }
-"""Label and format of what each step has."""
+"""Label and format of the metrics of every step."""
 
 SAMPLED = {
     "optim/update_ratio/total": ("update ratio", "{:.3g}"),
@@ -32,20 +32,20 @@ SAMPLED = {
     "lora/stable_rank/total": ("LoRA stable rank", "{:.3g}"),
     "param/norm/total": ("weight norm", "{:.4g}"),
 }
-"""Label and format of what some steps have."""
+"""Label and format of the sampled metrics."""
 
 RATES, DROPPED = "optim/lr/*", "monitor/dropped_records/*"
 
 WATCHED = (*EVERY_STEP, *SAMPLED, HELD_OUT, RATES, DROPPED)
-"""Patterns of all metrics that are looked at."""
+"""Patterns of all metrics that the state uses."""
 
 _REMEMBERED = 400
 _ALERTS = 3
 
 
 @dataclass(frozen=True)
-class Finding:
-    """An alert: where, how bad, and its words."""
+class AlertLine:
+    """An alert as the table shows it: step, severity and one line of text."""
 
     step: int
     severity: str
@@ -53,21 +53,21 @@ class Finding:
 
 
 class RunState:
-    """Gathers records and events.
+    """Gathers what people want to see from records and events.
 
     Attributes:
-        name: of the run; may be empty.
-        engine: what it trains on, in words.
-        total: steps that it will take, if that is known.
-        step: the last one.
+        name: name of the run; may be empty.
+        engine: the engine and the number of processes, in words.
+        total: number of steps that the run will take; None if unknown.
+        step: number of the last step.
         values: last value of each metric, by name.
-        sampled_at: step of the last sampled values.
-        losses: of the last steps.
+        sampled_at: step of the last sampled metrics.
+        losses: losses of the last steps.
         norms: gradient norms of the last steps.
-        held_out: step and value of the last evaluation.
-        alerts: the last ones.
-        alert_count: how many there were.
-        dropped: records that each sink lost, where any.
+        held_out: step and loss of the last evaluation.
+        alerts: the last alerts.
+        alert_count: number of all alerts.
+        dropped: number of records that each sink lost, if any.
         rates: learning rates, each once.
         status: how the run ended; empty while it trains.
     """
@@ -82,9 +82,9 @@ class RunState:
         self.losses: deque[float] = deque(maxlen=_REMEMBERED)
         self.norms: deque[float] = deque(maxlen=_REMEMBERED)
         self.held_out: tuple[int, float] | None = None
-        self.alerts: deque[Finding] = deque(maxlen=_ALERTS)
+        self.alerts: deque[AlertLine] = deque(maxlen=_ALERTS)
         self.alert_count = 0
-        self._acted: dict[tuple[str, str], int] = {}
+        self._last_action_step: dict[tuple[str, str], int] = {}
         self._is_new_action = False
         self.dropped: dict[str, float] = {}
         self.rates: tuple[float, ...] = ()
@@ -93,13 +93,16 @@ class RunState:
         self._rates, self._drops = Selection([RATES]), Selection([DROPPED])
 
     def seconds_left(self) -> float | None:
-        """At the pace of the last 50 steps."""
+        """Returns the seconds to the end at the pace of the last 50 steps, or None."""
         if not self.total or not self._seconds:
             return None
         return max(0, self.total - self.step) * sum(self._seconds) / len(self._seconds)
 
     def is_new_action(self, event: Event) -> bool:
-        """Whether the policy did not do the same at the step before, of the event added last."""
+        """Returns whether the event, which was added last, is an action new to its policy.
+
+        It is not if the policy took the same action at the step before.
+        """
         return event.kind == "action" and self._is_new_action
 
     def add(self, item: StepRecord | Event) -> None:
@@ -111,12 +114,12 @@ class RunState:
         elif item.kind == "alert":
             self.alert_count += 1
             severity = str(item.data.get("severity", ""))
-            self.alerts.append(Finding(item.step, severity, alert_text(item)))
+            self.alerts.append(AlertLine(item.step, severity, alert_text(item)))
         elif item.kind == "action":
-            # Of a policy that acts step by step the first is worth a line.
+            # A policy may act at every step; only its first action deserves a line.
             key = str(item.data.get("policy")), str(item.data.get("action"))
-            self._is_new_action = self._acted.get(key, -2) < item.step - 1
-            self._acted[key] = item.step
+            self._is_new_action = self._last_action_step.get(key, -2) < item.step - 1
+            self._last_action_step[key] = item.step
         elif item.kind == "stop":
             self.status = str(item.data.get("status", "finished"))
 
@@ -144,36 +147,36 @@ class RunState:
 
 
 def alert_text(event: Event) -> str:
-    """An alert in one line: rule, message, hint."""
+    """Returns an alert in one line: rule, message, hint."""
     data = event.data
     return f"{data.get('rule', 'alert')}: {data.get('message', '')} {data.get('hint', '')}".strip()
 
 
 def action_text(event: Event) -> str:
-    """A policy's action in one line."""
+    """Returns a policy's action in one line."""
     data = event.data
     would = " would" if data.get("mode") == "shadow" else ""
     return f"policy {data.get('policy')}{would}: {data.get('action')}, {data.get('reason')}"
 
 
 def control_text(event: Event) -> str:
-    """What somebody told the run, in one line."""
+    """Returns a person's command and its answer in one line."""
     data = event.data
     if "who" not in data:
-        return f"not obeyed: {data.get('refused')}"
+        return f"ignored a command: {data.get('refused')}"
     why = f" ({data['why']})" if data.get("why") else ""
     answer = f", refused: {data['refused']}" if "refused" in data else ""
     return f"{data['who']}: {data.get('command')}{why}{answer}"
 
 
 def engine_text(data: Any) -> str:
-    """What a run trains on, of its start event."""
+    """Returns engine and number of processes, from the data of a start event."""
     processes = as_count(data.get("world_size")) or 1
     return f"{data.get('engine', '?')}, {processes} process{'es' if processes > 1 else ''}"
 
 
 def as_count(value: Any) -> int | None:
-    """`value` as a positive whole number; frames of events make floats, and NaN, of them."""
+    """Returns `value` as a positive integer, or None; data frames turn integers into floats."""
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 1:
         return None
     return int(value)

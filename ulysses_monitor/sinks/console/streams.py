@@ -1,8 +1,8 @@
-"""Lets other output live with a table that is redrawn in place.
+"""Redirects other output so that it does not disturb a table that is redrawn in place.
 
-What the training prints while the table is up goes above it, line by line. Rich's own redirection
-puts back whatever it found, also over a stream that somebody else has set since, reads markup in
-unfinished lines, and takes output that goes to a file; this one does not.
+What the training prints while the table is up goes above it, line by line. This replaces rich's own
+redirection, which restores its streams even if someone else has replaced them since, reads markup
+in unfinished lines, and redirects output that goes to a file.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ __all__ = ["Redirection"]
 
 
 class Redirection:
-    """Sends standard output and error above a console's live table, where they are a terminal.
+    """Sends standard output and error above a live table, as far as they go to a terminal.
 
     Args:
-        console: has the table.
+        console: the console with the table.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._placed: list[tuple[str, TextIO, TextIO]] = []
+        self._replaced: list[tuple[str, TextIO, TextIO]] = []
 
     def start(self) -> None:
-        """Puts streams in the place of the terminal's, also in handlers of logging."""
+        """Replaces the terminal's streams, including those of logging handlers."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if _is_terminal(stream):
-                above = cast("TextIO", _Above(self._console, stream))
+                above = cast("TextIO", _AboveTable(self._console, stream))
                 setattr(sys, name, above)
-                self._placed.append((name, above, stream))
-                _hand_over(stream, above)
+                self._replaced.append((name, above, stream))
+                _replace_in_handlers(stream, above)
 
     def stop(self) -> None:
-        """Puts the terminal's streams back, where nobody has put others; safe to call twice."""
-        while self._placed:
-            name, above, stream = self._placed.pop()
+        """Restores the streams, unless someone else has replaced them; safe to call twice."""
+        while self._replaced:
+            name, above, stream = self._replaced.pop()
             if getattr(sys, name) is above:
                 setattr(sys, name, stream)
-            _hand_over(above, stream)
+            _replace_in_handlers(above, stream)
             above.close_line()  # type: ignore[attr-defined]
 
 
-class _Above:
-    """A stream that prints whole lines above the table; all else is the terminal's own."""
+class _AboveTable:
+    """A stream that prints complete lines above the table; the rest is the terminal's stream."""
 
     def __init__(self, console: Console, stream: TextIO) -> None:
         self._console = console
@@ -66,17 +66,17 @@ class _Above:
 
     @property
     def rich_proxied_file(self) -> TextIO:
-        """Where rich's consoles write: not into this stream, which writes through one."""
+        """The stream that rich's consoles use; this one writes through such a console."""
         return self._stream
 
     def write(self, text: str) -> int:
-        """Prints the lines that are complete."""
+        """Prints the complete lines and keeps the rest."""
         with self._lock:
             lines, newline, rest = text.rpartition("\n")
             if newline:
                 lines, self._line = self._line + lines, ""
                 self._print(lines)
-            # A bar that returns to the line's start is only worth its last state.
+            # A progress bar returns to the start of its line; only its last state counts.
             self._line = (self._line + rest)[-10_000:].rpartition("\r")[2]
         return len(text)
 
@@ -86,10 +86,10 @@ class _Above:
             self.write(line)
 
     def flush(self) -> None:
-        """Nothing to do: an unfinished line has no place above a table."""
+        """Does nothing, because an unfinished line cannot go above the table."""
 
     def close_line(self) -> None:
-        """Prints what is left of an unfinished line."""
+        """Prints the unfinished line, if any."""
         with self._lock:
             line, self._line = self._line, ""
         if line:
@@ -103,13 +103,13 @@ class _Above:
 
 def _is_terminal(stream: Any) -> bool:
     try:
-        return bool(stream.isatty()) and not isinstance(stream, _Above)
-    except (AttributeError, ValueError):  # none at all, or closed
+        return bool(stream.isatty()) and not isinstance(stream, _AboveTable)
+    except (AttributeError, ValueError):  # there is no stream, or it is closed
         return False
 
 
-def _hand_over(old: TextIO, new: TextIO) -> None:
-    """Handlers keep the stream that they were made with, except those that look it up each time."""
+def _replace_in_handlers(old: TextIO, new: TextIO) -> None:
+    """Replaces a stream in logging handlers, which keep the stream that they were created with."""
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     for logger in loggers:
         for handler in getattr(logger, "handlers", ()):

@@ -1,7 +1,7 @@
-"""Draws a run's state in a terminal of any width: for the console sink and for `ulysses watch`.
+"""Draws the state of a run in a terminal of any width, for the console sink and `ulysses watch`.
 
-Every word from a run is untrusted: it goes into `Text`, where rich looks for no markup, without
-control characters, and in what the terminal's encoding can say.
+Text from a run is untrusted. It goes into `Text`, where rich reads no markup, without control
+characters, and in the encoding of the terminal.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ulysses_monitor.sinks.console.state import EVERY_STEP, LOSS, NORM, SAMPLED, Finding, RunState
+from ulysses_monitor.sinks.console.state import EVERY_STEP, LOSS, NORM, SAMPLED, AlertLine, RunState
 
-__all__ = ["StatusTable", "clean", "style_of"]
+__all__ = ["StatusTable", "clean_text", "severity_style"]
 
 _WIDEST = 120
 _LABEL = 18
 _CELL = 38
-"""Columns that a label with its value needs."""
+"""Width of a label with its value, in characters."""
 _SPARKS = "▁▂▃▄▅▆▇█"
 _FLAT = 0.005
 _ALERT_LINES = 3
 
 
-def clean(words: str, encoding: str) -> str:
-    """`words` on one line, in characters that `encoding` has."""
+def clean_text(words: str, encoding: str) -> str:
+    """Returns `words` on one line, in characters that `encoding` has."""
     line = "".join(c if c.isprintable() else " " for c in words)
     return line.encode(encoding, "replace").decode(encoding, "replace")
 
 
-def style_of(severity: str) -> str:
-    """The style of an alert."""
+def severity_style(severity: str) -> str:
+    """Returns the style of an alert."""
     return {"critical": "bold red", "info": ""}.get(severity, "yellow")
 
 
 class StatusTable:
-    """The state, as rich draws it.
+    """The table of a run, for rich to draw.
 
     Args:
-        state: drawn as it is at the time.
+        state: the state; each drawing shows its current content.
     """
 
     def __init__(self, state: RunState) -> None:
@@ -57,7 +57,7 @@ class StatusTable:
 
 def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iterable[Text]:
     title = f"{state.name or 'training'} on {state.engine or '?'}"
-    yield Text(clean(title, encoding), style="bold")
+    yield Text(clean_text(title, encoding), style="bold")
     yield _position(state, width)
     if state.total:
         yield _bar(state.step / state.total, width, encoding)
@@ -69,11 +69,11 @@ def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iter
         yield from _columns(sampled, width)
     if state.dropped:
         lost = ", ".join(f"{name} {count:,.0f}" for name, count in state.dropped.items())
-        yield Text(clean(f"dropped records: {lost}", encoding), style="yellow")
+        yield Text(clean_text(f"dropped records: {lost}", encoding), style="yellow")
     if state.alerts:
         yield Text(_alerts_title(state), style="bold")
-        for finding in state.alerts:
-            yield from _alert(finding, console, width, encoding)
+        for alert in state.alerts:
+            yield from _alert(alert, console, width, encoding)
 
 
 def _position(state: RunState, width: int) -> Text:
@@ -102,7 +102,7 @@ def _time_left(seconds: float | None) -> str:
 
 
 def _curves(state: RunState, width: int, encoding: str) -> Iterable[tuple[str, str, str]]:
-    """Loss and gradient norm: label, value, and how it went."""
+    """Yields label, value and course of loss and gradient norm."""
     for name, values in ((LOSS, state.losses), (NORM, state.norms)):
         if name in state.values:
             label, form = EVERY_STEP[name]
@@ -113,7 +113,7 @@ def _curves(state: RunState, width: int, encoding: str) -> Iterable[tuple[str, s
 
 
 def _spark(values: Sequence[float], room: int) -> str:
-    """The course of `values` in at most `room` characters, a mean each."""
+    """Draws `values` in at most `room` characters; each character shows a mean."""
     known = [v for v in values if math.isfinite(v)]
     if room < 4 or len(known) < 2:
         return ""
@@ -121,14 +121,14 @@ def _spark(values: Sequence[float], room: int) -> str:
     edges = [len(known) * i // room for i in range(room + 1)]
     means = [sum(known[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     if min(means) > 0 and max(means) > 10 * min(means):
-        means = [math.log(mean) for mean in means]  # so that a spike leaves the rest its shape
+        means = [math.log(mean) for mean in means]  # so that a spike does not flatten the rest
     low, high = min(means), max(means)
     steps = (high - low) / (len(_SPARKS) - 1) or 1.0
     return "".join(_SPARKS[round((mean - low) / steps)] for mean in means)
 
 
 def _trend(values: Sequence[float]) -> str:
-    """The mean of the last steps against that of as many before, 50 at most."""
+    """Compares the mean of the last steps, at most 50, with that of as many steps before."""
     if values and not math.isfinite(values[-1]):
         return ""
     known = [v for v in values if math.isfinite(v)]
@@ -161,13 +161,13 @@ def _formatted(state: RunState, shown: dict[str, tuple[str, str]]) -> list[tuple
 
 
 def _cell(label: str, value: str, note: str) -> Text:
-    broken = "bold red" if value.strip("-%") in ("nan", "inf") else "bold"
+    value_style = "bold red" if value.strip("-%") in ("nan", "inf") else "bold"
     cell = Text(label.ljust(_LABEL), style="dim")
-    return Text.assemble(cell, (value, broken), *((("  " + note, "dim"),) if note else ()))
+    return Text.assemble(cell, (value, value_style), *((("  " + note, "dim"),) if note else ()))
 
 
 def _columns(cells: Sequence[Text], width: int, most: int = 4) -> Iterable[Text]:
-    """`cells` in rows of as many columns as fit."""
+    """Yields rows with as many cells as fit, at most `most`."""
     count = max(1, min(most, width // _CELL))
     for i in range(0, len(cells), count):
         row = Text()
@@ -184,10 +184,10 @@ def _alerts_title(state: RunState) -> str:
     return "alerts:" if state.alert_count > 1 else "alert:"
 
 
-def _alert(finding: Finding, console: Console, width: int, encoding: str) -> Iterable[Text]:
-    where = f"step {finding.step}"
-    said = where in finding.text.lower()
-    words = clean(finding.text if said else f"{where} {finding.text}", encoding)
-    text = Text(words, style=style_of(finding.severity))
+def _alert(alert: AlertLine, console: Console, width: int, encoding: str) -> Iterable[Text]:
+    where = f"step {alert.step}"
+    has_step = where in alert.text.lower()
+    words = clean_text(alert.text if has_step else f"{where} {alert.text}", encoding)
+    text = Text(words, style=severity_style(alert.severity))
     lines = text.wrap(console, width, overflow="fold")
     yield from lines[:_ALERT_LINES]

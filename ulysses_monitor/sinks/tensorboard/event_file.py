@@ -1,4 +1,4 @@
-"""One TensorBoard event file, written without a thread and without a buffer of its own."""
+"""Writes a TensorBoard event file, without a thread and without a buffer of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from ulysses_monitor.sinks.tensorboard.crc32c import masked_crc32c
+from ulysses_monitor.common.tfrecord import masked_crc32c
 
 __all__ = ["EventFile", "restart"]
 
@@ -20,17 +20,17 @@ _count = itertools.count()
 
 
 class EventFile:
-    """Appends events; each is with the operating system when `append` returns.
+    """Appends events, which the operating system has when `append` returns.
 
-    Nothing waits in the process: a kill loses no event, and a forked child inherits none to write
-    a second time.
+    Nothing waits in the process, so killing it loses no event, and a forked child has no buffer
+    that it could write again.
 
     Args:
-        directory: made if it is not there. TensorBoard reads its files in the order of their
-            names, which begin with the time.
+        directory: the folder; created if it does not exist. TensorBoard reads the files in it in
+            the order of their names, which begin with the time.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -41,17 +41,17 @@ class EventFile:
         self.append(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def append(self, *events: Event) -> None:
-        """Writes events, all of them or none.
+        """Writes all events or none.
 
         Raises:
-            OSError: they could not be written; the file is as before, and can be tried again.
+            OSError: the events could not be written; the file is unchanged, so a retry is safe.
         """
         frame = b"".join(map(_framed, events))
         try:
             if self._file.write(frame) != len(frame):
                 raise OSError(f"{self._file.name}: no space left for {len(frame)} bytes")
         except OSError:
-            # Half a record would hide from readers all that follow it.
+            # An incomplete record would hide all later ones from readers.
             self._file.truncate(self._size)
             self._file.seek(self._size)
             raise
@@ -63,16 +63,16 @@ class EventFile:
 
 
 def restart(step: int, wall_time: float) -> Event:
-    """Marks where a training begins or begins again: readers drop `step` and all later ones.
+    """Returns the mark of a start: readers drop what they have of `step` and later steps.
 
-    They take the first mark of a folder for a beginning, so a fresh training needs one too.
+    Readers take the first mark in a folder for its beginning, so a new training needs one too.
     """
     start = SessionLog(status=SessionLog.START)
     return Event(wall_time=wall_time, step=step, session_log=start)
 
 
 def _framed(event: Event) -> bytes:
-    """An event as a TFRecord: its length, a checksum of that, its bytes, a checksum of those."""
+    """Returns a TFRecord: length of the event, checksum of the length, event, its checksum."""
     data: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))

@@ -1,7 +1,9 @@
 """Draws a grid of layers by steps, on the sink's own thread.
 
-Only matplotlib's object API, and no ``rc_context``: settings are global, and the training thread
-may be drawing with pyplot at this moment.
+It uses only matplotlib's object API and no ``rc_context``, because settings are global and the
+training thread may be drawing with pyplot at the same time.
+
+Legend: L layers, C columns.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ulysses_monitor.sinks.tensorboard.layers import LayerGrid
+from ulysses_monitor.records.layer_grid import LayerGrid
 
 __all__ = ["Picture", "draw"]
 
 _DPI = 100
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 7.2, 0.72, 1.2, 0.75, 0.68
 _SIZE = 12
-"""Of letters, in points: TensorBoard shows the picture at half its size until it is clicked."""
+"""Font size in points; TensorBoard shows the picture at half its size until it is clicked."""
 
 _INK, _MUTED, _NOTHING, _BROKEN = "#2b3036", "#5b626b", "#e2e5e9", "#00b8d4"
 _STEPS = [1, 2, 5, 10]
 _DECADES = 6.0
-"""Below that, under the largest, a gradient is as good as zero, and would use up the colours."""
+"""Range of the colours; smaller values are as good as zero and would use up the colours."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Picture:
 
 
 def draw(grid: LayerGrid) -> Picture:
-    """The grid as a picture: rows are layers, columns are steps, colour is log10 of the value."""
+    """Draws the grid: rows are layers, columns are steps, colour is log10 of the value."""
     rows = min(6.0, max(1.9, 0.15 * len(grid.layers)))
     height = _TOP + rows + _BOTTOM
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
@@ -67,7 +69,10 @@ def draw(grid: LayerGrid) -> Picture:
 def _log10(
     cells: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Exponents, NaN where there is none, and which cells are not finite; zeros are the lowest."""
+    """Returns log10 of the cells [L, C], and which cells are not finite [L, C].
+
+    Cells without a value stay NaN; zeros get the lowest value.
+    """
     broken = np.isinf(cells)
     positive = np.isfinite(cells) & (cells > 0)
     logs = np.full_like(cells, np.nan)
@@ -117,7 +122,7 @@ def _mark(ax: Axes, grid: LayerGrid, broken: npt.NDArray[np.bool_]) -> None:
 
 
 def _label(ax: Axes, grid: LayerGrid) -> None:
-    note = f", each column the largest of {grid.stride}" if grid.stride > 1 else ""
+    note = f", each column the largest of {grid.stride}" if grid.is_merged else ""
     title = f"Gradient norm by layer, to step {grid.last:,}"
     ax.set_title(title, loc="left", fontsize=_SIZE, color=_INK, pad=9)
     ax.set_xlabel(f"step{note}", fontsize=_SIZE, color=_MUTED)

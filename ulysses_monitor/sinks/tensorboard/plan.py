@@ -1,4 +1,7 @@
-"""What TensorBoard gets of a record, found once per schema."""
+"""Plans what TensorBoard gets from a record, once per schema.
+
+Legend: L layers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy.typing as npt
 from ulysses_monitor.records import Schema
 from ulysses_monitor.sinks.selection import Selection
 
-__all__ = ["PERCENTILES", "Plan", "Shown"]
+__all__ = ["PERCENTILES", "Plan", "Planner"]
 
 PERCENTILES = (10, 50, 90)
 
@@ -26,17 +29,17 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a record of one schema has what TensorBoard gets.
+    """The positions, in the records of one schema, of what TensorBoard gets.
 
     Attributes:
-        tags: of the scalars: first metrics by their names, then percentiles.
+        tags: tags of the scalars: first metrics by name, then percentiles.
         metrics: positions of those metrics.
-        adapters: positions of each LoRA statistic's modules, which make three percentiles.
-        layers: the layers' numbers.
-        norms: positions of the layers' gradient norms, in that order.
-        nonfinite: positions of their counts of NaN and Inf; empty if they are not recorded.
-        histograms: positions of the values of each histogram, by its tag.
-        hidden: how many metrics of single parameters and modules have no tag of their own.
+        adapters: positions of the modules of each LoRA statistic, which give three percentiles.
+        layers: numbers of the layers [L].
+        norms: positions of the layers' gradient norms [L].
+        nonfinite: positions of the layers' counts of NaN and Inf [L]; empty if not recorded.
+        histograms: positions of the values of each histogram, by tag.
+        hidden: number of metrics that have no tag.
     """
 
     tags: tuple[str, ...]
@@ -49,36 +52,36 @@ class Plan:
     hidden: int
 
     def values(self, values: Values) -> npt.NDArray[np.float32]:
-        """A value for each of `tags`, in the precision that TensorBoard stores."""
+        """Returns a value for each tag, in the precision that TensorBoard stores."""
         parts = [values[self.metrics], *(_percentiles(values[i]) for i in self.adapters)]
         with np.errstate(over="ignore"):
             return np.concatenate(parts).astype(np.float32)
 
     def layer_norms(self, values: Values) -> Values:
-        """The layers' gradient norms, infinite where elements that are not finite were left out."""
+        """Returns the layers' gradient norms [L], infinite if a layer has NaN or Inf."""
         norms = values[self.norms]
         if len(self.nonfinite):
             norms = np.where(values[self.nonfinite] > 0, np.inf, norms)
         return norms
 
 
-class Shown:
-    """Makes plans: totals, layers and percentiles, and whatever else is asked for.
+class Planner:
+    """Plans to show totals, layers, percentiles, and what the user requests.
 
     Args:
-        parameters: patterns of further metrics, of single parameters and modules.
-        histograms: patterns of the metrics whose distribution over parameters or modules is shown.
+        parameters: patterns of metrics of single parameters and modules to show.
+        histograms: patterns of metrics to show as distributions over parameters or modules.
     """
 
     def __init__(self, parameters: Sequence[str], histograms: Sequence[str]) -> None:
-        self._few = Selection(None)
-        self._asked = Selection(parameters, where="sink tensorboard: parameters")
-        self._spread = Selection(histograms, where="sink tensorboard: histograms")
+        self._default = Selection(None)
+        self._requested = Selection(parameters, where="sink tensorboard: parameters")
+        self._distributions = Selection(histograms, where="sink tensorboard: histograms")
 
     def plan(self, schema: Schema) -> Plan:
-        """What is shown of records of `schema`."""
-        few, asked = self._few.of(schema)[1], self._asked.of(schema)[1]
-        metrics = np.union1d(few, asked)
+        """Returns the plan for records of `schema`."""
+        default, requested = self._default.of(schema)[1], self._requested.of(schema)[1]
+        metrics = np.union1d(default, requested)
         adapters = _groups(_ADAPTERS, list(enumerate(schema.names)))
         adapters = {stat: places for stat, places in adapters.items() if len(places) > 1}
         tags = [schema.names[i] for i in metrics]
@@ -91,13 +94,15 @@ class Shown:
             layers=layers,
             norms=norms,
             nonfinite=nonfinite,
-            histograms=_groups(_MANY, [(i, schema.names[i]) for i in self._spread.of(schema)[1]]),
+            histograms=_groups(
+                _MANY, [(i, schema.names[i]) for i in self._distributions.of(schema)[1]]
+            ),
             hidden=len(schema.names) - len(metrics),
         )
 
 
 def _groups(pattern: re.Pattern[str], names: Sequence[tuple[int, str]]) -> dict[str, Positions]:
-    """Positions by the first group of `pattern`, of names that begin with it."""
+    """Groups positions by the first group of `pattern`; other names are left out."""
     found: dict[str, list[int]] = {}
     for i, name in names:
         if match := pattern.match(name):
@@ -117,7 +122,7 @@ def _layers(schema: Schema) -> tuple[tuple[int, ...], Positions, Positions]:
 
 
 def _percentiles(values: Values) -> Values:
-    """Of those that are known; infinite where they reach into infinite values."""
+    """Returns percentiles of the values that are not NaN; they may be infinite."""
     known = values[~np.isnan(values)]
     if not len(known):
         return np.full(len(PERCENTILES), np.nan)

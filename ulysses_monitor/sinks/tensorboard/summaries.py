@@ -1,4 +1,4 @@
-"""Values, texts, pictures and charts in TensorBoard's protobuf messages."""
+"""Builds TensorBoard's protobuf messages: values, texts, pictures, histograms, charts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout
 from tensorboard.plugins.custom_scalar.layout_pb2 import MarginChartContent as Margin
 from tensorboard.plugins.custom_scalar.layout_pb2 import MultilineChartContent as Lines
 
-__all__ = ["Scalars", "escaped", "event", "histogram", "layout", "picture", "text"]
+__all__ = ["Scalars", "escape_markdown", "event", "histogram", "layout", "picture", "text"]
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#!|~])")
 _BINS = 40
 
 
 class Scalars:
-    """One event with a value for each of `tags`; made once, filled anew at each step."""
+    """One event with a value for each tag, built once and filled again at each step."""
 
     def __init__(self, tags: Sequence[str]) -> None:
         self.tags = tags
@@ -33,7 +33,7 @@ class Scalars:
         self._slots = list(self._event.summary.value)
 
     def fill(self, values: npt.NDArray[np.float32], step: int, wall_time: float) -> Event:
-        """The event of a step; values that are not finite are left out of it."""
+        """Returns the event of a step, without the values that are not finite."""
         finite = np.isfinite(values)
         if not finite.all():
             tags = [tag for tag, keep in zip(self.tags, finite.tolist(), strict=True) if keep]
@@ -45,28 +45,33 @@ class Scalars:
 
 
 def event(summary: Summary, step: int, wall_time: float) -> Event:
-    """A summary as an event of `step`."""
+    """Returns a summary as an event of `step`."""
     return Event(summary=summary, step=step, wall_time=wall_time)
 
 
-def escaped(words: str) -> str:
-    """`words` from a run, as Markdown that shows them as they are, on one line."""
+def escape_markdown(words: str) -> str:
+    """Returns text from a run as Markdown that shows it unchanged, on one line."""
     return _MARKUP.sub(r"\\\1", "".join(c if c.isprintable() else " " for c in words))
 
 
 def text(tag: str, markdown: str) -> Summary:
-    """An entry of the Text tab."""
+    """Returns an entry for the Text tab."""
     return Summary(value=[_string_tensor(tag, "text", markdown.encode())])
 
 
 def picture(tag: str, png: bytes, size: tuple[int, int]) -> Summary:
-    """An entry of the Images tab; `size` is width and height in pixels."""
+    """Returns an entry for the Images tab; `size` is width and height in pixels."""
     image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def histogram(tag: str, values: npt.NDArray[np.float64]) -> Summary:
-    """An entry of the Histograms and Distributions tabs, of finite values, one at least."""
+    """Returns an entry for the Histograms and Distributions tabs.
+
+    Args:
+        tag: the tag.
+        values: finite values, at least one.
+    """
     counts, edges = np.histogram(values, bins=_BINS)
     histo = HistogramProto(
         min=values.min(),
@@ -74,7 +79,7 @@ def histogram(tag: str, values: npt.NDArray[np.float64]) -> Summary:
         num=len(values),
         sum=values.sum(),
         sum_squares=np.square(values).sum(),
-        # A bucket is told by its upper edge; the first, empty one says where they begin.
+        # A bucket is given by its upper edge; the first, empty one marks the lowest edge.
         bucket_limit=edges.tolist(),
         bucket=[0.0, *counts.tolist()],
     )
@@ -82,7 +87,7 @@ def histogram(tag: str, values: npt.NDArray[np.float64]) -> Summary:
 
 
 def layout() -> Summary:
-    """The Custom Scalars tab, as ``layout.yaml`` beside this file describes it."""
+    """Returns the Custom Scalars tab that ``layout.yaml`` describes."""
     source = resources.files(__package__).joinpath("layout.yaml").read_text(encoding="utf-8")
     categories = [
         Category(title=title, chart=[_chart(name, drawn) for name, drawn in charts.items()])

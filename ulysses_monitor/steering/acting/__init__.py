@@ -3,13 +3,11 @@
 from ulysses_monitor.steering.acting.editor import GradientEditor
 from ulysses_monitor.steering.acting.gate import Snapshot, UpdateGate
 from ulysses_monitor.steering.acting.noise import gaussian, key_of
-from ulysses_monitor.steering.acting.performer import Done, Performed, Performer
+from ulysses_monitor.steering.acting.performer import Performer
 from ulysses_monitor.steering.acting.rates import RateFactors
 
 __all__ = [
-    "Done",
     "GradientEditor",
-    "Performed",
     "Performer",
     "RateFactors",
     "Snapshot",

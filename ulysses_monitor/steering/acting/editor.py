@@ -63,14 +63,14 @@ class GradientEditor:
                 error = raised
                 for size in sums[len(targets.totals) :]:
                     targets.total(torch.zeros(size, dtype=torch.float64))
-        self._engine.gradients_written()
+        self._engine.commit_gradients()
         norm = self._norm(rounds[0])
         if error is not None:
             raise error
         return Effect([targets.names() for targets in rounds], norm)
 
     def _norm(self, any_targets: Targets) -> float:
-        grads = [s.grad for s in self._engine.shards() if s.counted and s.grad is not None]
+        grads = [s.grad for s in self._engine.shards() if s.is_counted and s.grad is not None]
         squares = torch.zeros(1, dtype=torch.float64)
         if grads:
             squares = statistics(grads)[0].sum().reshape(1)

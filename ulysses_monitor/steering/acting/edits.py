@@ -19,7 +19,7 @@ from torch import Tensor
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.sums import statistics
 from ulysses_monitor.records import Action
-from ulysses_monitor.records.adapter_names import adapter_pairs
+from ulysses_monitor.records.adapter_names import find_adapter_pairs
 from ulysses_monitor.steering.acting.noise import gaussian, key_of
 from ulysses_monitor.steering.acting.rows import row_sums, spread
 
@@ -130,7 +130,7 @@ def _alive(targets: Targets) -> set[int]:
     """Indices of the parameters whose gradient is not zero throughout, on any rank."""
     found = torch.zeros(len(targets.engine.parameters()), device=targets.engine.device)
     for _, shard, grad in targets.shards():
-        if shard.counted:
+        if shard.is_counted:
             found[shard.index] = grad.any()
     return set(targets.total(found).nonzero().flatten().tolist())
 
@@ -163,7 +163,7 @@ def balance_lora(targets: Targets) -> None:
     share, norms = targets.action.values["share"], _norms(targets)
     every = [name for name, _ in targets.engine.parameters()]
     chosen, factors = targets.names(), {}
-    for pair in adapter_pairs(every):
+    for pair in find_adapter_pairs(every):
         if pair.a not in chosen or pair.b not in chosen:
             continue
         small, large = sorted((pair.a, pair.b), key=lambda i: norms[i])
@@ -176,7 +176,7 @@ def balance_lora(targets: Targets) -> None:
 
 def _norms(targets: Targets) -> list[float]:
     """The norm of every parameter's gradient, zero where it is no target; one collective."""
-    held = [(shard.index, grad) for _, shard, grad in targets.shards() if shard.counted]
+    held = [(shard.index, grad) for _, shard, grad in targets.shards() if shard.is_counted]
     squares = torch.zeros(len(targets.engine.parameters()), dtype=torch.float64)
     if held:
         own = statistics([grad for _, grad in held])[0].double().cpu()
@@ -198,7 +198,7 @@ def clip_value(targets: Targets) -> None:
 
 def clip_norm(targets: Targets) -> None:
     """Scales all targets together down to the norm ``max_norm``, as `clip_grad_norm_` does."""
-    grads = [grad for _, shard, grad in targets.shards() if shard.counted]
+    grads = [grad for _, shard, grad in targets.shards() if shard.is_counted]
     squares = statistics(grads)[0].sum() if grads else torch.zeros((), dtype=torch.float64)
     norm = targets.total(squares.reshape(1)).sqrt() / targets.scale()
     factor = float(torch.clamp(targets.action.values["max_norm"] / (norm + 1e-6), max=1.0))
@@ -259,7 +259,7 @@ def _sums_of_rows(
         starts[name], size = size, size + rows
     flat = torch.zeros(size, dtype=torch.float64, device=targets.engine.device)
     for name, shard, grad in targets.shards():
-        if shard.counted and name in matrices and grad.numel():
+        if shard.is_counted and name in matrices and grad.numel():
             first, sums = row_sums(of(shard, grad), shard.offset, matrices[name][1])
             at = starts[name] + first
             flat[at : at + len(sums)] += sums.to(flat.device)

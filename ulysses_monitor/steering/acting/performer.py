@@ -1,126 +1,121 @@
-"""Does what a step's actions say: to gradients, rates, the update, and the training itself."""
+"""Performs a step's actions: on gradients, learning rates, the update, and the training itself."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from ulysses_monitor.engines import Engine
-from ulysses_monitor.records import KINDS, Action
+from ulysses_monitor.policies import Outcome
+from ulysses_monitor.records import Action
 from ulysses_monitor.steering.acting.editor import GradientEditor
 from ulysses_monitor.steering.acting.gate import Snapshot, UpdateGate
 from ulysses_monitor.steering.acting.rates import RateFactors
 
-__all__ = ["MAX_FACTOR", "Done", "Performed", "Performer", "rate_factors"]
+__all__ = ["MAX_FACTOR", "Performer", "rate_factors"]
 
 MAX_FACTOR = 10.0
 """Largest factor on a learning rate, whoever asked for it."""
 
-_SNAPSHOTS = 2
-"""That are kept in memory: one may be too young to go back to."""
+_MAX_SNAPSHOTS = 2
+"""Snapshots kept in memory: the newest may be too young to go back to."""
 
-
-@dataclass
-class Done:
-    """What became of one action.
-
-    Attributes:
-        tensors: names of the parameters whose gradients were edited, or that were frozen.
-        note: what people should know, such as why nothing was done.
-    """
-
-    tensors: list[str] | None = None
-    note: str = ""
-
-
-@dataclass
-class Performed:
-    """What became of a step's actions.
-
-    Attributes:
-        done: of each action, in their order.
-        norm: of the gradients after them, by which the engine clips; None where they were not
-            edited.
-        wants: ``save`` and ``stop``, which whoever trains must do.
-    """
-
-    done: list[Done] = field(default_factory=list)
-    norm: float | None = None
-    wants: set[str] = field(default_factory=set)
+_SKIPPED = "not done: the step is skipped"
 
 
 class Performer:
-    """Acts on an engine; every rank calls it with the same actions.
+    """Acts on an engine; every rank calls it with the same outcomes.
 
     Args:
         engine: what is trained.
-        seed: of noise.
-        can: of ``save`` and ``stop`` what whoever trains does.
+        seed: seed of the noise.
+        abilities: ``save`` and ``stop``, as far as the training can do them.
 
     Attributes:
         gate: around the optimizer's step.
-        skip_until: last of the steps that are left out after going back.
+        skip_until: last of the steps that are skipped after rolling back.
+        edited_norm: norm of this step's gradients after actions edited them; None if none did.
     """
 
-    def __init__(self, engine: Engine, seed: int, can: Collection[str] = ()) -> None:
-        self._engine, self._can = engine, can
+    def __init__(self, engine: Engine, seed: int, abilities: Collection[str] = ()) -> None:
+        self._engine, self._abilities = engine, abilities
         self._editor = GradientEditor(engine, seed)
         self._rates = RateFactors(engine.optimizer)
         self.gate = UpdateGate(engine)
         self._snapshots: list[Snapshot] = []
         self.skip_until = 0
+        self.edited_norm: float | None = None
 
     def perform(
-        self, actions: Sequence[Action], step: int, factors: Mapping[int | None, float]
-    ) -> Performed:
-        """Does `actions` at a step whose gradients are not clipped yet.
+        self,
+        outcomes: Sequence[Outcome],
+        step: int,
+        factors: Mapping[int | None, float],
+        norm: float | None = None,
+    ) -> list[Outcome]:
+        """Performs the active ones of `outcomes` at a step whose gradients are not clipped yet.
 
         Args:
-            actions: in their order.
+            outcomes: what policies asked for, in their order.
             step: the optimizer step.
             factors: on learning rates, beside those that the actions ask for.
+            norm: norm of all gradients as the engine computed them.
+
+        Returns:
+            The outcomes in the same order, the active ones with what was done.
         """
-        performed = Performed([Done() for _ in actions])
         if step <= self.skip_until:
             self.gate.skip()
-        for action, done in zip(actions, performed.done, strict=True):
-            if KINDS[action.kind].on == "update":
-                done.note = self._on_update(action, step)
-            elif KINDS[action.kind].on == "training":
-                if action.kind in self._can:
-                    performed.wants.add(action.kind)
-                else:
-                    done.note = f"not done: this training cannot {action.kind}"
-            elif action.kind == "lr_factor":
-                done.note = self._rate_note(action)
+        done = [self._prepare(each, step) if each.is_active else each for each in outcomes]
         if self.gate.closed:
-            for action, done in zip(actions, performed.done, strict=True):
-                if KINDS[action.kind].on in ("gradients", "rate"):
-                    done.note = "not done: the step is left out"
-            return performed
-        self._rates.apply(rate_factors(actions, factors))
-        self._edit(actions, step, performed)
-        return performed
+            done = [
+                each.with_note(_SKIPPED)
+                if each.is_active and each.target in ("gradients", "rate")
+                else each
+                for each in done
+            ]
+        else:
+            self._rates.apply(rate_factors([o.action for o in done if o.is_active], factors))
+            done = self._edit(done, step)
+        after = norm if self.edited_norm is None else self.edited_norm
+        return [
+            replace(each, norm_before=norm, norm_after=after) if each.is_active else each
+            for each in done
+        ]
 
-    def _edit(self, actions: Sequence[Action], step: int, performed: Performed) -> None:
-        edits = [i for i, action in enumerate(actions) if KINDS[action.kind].on == "gradients"]
-        if not edits:
-            return
-        effect = self._editor.apply([actions[i] for i in edits], step)
-        performed.norm = effect.norm
-        for i, tensors in zip(edits, effect.tensors, strict=True):
-            performed.done[i].tensors = list(tensors.values())
-            if not tensors:
-                performed.done[i].note = "not done: no trained parameter has such a name"
-            if actions[i].kind == "freeze":
+    def _prepare(self, outcome: Outcome, step: int) -> Outcome:
+        """Performs actions on the update; notes which others this training cannot perform."""
+        action = outcome.action
+        if outcome.target == "update":
+            return outcome.with_note(self._change_update(action, step))
+        if outcome.target == "training" and action.kind not in self._abilities:
+            return outcome.with_note(f"not done: this training cannot {action.kind}")
+        if outcome.target == "rate":
+            return outcome.with_note(self._rate_note(action))
+        return outcome
+
+    def _edit(self, outcomes: list[Outcome], step: int) -> list[Outcome]:
+        places = [i for i, o in enumerate(outcomes) if o.is_active and o.target == "gradients"]
+        if not places:
+            return outcomes
+        effect = self._editor.apply([outcomes[i].action for i in places], step)
+        self.edited_norm = effect.norm
+        done = list(outcomes)
+        for i, tensors in zip(places, effect.tensors, strict=True):
+            note = "" if tensors else "not done: no trained parameter matches the targets"
+            done[i] = replace(done[i], tensors=list(tensors.values()), note=note)
+            if done[i].action.kind == "freeze":
                 self.gate.freeze(tensors)
+        return done
 
     def _rate_note(self, action: Action) -> str:
         groups = len(self._engine.optimizer.param_groups)
         group = action.values.get("group", 0)
-        return "" if group < groups else f"not done: no such parameter group; there are {groups}"
+        if group < groups:
+            return ""
+        return f"not done: parameter group {group:.0f} does not exist; the optimizer has {groups}"
 
-    def _on_update(self, action: Action, step: int) -> str:
+    def _change_update(self, action: Action, step: int) -> str:
         if action.kind == "skip":
             self.gate.skip()
         elif action.kind == "snapshot":
@@ -132,41 +127,43 @@ class Performer:
     def _roll_back(self, action: Action, step: int) -> str:
         if not self._snapshots:
             self.gate.skip()
-            return "there is no snapshot to go back to: the step is left out"
+            return "there is no snapshot to roll back to: the step is skipped"
         old = [s for s in self._snapshots if step - s.step >= action.values["steps_back"]]
         chosen = old[-1] if old else self._snapshots[0]
         self._snapshots = [s for s in self._snapshots if s.step <= chosen.step]
         self.gate.roll_back(chosen)
         self.skip_until = step + int(action.values["skip_steps"])
-        return f"back to the weights after step {chosen.step}"
+        return f"rolled back to the weights after step {chosen.step}"
 
     @property
     def has_snapshots(self) -> bool:
-        """Whether there is one to go back to."""
+        """Whether there is a snapshot to roll back to."""
         return bool(self._snapshots)
 
-    def take_snapshot(self, step: int, *, only: bool = False) -> None:
-        """Keeps weights and state as they are after `step`.
+    def take_snapshot(self, step: int, *, replace_others: bool = False) -> None:
+        """Keeps weights and optimizer state as they are after `step`.
 
         Args:
             step: the last step done.
-            only: whether it takes the place of all others.
+            replace_others: drop all earlier snapshots.
         """
-        kept = [] if only else self._snapshots[1 - _SNAPSHOTS :]
+        kept = [] if replace_others else self._snapshots[1 - _MAX_SNAPSHOTS :]
         self._snapshots = [*kept, Snapshot.of(self._engine, step)]
 
-    def stepped(self) -> None:
-        """The optimizer's step is over: rates are the scheduler's again, the gate is open."""
+    def end_step(self) -> None:
+        """Ends what counted for one step: rates are the scheduler's again, the gate is open."""
         self._rates.restore()
         self.gate.opened()
+        self.edited_norm = None
 
 
 def rate_factors(
     actions: Sequence[Action], others: Mapping[int | None, float]
 ) -> dict[int | None, float]:
-    """Factors on learning rates by group, None for all; they multiply, up to `MAX_FACTOR`.
+    """Returns factors on learning rates by parameter group; the key None means all groups.
 
-    Of several actions on one group the first counts.
+    If several actions name one group, the first one wins. Factors of actions and `others` multiply,
+    up to `MAX_FACTOR`.
     """
     factors: dict[int | None, float] = {}
     for action in actions:

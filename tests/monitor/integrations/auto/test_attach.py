@@ -17,8 +17,8 @@ import ulysses_monitor as um
 from tests.support.spawn import spawn
 from ulysses_monitor.common.errors import TrainingStoppedError
 from ulysses_monitor.integrations.auto import (
+    AttachSettings,
     Note,
-    Settings,
     check_first_place,
     choose_place,
     read_notes,
@@ -26,46 +26,49 @@ from ulysses_monitor.integrations.auto import (
 )
 from ulysses_monitor.integrations.auto.places import origin
 from ulysses_monitor.integrations.auto.settings import STARTUP
+from ulysses_monitor.session.opening import Place
+from ulysses_monitor.session.session import Session
+from ulysses_monitor.session.settings import MonitorSettings
 from ulysses_monitor.store import RunDirectory
 
 # -- settings ---------------------------------------------------------------------------------
 
 
 def test_settings_survive_the_environment_and_the_startup_folder_comes_first(tmp_path):
-    settings = Settings(
+    settings = AttachSettings(
         run_dir=tmp_path / "a run",
-        session="x",
+        command_id="x",
         notes=tmp_path / "notes",
-        sample_every=3,
-        if_exists="resume",
-        tensorboard=False,
+        monitor=MonitorSettings(sample_every=3, if_exists="resume", tensorboard=False),
     )
     environment = settings.environment({"PYTHONPATH": f"mine{os.pathsep}{STARTUP}", "OTHER": "1"})
-    assert Settings.from_environment(environment) == settings
+    assert AttachSettings.from_environment(environment) == settings
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(STARTUP), "mine"]
     assert environment["OTHER"] == "1"
     assert settings.environment({})["PYTHONPATH"] == str(STARTUP)
-    least = Settings(run_dir=tmp_path, session="x")
-    assert Settings.from_environment(least.environment({})) == least
+    minimal = AttachSettings(run_dir=tmp_path, command_id="x")
+    assert AttachSettings.from_environment(minimal.environment({})) == minimal
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "allowed"),
+    ("text", "message"),
     [
-        ("RUN_DIR", "relative", "an absolute path"),
-        ("RUN_DIR", None, "what `ulysses attach` sets"),
-        ("SESSION", "", "a name"),
-        ("SAMPLE_EVERY", "often", "1 or more"),
-        ("SAMPLE_EVERY", "0", "1 or more"),
-        ("TENSORBOARD", "yes", "0, 1"),
-        ("IF_EXISTS", "ask", "refuse, resume, overwrite"),
+        ("{", "ULYSSES_ATTACH: "),
+        ('{"run_dir": "relative", "command_id": "x"}', "expected an absolute path"),
+        ('{"run_dir": "/x"}', "command_id is missing"),
+        ('{"run_dir": "/x", "command_id": "x", "monitor": {"sample_every": 0}}', "sample_every"),
+        ('{"run_dir": "/x", "command_id": "x", "monitor": {"tensorboard": "yes"}}', "tensorboard"),
+        ('{"run_dir": "/x", "command_id": "x", "monitor": {"if_exists": "ask"}}', "if_exists"),
     ],
 )
-def test_a_wrong_setting_is_named_by_its_variable(name, value, allowed):
-    environment = {"ULYSSES_ATTACH_RUN_DIR": "/runs/x", "ULYSSES_ATTACH_SESSION": "s"}
-    environment[f"ULYSSES_ATTACH_{name}"] = value
-    with pytest.raises(um.InputError, match=f"ULYSSES_ATTACH_{name} is .*; allowed is {allowed}"):
-        Settings.from_environment({k: v for k, v in environment.items() if v is not None})
+def test_a_damaged_setting_is_named(text, message):
+    with pytest.raises(um.InputError, match=message):
+        AttachSettings.from_environment({"ULYSSES_ATTACH": text})
+
+
+def test_without_settings_the_error_says_how_to_start_the_command():
+    with pytest.raises(um.InputError, match="ULYSSES_ATTACH is not set; start the command with"):
+        AttachSettings.from_environment({})
 
 
 # -- notes ------------------------------------------------------------------------------------
@@ -85,11 +88,13 @@ def test_notes_come_once_each_and_in_order_and_are_dropped_where_nobody_reads(tm
 # -- places -----------------------------------------------------------------------------------
 
 
-def settings_for(folder: Path, session: str = "now", **more: Any) -> Settings:
-    return Settings(run_dir=folder / "demo", session=session, **more)
+def settings_for(folder: Path, command_id: str = "now", **monitor: Any) -> AttachSettings:
+    return AttachSettings(
+        run_dir=folder / "demo", command_id=command_id, monitor=MonitorSettings(**monitor)
+    )
 
 
-def leave_run(path: Path, settings: Settings | None = None, output_dir: str = "out") -> None:
+def leave_run(path: Path, settings: AttachSettings | None = None, output_dir: str = "out") -> None:
     path.mkdir(parents=True, exist_ok=True)
     config = {} if settings is None else {"attach": origin(settings, output_dir)}
     (path / "run.json").write_text(json.dumps({"config": config}))
@@ -97,12 +102,12 @@ def leave_run(path: Path, settings: Settings | None = None, output_dir: str = "o
 
 def test_the_next_trainings_of_a_command_get_numbers_and_pass_over_what_is_there(tmp_path):
     settings = settings_for(tmp_path)
-    assert choose_place(settings, "out", 0) == (tmp_path / "demo", "refuse")
+    assert choose_place(settings, "out", 0) == Place(tmp_path / "demo", "refuse")
     leave_run(tmp_path / "demo", settings)
     (tmp_path / "demo-2").touch()
     leave_run(tmp_path / "demo-3")
     used = RunDirectory(tmp_path / "demo-4")
-    assert choose_place(settings, "out", 0)[0].name == "demo-5"
+    assert choose_place(settings, "out", 0).run_dir.name == "demo-5"
     used.release()
 
 
@@ -115,10 +120,10 @@ def test_only_runs_of_this_family_are_replaced_or_continued(tmp_path, if_exists)
     leave_run(tmp_path / "demo-3", before)
     taken = []
     for _ in range(3):
-        place, how = choose_place(now, "out", 0)
-        assert how == if_exists
-        leave_run(place, now)
-        taken.append(place.name)
+        place = choose_place(now, "out", 0)
+        assert place.if_exists == if_exists
+        leave_run(place.run_dir, now)
+        taken.append(place.run_dir.name)
     assert taken == ["demo", "demo-3", "demo-4"]
 
 
@@ -127,12 +132,12 @@ def test_a_training_that_goes_on_is_known_by_its_output_dir(tmp_path):
     leave_run(tmp_path / "demo", before, "a")
     leave_run(tmp_path / "demo-2", before, "b")
     resume = settings_for(tmp_path, if_exists="resume")
-    assert choose_place(resume, "b", 10) == (tmp_path / "demo-2", "resume")
+    assert choose_place(resume, "b", 10) == Place(tmp_path / "demo-2", "resume")
     # Of another start of the command, and not asked to continue: a place of its own.
-    assert choose_place(settings_for(tmp_path), "b", 10) == (tmp_path / "demo-3", "refuse")
+    assert choose_place(settings_for(tmp_path), "b", 10) == Place(tmp_path / "demo-3", "refuse")
     # Of this very start: it simply goes on.
     same = settings_for(tmp_path, "before")
-    assert choose_place(same, "a", 10) == (tmp_path / "demo", "resume")
+    assert choose_place(same, "a", 10) == Place(tmp_path / "demo", "resume")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": null}', '{"config": {"attach": 1}}'])
@@ -140,9 +145,9 @@ def test_a_run_json_of_any_kind_is_somebody_elses(tmp_path, text):
     for name in ("demo", "demo-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
-    place, _ = choose_place(settings_for(tmp_path, if_exists="overwrite"), "out", 0)
-    assert place.name == "demo"  # named by the user
-    assert choose_place(settings_for(tmp_path), "out", 5)[0].name == "demo-3"
+    place = choose_place(settings_for(tmp_path, if_exists="overwrite"), "out", 0)
+    assert place.run_dir.name == "demo"  # named by the user
+    assert choose_place(settings_for(tmp_path), "out", 5).run_dir.name == "demo-3"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -155,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 
 
 def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("ULYSSES_ATTACH_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("ULYSSES_ATTACH")}
     before = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]
     env["PYTHONPATH"] = os.pathsep.join([str(STARTUP), *map(str, path), *before])
     return subprocess.run(
@@ -174,7 +179,7 @@ WAITS = "import sys; print([type(f).__name__ for f in sys.meta_path].count('_Wai
 
 def test_without_settings_nothing_waits_for_a_trainer(tmp_path):
     assert python(WAITS).stdout == "0\n"
-    assert python(WAITS, ULYSSES_ATTACH_RUN_DIR="/x").stdout == "1\n"
+    assert python(WAITS, ULYSSES_ATTACH="{}").stdout == "1\n"
 
 
 def test_the_sitecustomize_behind_it_runs_in_its_place_and_fails_as_it_would(tmp_path):
@@ -193,18 +198,19 @@ def test_what_goes_wrong_while_attaching_is_one_line_and_a_note(tmp_path):
     (tmp_path / "transformers/__init__.py").write_text("__version__ = '4.9'\n")
     (tmp_path / "transformers/trainer.py").write_text("x = 1\n")
     # A stand-in for torch's world: this is about the start, and should start fast.
-    (tmp_path / "ulysses_monitor/integrations").mkdir(parents=True)
-    (tmp_path / "ulysses_monitor/__init__.py").touch()
-    (tmp_path / "ulysses_monitor/integrations/__init__.py").touch()
-    attached = tmp_path / "ulysses_monitor/integrations/attached.py"
-    attached.write_text("def install(module):\n    raise OSError(f'no\\n{module.x}')\n")
+    package = tmp_path / "ulysses_monitor/integrations/auto"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").touch()
+    fails = "def install(module):\n    raise OSError(f'no\\n{module.x}')\n"
+    (package / "callback.py").write_text(fails)
     notes = tmp_path / "notes"
     notes.touch()
-    variables = {"ULYSSES_ATTACH_RUN_DIR": "/x", "ULYSSES_ATTACH_NOTES": str(notes)}
+    variables = {"ULYSSES_ATTACH": "{}", "ULYSSES_ATTACH_NOTES": str(notes)}
     code = "import transformers.trainer as t; print(t.x, type(t.__loader__).__name__)"
     done = python(code, tmp_path, **variables)
     assert done.stdout == "1 SourceFileLoader\n"
-    assert done.stderr == "ulysses: trainings go on without the monitor: OSError: no 1\n"
+    assert done.stderr == "ulysses: training continues without the monitor: OSError: no 1\n"
     assert read_notes(notes) == [Note("failed", "OSError: no 1")]
     assert python(code, tmp_path, RANK="1", **variables).stderr == ""
 
@@ -222,7 +228,7 @@ def test_a_package_that_the_interpreter_lacks_is_taken_from_beside_the_startup_f
         "import transformers.trainer, ulysses_monitor\n"
         "print(ulysses_monitor.__file__, sys.path == before)\n"
     ).replace("sys.argv[1]", repr(str(tmp_path)))
-    done = python(code, tmp_path, ULYSSES_ATTACH_RUN_DIR="/x")
+    done = python(code, tmp_path, ULYSSES_ATTACH="{}")
     assert done.stdout == f"{Path(um.__file__)} True\n"
 
 
@@ -263,13 +269,18 @@ def test_ranks_agree_or_learn_that_some_are_not_attached():
 def train_with_the_callback(root: str) -> None:
     import transformers
 
-    from tests.monitor.integrations.hf_cases import build_trainer
+    from tests.support.hf_cases import build_trainer
     from ulysses_monitor.integrations.auto.callback import AttachedCallback, install
 
     folder = Path(root)
     notes = folder / "notes"
     notes.touch()
-    settings = Settings(run_dir=folder / "run", session="s", notes=notes, tensorboard=False)
+    settings = AttachSettings(
+        run_dir=folder / "run",
+        command_id="s",
+        notes=notes,
+        monitor=MonitorSettings(tensorboard=False),
+    )
     os.environ.update(settings.environment({}))
     install(transformers.trainer)
 
@@ -292,13 +303,13 @@ def check_a_failing_event_costs_neither_the_training_nor_the_record(
     def fails(*args: Any) -> None:
         raise ValueError("not\na metric")
 
-    original, um.Monitor.record = um.Monitor.record, fails  # type: ignore[method-assign]
+    original, Session.log = Session.log, fails  # type: ignore[method-assign]
     try:
         trainer = build_trainer("plain", folder, eval_strategy="steps", eval_steps=2)
         trainer.evaluate()  # before any training
         trainer.train()
     finally:
-        um.Monitor.record = original  # type: ignore[method-assign]
+        Session.log = original  # type: ignore[method-assign]
     assert trainer.state.global_step == 4
     run = um.open_run(folder / "run")
     assert run.metrics("grad/norm/total").index.tolist() == [1, 2, 3, 4]
@@ -311,12 +322,12 @@ def check_a_stop_that_a_rule_asks_for_is_not_swallowed(build_trainer: Any, folde
     def stops(*args: Any) -> None:
         raise TrainingStoppedError("loss is NaN")
 
-    original, um.Monitor.step_ends = um.Monitor.step_ends, stops  # type: ignore[assignment]
+    original, Session.step_ends = Session.step_ends, stops  # type: ignore[assignment]
     try:
         with pytest.raises(TrainingStoppedError):
             build_trainer("plain", folder).train()
     finally:
-        um.Monitor.step_ends = original  # type: ignore[method-assign]
+        Session.step_ends = original  # type: ignore[method-assign]
 
 
 def check_a_training_that_raised_ends_its_run_and_the_next_has_its_own(
@@ -338,13 +349,13 @@ def check_a_training_that_raised_ends_its_run_and_the_next_has_its_own(
 
 
 def check_versions_that_are_not_known_are_refused() -> None:
-    from ulysses_monitor.integrations.callback import attached
+    from ulysses_monitor.integrations.auto import callback
 
     with pytest.raises(um.InputError, match="no list of default callbacks"):
-        attached.install(types.ModuleType("without"))
-    attached.transformers.__version__ = "5.9.1"
+        callback.install(types.ModuleType("without"))
+    callback.transformers.__version__ = "5.9.1"
     with pytest.raises(um.InputError, match=r"transformers 5\.9\.1 is too old"):
-        attached.install(types.ModuleType("without"))
+        callback.install(types.ModuleType("without"))
 
 
 def test_the_callback_keeps_trainings_and_their_runs_apart(tmp_path):

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from tests.monitor.engines.exact_cases import MODELS, Case, batches
-from tests.monitor.engines.exact_engines import plain_step, whole_weights, wrap
+from tests.support.exact_cases import MODELS, Case, batches
+from tests.support.exact_engines import plain_step, whole_weights, wrap
 from tests.support.spawn import spawn
 from ulysses_monitor.records import Action
 from ulysses_monitor.steering.acting import gaussian, key_of

@@ -92,7 +92,7 @@ def _warn(error: Exception) -> None:
     import json
 
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    sys.stderr.write(f"ulysses: trainings go on without the monitor: {reason}\n")
+    sys.stderr.write(f"ulysses: training continues without the monitor: {reason}\n")
     try:
         with open(os.environ["ULYSSES_ATTACH_NOTES"], "r+") as notes:  # noqa: PTH123
             notes.seek(0, os.SEEK_END)
@@ -116,6 +116,6 @@ def _run_the_one_behind() -> None:
 
 if __name__ == "sitecustomize":
     # A launcher that carries PYTHONPATH to another node may leave the settings behind.
-    if "ULYSSES_ATTACH_RUN_DIR" in os.environ:
+    if "ULYSSES_ATTACH" in os.environ:
         sys.meta_path.insert(0, _WaitForTrainer())
     _run_the_one_behind()

@@ -1,0 +1,114 @@
+"""The only module here that knows DeepSpeed: its environment, its start and its checkpoints.
+
+A pickle can call any function when it is loaded. With ``weights_only=True`` torch loads only
+tensors and plain containers, but DeepSpeed turns that off for its own files. This module turns it
+on for the engines of a Trainer and allows the few types that DeepSpeed's checkpoints contain, so no
+code of a checkpoint ever runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import pickle
+import pkgutil
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+
+__all__ = [
+    "ALLOWED",
+    "load_checkpoints_safely",
+    "prepare_environment",
+    "safe_load",
+    "start_deepspeed",
+]
+
+logger = logging.getLogger(__name__)
+
+ALLOWED = (
+    "argparse.Namespace",
+    "collections.OrderedDict",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""Types that a DeepSpeed checkpoint may contain besides tensors and plain containers."""
+
+
+def prepare_environment(*, uses_deepspeed: bool) -> None:
+    """Sets the variables that DeepSpeed reads; call it before transformers is imported.
+
+    Args:
+        uses_deepspeed: whether this process trains with DeepSpeed, which does not start unless the
+            variables of a launcher describe the process.
+    """
+    if not torch.accelerator.is_available():
+        # Otherwise DeepSpeed may mistake a compiler on the machine for a GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if uses_deepspeed and "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def start_deepspeed() -> None:
+    """Starts DeepSpeed on torch's process group; what it prints while compiling goes to the log."""
+    import deepspeed
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    logger.debug("deepspeed: %s", printed.getvalue().strip())
+
+
+def load_checkpoints_safely(trainer: Any) -> Undo:
+    """Makes every DeepSpeed engine that `trainer` prepares load checkpoints with `safe_load`.
+
+    Returns:
+        A function that restores the Trainer and those engines.
+    """
+    undos: list[Undo] = []
+
+    def prepare(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        prepared = original(*args, **kwargs)
+        for each in prepared if isinstance(prepared, tuple | list) else (prepared,):
+            engine = getattr(each, "checkpoint_engine", None)
+            if engine is not None:
+                undos.append(patch_method(engine, "load", _load))
+        return prepared
+
+    undos.append(patch_method(trainer.accelerator, "_prepare_deepspeed", prepare))
+    return lambda: undo_all(undos)
+
+
+def _load(_: Callable[..., Any], path: str, map_location: Any = None) -> Any:
+    return safe_load(path, map_location)
+
+
+def safe_load(path: str, map_location: Any = None) -> Any:
+    """Reads a file of a DeepSpeed checkpoint.
+
+    Raises:
+        InputError: the file contains a type that is not in `ALLOWED`.
+    """
+    types = [pkgutil.resolve_name(name) for name in ALLOWED]
+    try:
+        with torch.serialization.safe_globals(types):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path}: it contains something other than tensors and known settings and "
+            f"is not loaded; use another checkpoint ({str(error).splitlines()[0]})"
+        ) from error

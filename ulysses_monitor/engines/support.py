@@ -1,0 +1,116 @@
+"""What engine views share: finding parameters, sharing them out, writing gradients.
+
+Legend: P trainable parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.engines.base import Shard
+
+__all__ = [
+    "assign_parameters",
+    "check_spans_world",
+    "select_state",
+    "strip_wrappers",
+    "trainable_parameters",
+    "unwrap",
+    "write_gradient",
+]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the user's module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def strip_wrappers(name: str) -> str:
+    """Returns a module's or parameter's name without what compiling and checkpointing insert.
+
+    Wrapping a model must not change the names of its metrics.
+    """
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+
+
+def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Returns the trainable parameters with their full names, in the model's order.
+
+    Tied parameters appear once.
+
+    Raises:
+        InputError: no parameter is trainable.
+    """
+    named = [(strip_wrappers(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise InputError(
+            "monitor: the model has no trainable parameters; expected at least one parameter with "
+            "requires_grad=True"
+        )
+    return named
+
+
+def select_state(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
+    """Returns the optimizer's plain floating-point tensors that have the shape of `param`.
+
+    Quantized state (8-bit optimizers) is neither, so it is not measured as if it were.
+    """
+    return {
+        name: value
+        for name, value in tensors.items()
+        if type(value) is Tensor and value.shape == param.shape and value.is_floating_point()
+    }
+
+
+def assign_parameters(numels: list[int], readers: int, reader: int) -> list[int]:
+    """Returns the indices of the parameters that one of several readers reads, ascending.
+
+    The largest parameter goes first, each to the reader with the fewest elements so far.
+
+    Args:
+        numels: number of elements of each parameter [P].
+        readers: number of readers.
+        reader: index of this reader.
+    """
+    load, own = [0] * readers, []
+    for i in sorted(range(len(numels)), key=lambda i: -numels[i]):
+        lightest = load.index(min(load))
+        load[lightest] += numels[i]
+        if lightest == reader:
+            own.append(i)
+    return sorted(own)
+
+
+def write_gradient(shard: Shard, value: Tensor, name: str) -> None:
+    """Implements `Engine.set_gradient` for engines that step with the tensor in ``shard.grad``.
+
+    Raises:
+        ValueError: the parameter got no gradient in this step.
+    """
+    if shard.grad is None:
+        raise ValueError(f"parameter {name} got no gradient in this step, so none can be set")
+    shard.grad.copy_(value)
+
+
+def check_spans_world(group: dist.ProcessGroup, what: str) -> None:
+    """Checks that an engine distributes the parameters over all ranks.
+
+    Raises:
+        InputError: it uses only some of them, so sums over ranks would mix different parameters.
+    """
+    size, world = dist.get_world_size(group), dist.get_world_size()
+    if size != world:
+        raise InputError(
+            f"monitor: {what} spans {size} of {world} ranks; expected one group of all ranks "
+            "(pipeline and tensor parallelism are not supported)"
+        )

@@ -1,0 +1,123 @@
+"""Opens the recording of a session: on rank 0 only, and with one answer for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ulysses_monitor.common.environment import describe_environment
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.ranks import agree_or_raise, rank, world_size
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.session.flops import numel
+from ulysses_monitor.session.process_exit import Status
+from ulysses_monitor.session.recording import NoRecording, Recorder, Recording
+from ulysses_monitor.session.settings import MonitorSettings, Parts
+from ulysses_monitor.store import IfExists
+
+__all__ = ["Place", "Training", "describe_model", "open_recorder"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a session records, and what it does with a run that is there already."""
+
+    run_dir: Path
+    if_exists: IfExists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is known of a training when its run opens.
+
+    Attributes:
+        step: optimizer steps already done; more than 0 continues the run directory.
+        max_steps: optimizer steps of the whole training, None if unknown.
+        info: further entries for run.json.
+        abilities: of ``save`` and ``stop``, what the training does when `take_requests` asks.
+        scheduler: kind of the learning rate's schedule, where it is known.
+        policy_state: what `Session.policy_state` returned at the checkpoint that is resumed.
+    """
+
+    step: int = 0
+    max_steps: int | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    abilities: Collection[str] = ()
+    scheduler: str = ""
+    policy_state: bytes | None = None
+
+
+def open_recorder(
+    place: Place,
+    settings: MonitorSettings,
+    parts: Parts,
+    engine: Engine,
+    training: Training,
+    config: Mapping[str, Any],
+    *,
+    on_exit: Callable[[Status], None],
+) -> Recorder:
+    """Takes the run directory on rank 0; every rank calls it.
+
+    Args:
+        place: where to record.
+        settings: how to record.
+        parts: what `settings` made.
+        engine: what is trained.
+        training: what is known of the training.
+        config: what the user configured, for run.json.
+        on_exit: closes the session when the process ends.
+
+    Raises:
+        InputError: rank 0 cannot take the directory; raised on every rank.
+    """
+    recorder: Recorder = NoRecording()
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            recorder = Recording(
+                place.run_dir,
+                "resume" if training.step else place.if_exists,
+                _describe(parts, engine, training, config),
+                sinks=parts.sinks,
+                tensorboard=settings.tensorboard,
+                mirror=settings.mirror,
+                on_exit=on_exit,
+            )
+        except OSError as e:
+            error = InputError(f"run directory {place.run_dir}: {e.strerror or e}")
+        except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
+            error = e
+    elsewhere = InputError("monitor: rank 0 could not take the run directory; see its message")
+    agree_or_raise(error, elsewhere, engine.device)
+    return recorder
+
+
+def _describe(
+    parts: Parts, engine: Engine, training: Training, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the entries of run.json."""
+    return {
+        **describe_environment(),
+        "engine": engine.name,
+        "world_size": world_size(),
+        "config": dict(config),
+        "sinks": [f"{type(s).__module__}:{type(s).__qualname__}" for s in parts.sinks],
+        "max_steps": training.max_steps,
+        **training.info,
+    }
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Returns class and parameter counts, for run.json."""
+    model = getattr(model, "module", model)
+    parameters = list(model.parameters())
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(map(numel, parameters)),
+        "trainable_parameters": sum(numel(p) for p in parameters if p.requires_grad),
+    }

@@ -1,0 +1,323 @@
+"""One open run: wires engine, probes, steering, rules and recording; knows no Trainer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.guard import Guard
+from ulysses_monitor.common.patching import Undo, undo_all
+from ulysses_monitor.common.ranks import world_size
+from ulysses_monitor.engines import Engine, do_nothing
+from ulysses_monitor.probes import assemble
+from ulysses_monitor.probes.capture import CapturedStep, Part
+from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
+from ulysses_monitor.rules import RuleSet
+from ulysses_monitor.session.flops import TrainingFlops
+from ulysses_monitor.session.opening import Place, Training, open_recorder
+from ulysses_monitor.session.process_exit import Status
+from ulysses_monitor.session.recording import NoRecording, Recorder
+from ulysses_monitor.session.settings import MonitorSettings, Parts
+from ulysses_monitor.session.sources import ReadSource, Sources
+from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, as_part
+from ulysses_monitor.steering import Steering
+
+__all__ = ["Session"]
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """One open run, from its directory's opening to its close; every rank has one.
+
+    One step, with every event marked::
+
+        step_begins()       # the step's batches are there
+        forward, backward   # observe(loss=..., tokens=..., loss_tokens=...) for each micro-batch
+        gradients_ready()   # reduced, unclipped: probes, ONE all-reduce, ONE copy to the host;
+                            # policies decide and act
+        engine clips, steps
+        stepped(done)       # reads what the step did; it travels with the next step's vector
+        step_ends()         # the record gets its times and goes to rules and to the bus
+        take_requests()     # what policies or people ask of whoever trains: save, stop
+
+    `gradients_ready` and `stepped` run on every rank; records, rules and sinks live on rank 0.
+
+    Args:
+        place: where to record.
+        settings: how to record.
+        parts: what `settings` made.
+        engine: the engine view to read.
+        training: what is known of the training.
+        config: what the user configured, for run.json.
+
+    Attributes:
+        run_dir: the run directory.
+        step: the last step that ended.
+        stopped: why a policy or a person stopped the training, None if they did not.
+
+    Raises:
+        InputError: the run directory is taken, policies contradict one another, or a policy state
+            is damaged.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        settings: MonitorSettings,
+        parts: Parts,
+        engine: Engine,
+        training: Training,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.run_dir = place.run_dir
+        self.step = training.step
+        self.stopped: str | None = None
+        self.is_open = True
+        self._engine = engine
+        self._recorder: Recorder = NoRecording()
+        self._guard = Guard(lambda about: self.event("monitor", about))
+        self._rules = RuleSet(parts.rules, self._guard)
+        self._sources = Sources(self._guard)
+        self._steering = Steering(
+            engine,
+            parts.policies,
+            mode=settings.mode,
+            seed=settings.seed,
+            max_steps=training.max_steps,
+            abilities=training.abilities,
+            scheduler=training.scheduler,
+            guard=self._guard,
+        )
+        self._flops = TrainingFlops.of(engine.model)
+        self._records = RecordBuilder()
+        self._current = TrainingStep()
+        self._last_publish = 0.0
+        self._has_warned = False
+        self._capture, self._undos = assemble(engine, settings.sample_every, self._next_is_sampled)
+        self._undos.append(self._drop_step)
+        try:
+            self._recorder = open_recorder(
+                place, settings, parts, engine, training, config, on_exit=self.close
+            )
+            if self._recorder.is_recording:
+                self._steering.listen(place.run_dir)
+            self._start(parts, training)
+        except BaseException:
+            self.close("failed")
+            raise
+
+    def _next_is_sampled(self) -> bool:
+        return self._capture.is_sampled(self.step + 1)
+
+    def _drop_step(self) -> None:
+        """Ends what counted for a step that was not done."""
+        self._steering.end_step()
+
+    # -- the life of a run -------------------------------------------------------------------
+
+    def _start(self, parts: Parts, training: Training) -> None:
+        """Records the start and restores what policies remembered at the checkpoint."""
+        about: dict[str, Any] = {
+            "engine": self._engine.name,
+            "world_size": world_size(),
+            "max_steps": training.max_steps,
+        }
+        if parts.policies:
+            about["policies"] = self._steering.modes
+        self.event("start", about)
+        missing = [policy.name for policy in parts.policies] if self.step else []
+        if training.policy_state is not None:
+            missing = self._steering.load(training.policy_state, "checkpoint", self.step)
+        if missing:
+            logger.warning(
+                "monitor: the checkpoint does not contain the memory of %s; starting without it",
+                ", ".join(missing),
+            )
+            self.event("monitor", {"policies_anew": missing})
+
+    def hook_step(self, ended: Callable[[], None] = do_nothing) -> None:
+        """Hooks the engine's step until the session closes: reading, acting, and `ended`.
+
+        Args:
+            ended: see `Engine.hook_step`.
+        """
+        hook = self._engine.hook_step
+        place = self._steering.gate.place
+        self._undos.append(place(lambda: hook(self.gradients_ready, self.stepped, ended)))
+
+    def add_source(self, names: Sequence[str], read: ReadSource) -> Undo:
+        """Adds metrics of every step from elsewhere, summed over ranks in the step's one vector.
+
+        Args:
+            names: names of the metrics, ``family/stat/scope``, the same on all ranks.
+            read: called once a step before clipping; returns this rank's values in that order. If
+                it raises, the metrics of the step are NaN.
+
+        Returns:
+            A function that removes them; call it on all ranks between the same two steps.
+
+        Raises:
+            InputError: a name has another form.
+        """
+        return self._sources.add(names, read)
+
+    def close(self, status: Status = "finished") -> None:
+        """Removes every hook, writes everything out, ends the run; safe to call twice."""
+        undo_all(self._undos)
+        if self.is_open:
+            self.is_open = False
+            self._recorder.close(status, self.step, self.stopped)
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def step_begins(self) -> None:
+        """Marks the start of a step's clock; without it a step starts where the last one ended."""
+        self._current.began = time.perf_counter()
+
+    def observe(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        tokens: Tensor | float = 0.0,
+        loss_tokens: Tensor | float | None = None,
+        attended: Tensor | float = 0.0,
+    ) -> None:
+        """Adds a micro-batch of the coming step; see `Monitor.observe`."""
+        if self._current.parts is not None and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "monitor: observe() came after before_clip() of the same step; call before_clip() "
+                "once a step, after its last micro-batch, or the gradients are read too early"
+            )
+        self._current.observe(loss, tokens, loss_tokens, attended)
+
+    def before_clip(self) -> None:
+        """Reads the gradients now unless the engine clips within its own step."""
+        if not self._engine.clips_in_step:
+            self.gradients_ready()
+
+    def gradients_ready(self) -> None:
+        """Reads the step: probes, one all-reduce, one copy. All ranks; once per step."""
+        step = self._current
+        if step.parts is not None:
+            return
+        began = time.perf_counter()
+        sources = self._sources.read()
+        own = step.observed() | sources | self._steering.collect_sums()
+        captured = self._capture.read(self.step + 1, own)
+        step.parts, step.sums = captured.parts, captured.extra
+        sources = {name: step.sums[name] for name in sources}
+        events = self._steer(step, sources)
+        if self._recorder.is_recording:
+            self._guard.call(
+                "recording", lambda: self._record_gradients(step, captured, sources, events), None
+            )
+        step.overhead += time.perf_counter() - began
+
+    def _steer(self, step: TrainingStep, sources: Mapping[str, float]) -> list[Event]:
+        """Lets policies and people act; on every rank, with the same numbers."""
+
+        def make_record() -> StepRecord:
+            own = as_part({**step.metrics(self._engine), **sources})
+            return self._records.build([*(step.parts or ()), own], self.step + 1)
+
+        try:
+            return self._steering.steer(make_record, step.sums, self._capture.names)
+        except InputError:  # before the first step, a policy that cannot act
+            raise
+        except Exception as error:  # noqa: BLE001 - note_failure logs it
+            self._guard.note_failure("steering", error, is_last=True)
+            self._steering.turn_off()
+            return []
+
+    def _record_gradients(
+        self,
+        step: TrainingStep,
+        captured: CapturedStep,
+        sources: Mapping[str, float],
+        events: Sequence[Event],
+    ) -> None:
+        if captured.previous_parts:
+            self._publish(captured.previous_parts)
+        own = step.metrics(self._engine, self._steering.edited_norm)
+        captured.parts.append(as_part({**own, **sources}))
+        for event in events:
+            self._recorder.publish(event)
+
+    def stepped(self, done: bool = True) -> None:
+        """Reads what the optimizer step did, before a scheduler changes its settings.
+
+        Args:
+            done: false if the step was skipped for an overflow.
+        """
+        began = time.perf_counter()
+        was_skipped = self._steering.end_step()
+        self._capture.finish_step(done and not was_skipped)
+        self._current.overhead += time.perf_counter() - began
+
+    def step_ends(self, step: int | None = None) -> None:
+        """Completes and publishes the step's record.
+
+        Args:
+            step: the step's number if the caller counts; otherwise the last one plus 1.
+        """
+        current, self._current = self._current, TrainingStep()
+        self.step = self.step + 1 if step is None else step
+        parts = current.parts
+        if parts is not None and self._recorder.is_recording:
+            self._guard.call("recording", lambda: self._record_step(current, parts), None)
+        self._current.began = time.perf_counter()
+
+    def _record_step(self, step: TrainingStep, parts: list[Part]) -> None:
+        began = time.perf_counter()
+        times = step.times(began - step.began, self._flops, self._engine.device)
+        times["monitor/overhead_seconds/total"] = step.overhead + self._last_publish
+        for sink, count in self._recorder.dropped().items():
+            times[f"monitor/dropped_records/{sink}"] = float(count)
+        self._publish([*parts, as_part(times)])
+        # Known only now, so the next record carries it.
+        self._last_publish = time.perf_counter() - began
+
+    def _publish(self, parts: Sequence[Part]) -> None:
+        """Publishes a record of the current step, and the alerts that rules raise for it."""
+        record = self._records.build(parts, self.step)
+        self._recorder.publish(record)
+        for alert in self._rules.observe(record):
+            self._recorder.publish(alert.to_event(record.time))
+
+    def take_requests(self) -> dict[str, str]:
+        """Returns what policies or people ask of the training: ``save``, ``stop``, and why.
+
+        The answer is the same on all ranks. Call it once at the end of each step.
+        """
+        requests, self._steering.requests = self._steering.requests, {}
+        self.stopped = requests.get("stop", self.stopped)
+        return requests
+
+    # -- what happens between steps ------------------------------------------------------------
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Records an event at the current step."""
+        self._recorder.publish(Event(kind=kind, step=self.step, time=time.time(), data=data))
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Records further metrics of the current step; see `Monitor.log`."""
+        names = tuple(Metric(name=name).name for name in metrics)
+        if names:
+            values = np.array([float(value) for value in metrics.values()], np.float64)
+            self._recorder.publish(StepRecord(self.step, time.time(), schema_of(names), values))
+
+    def policy_state(self) -> bytes | None:
+        """Returns what policies remember, to be kept with a checkpoint of this step.
+
+        Every rank calls it. None if there is nothing to remember.
+        """
+        self._steering.note_checkpoint(self.step)
+        return self._steering.to_bytes() if self._steering.has_state else None

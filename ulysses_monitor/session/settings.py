@@ -1,0 +1,119 @@
+"""How a training is watched: the settings of `Monitor`, of YAML's `monitor:` and of `attach`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.policies import Managed, check_policy_specs, make_policies
+from ulysses_monitor.records import Mode
+from ulysses_monitor.rules import Rule, checked_rules
+from ulysses_monitor.sinks import Sink, check_specs, make_sinks
+from ulysses_monitor.store import IfExists, check_mirror
+
+__all__ = ["MonitorSettings", "Parts", "check_run_dir"]
+
+
+class MonitorSettings(BaseModel):
+    """How a training is watched and recorded.
+
+    Sinks, rules and policies are checked here and made by `make_parts`, so that a configuration
+    can be checked without importing code of the user's.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    sinks: Any = []
+    """Sinks beside the run store and TensorBoard: objects with `write`, `flush` and `close`, names
+    such as ``csv``, import paths of classes, or a mapping of one of these to its settings."""
+    rules: Any = "default"
+    """Alert rules: ``default``, ``off``, or a list of rules; an empty list for none."""
+    policies: Any = []
+    """What acts on a step before its gradients are clipped: a preset such as ``ulysses-pro``, the
+    path of a YAML file, or a list of names with settings, objects with a `name` and
+    `decide(history)`, and functions of the history that return `um.Action`s."""
+    mode: Mode = "active"
+    """Of policies that have no mode of their own; in ``shadow`` they decide and touch nothing."""
+    seed: int = 0
+    """Seed of the policies' noise."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard files."""
+    mirror: str | None = None
+    """A URL, such as s3://bucket/runs/demo, that gets a copy of the run while it is written."""
+    sample_every: int = Field(default=10, ge=1)
+    """Optimizer state, parameters, adapters, updates and the equality of replicas are read at steps
+    1, 1 + N, 1 + 2N, ..."""
+    if_exists: IfExists = "refuse"
+    """What to do if the directory holds a run already; a training that resumes from a checkpoint
+    continues the run in any case."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _read_off(cls, mode: Any) -> Any:
+        return "off" if mode is False else mode  # what YAML makes of off
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _check_sinks(cls, sinks: Any) -> Any:
+        check_specs(sinks)
+        return sinks
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _check_rules(cls, rules: Any) -> Any:
+        if rules is False or rules == "off":
+            return []
+        if rules == "default":
+            return rules
+        return checked_rules(rules)
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _check_policies(cls, policies: Any) -> Any:
+        check_policy_specs(policies)
+        return policies
+
+    @field_validator("mirror")
+    @classmethod
+    def _check_mirror(cls, mirror: str | None) -> str | None:
+        if mirror is not None:
+            check_mirror(mirror)
+        return mirror
+
+    def make_parts(self) -> Parts:
+        """Makes the sinks, rules and policies.
+
+        Raises:
+            InputError: something of the user's cannot be imported, or is not what it should be.
+        """
+        policies = [] if self.mode == "off" else make_policies(self.policies)
+        return Parts(make_sinks(self.sinks), checked_rules(self.rules), policies)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a session is made of beside its engine; one monitor uses the same for each training."""
+
+    sinks: list[Sink]
+    rules: list[Rule]
+    policies: list[Managed]
+
+
+def check_run_dir(run_dir: str | Path) -> Path:
+    """Returns `run_dir` as a path.
+
+    Raises:
+        InputError: it is empty or a URL.
+    """
+    if not str(run_dir) or "://" in str(run_dir):
+        raise InputError(
+            f"monitor: run_dir is {str(run_dir)!r}; expected a local directory such as runs/demo; "
+            "mirror= copies it to a URL"
+        )
+    return Path(run_dir)

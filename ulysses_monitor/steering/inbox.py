@@ -1,0 +1,55 @@
+"""Commands that people send to a run: rank 0 reads them, all ranks get them at the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ulysses_monitor.common.ranks import broadcast_bytes
+from ulysses_monitor.records.command import Command
+from ulysses_monitor.store.control_file import ControlFile
+
+__all__ = ["CommandInbox"]
+
+_PENDING = "steering/command_pending"
+
+
+class CommandInbox:
+    """The commands of `ulysses control`, one a step.
+
+    Args:
+        device: where the collective backend's tensors live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._file: ControlFile | None = None
+        self._pending: Command | None = None
+
+    def open(self, run_dir: Path) -> None:
+        """Reads commands from the run directory from now on; called on rank 0 only."""
+        self._file = ControlFile(run_dir)
+
+    def problems(self) -> list[str]:
+        """Returns why commands were refused, each once."""
+        return [] if self._file is None else self._file.problems()
+
+    def collect_sums(self) -> dict[str, float]:
+        """Returns this rank's numbers, to be summed over ranks: whether a command is pending."""
+        if self._file is not None and self._pending is None:
+            self._pending = self._file.poll()
+        return {_PENDING: float(self._pending is not None)}
+
+    def receive(self, sums: Mapping[str, float]) -> Command | None:
+        """Returns the command of this step, the same on all ranks.
+
+        Args:
+            sums: `collect_sums` over all ranks.
+        """
+        if not sums[_PENDING]:
+            return None
+        own = b"" if self._pending is None else self._pending.to_json().encode()
+        self._pending = None
+        return Command.from_json(broadcast_bytes(own, self._device).decode())
