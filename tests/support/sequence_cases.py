@@ -72,15 +72,15 @@ class Case:
     data: str = "ragged"
     checkpointing: bool = False
     evaluated: int = 7
-    """With several groups only a number that fills every batch gives one process's batches."""
-    acts: bool = False
-    """Whether policies act on it."""
+    """Rows to evaluate. With several groups they must fill every batch, as on one process."""
+    has_policy: bool = False
+    """Whether a policy changes gradients and the learning rate."""
 
     @property
     def label(self) -> str:
         engine = "ddp" if self.zero is None else f"zero{self.zero}"
         heads = f"h{self.heads}k{self.key_heads}"
-        extra = "-checkpointing" * self.checkpointing + "-acts" * self.acts
+        extra = "-checkpointing" * self.checkpointing + "-policy" * self.has_policy
         return (
             f"{self.model}-{heads}-{engine}-sp{self.size}x{self.groups}-ga{self.accumulate}"
             f"-rows{self.rows}-{self.data}{extra}-eval{self.evaluated}"
@@ -217,7 +217,7 @@ def weighted(values: Tensor) -> float:
     return float(values.flatten().double() @ places)
 
 
-def acts(history: Any) -> list[Any]:
+def every_action(history: Any) -> list[Any]:
     """An action of every kind that edits gradients, and one on the rate."""
     import ulysses_monitor as um
 
@@ -242,7 +242,7 @@ def train(case: Case) -> dict[str, Any]:
     trainer = build_trainer(case, compute_metrics=fingerprint)
     sink = um.MemorySink()
     folder = tempfile.mkdtemp(prefix="sequence-run-")
-    policies = [acts] if case.acts else []
+    policies = [every_action] if case.has_policy else []
     monitor = um.Monitor(
         folder,
         tensorboard=False,

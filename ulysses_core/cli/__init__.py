@@ -1,4 +1,4 @@
-"""The command line: `ulysses train`, `attach`, `doctor`, `report`, `board`, `watch`."""
+"""The command line `ulysses`; `app` lists its commands."""
 
 from ulysses_core.cli.app import main
 

@@ -1,4 +1,4 @@
-"""``python -m ulysses_core.cli``: what the launcher starts on every rank."""
+"""``python -m ulysses_core.cli``, which the launcher runs on every rank."""
 
 from ulysses_core.cli.app import main
 

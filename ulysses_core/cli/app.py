@@ -1,6 +1,6 @@
-"""The commands and their exit codes.
+"""The commands of `ulysses` and their exit codes.
 
-0 fine, 1 the run failed, 2 the user's input is wrong, 3 stopped by a rule or policy.
+0 success, 1 the run failed, 2 the user's input is wrong, 3 a rule or policy stopped the run.
 """
 
 from __future__ import annotations
@@ -20,33 +20,48 @@ __all__ = ["main"]
 
 app = typer.Typer(
     name="ulysses",
-    help="Train LLMs on long sequences, watch them, and look at what happened.",
+    help="Train LLMs on long sequences, and record, follow and steer any training.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-store = typer.Typer(help="Look after the files of runs.")
+store = typer.Typer(help="Maintain the files of runs.")
 app.add_typer(store, name="store")
 
-_RANK_0_SPEAKS_FIRST = 10.0
-"""Seconds that another rank waits before it reports wrong input itself."""
+_REPORT_DELAY = 10.0
+"""Seconds that other ranks wait before they report wrong input, because rank 0 reports it too."""
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Override any key, dotted if nested.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Override keys of the config, such as learning_rate=1e-4 or monitor.sample_every=5.",
+    ),
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run directory, such as runs/sft, or a URL.")
+]
+LocalRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/sft.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file, such as examples/sft.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as examples/sft.yaml.")
+    ],
     overrides: Overrides = None,
     nproc: Annotated[
         int | None,
-        typer.Option(help="Processes on this machine; GPUs if any, else sequence_parallel_size."),
+        typer.Option(
+            help="Processes to start. Default: one per GPU, or sequence_parallel_size without GPUs."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Validate and print the plan; train nothing.")
+        bool, typer.Option(help="Check the config and print the plan without training.")
     ] = False,
     adjust_lr: Annotated[
-        float | None, typer.Option(help="Multiply the base learning rate by this.")
+        float | None, typer.Option(help="Multiply the base learning rate by this factor.")
     ] = None,
     debug: Annotated[bool, typer.Option(help="Log every decision.")] = False,
 ) -> None:
@@ -54,30 +69,35 @@ def train(
     from ulysses_core.cli import train as command
 
     _configure_logging(debug)
-    given = list(overrides or [])
+    changes = list(overrides or [])
     if adjust_lr is not None:
-        given.append(f"adjust_lr={adjust_lr}")
-    raise typer.Exit(command.train(config, given, nproc, dry_run=dry_run, debug=debug))
+        changes.append(f"adjust_lr={adjust_lr}")
+    raise typer.Exit(command.train(config, changes, nproc, dry_run=dry_run, debug=debug))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def attach(
     command: Annotated[
-        list[str] | None, typer.Argument(help="What to run, as it is: -- torchrun train.py ...")
+        list[str] | None,
+        typer.Argument(
+            metavar="COMMAND",
+            help="The training command after --, as in ulysses attach -- torchrun train.py.",
+        ),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where to record; runs/<script>-<time> if not given.")
+        Path | None,
+        typer.Option(help="Run directory to record to. Default: runs/<script>-<time>."),
     ] = None,
     sample_every: Annotated[
-        int, typer.Option(min=1, help="Read optimizer state and parameters each N steps.")
+        int, typer.Option(min=1, help="Read optimizer state and parameters every N steps.")
     ] = 10,
     if_exists: Annotated[
         Literal["refuse", "resume", "overwrite"],
-        typer.Option(help="What to do with a run that is in the run directory already."),
+        typer.Option(help="What to do if the run directory already contains a run."),
     ] = "refuse",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files.")] = True,
 ) -> None:
-    """Run any training command with the monitor on every Trainer it makes."""
+    """Run any training command and record every Trainer that it creates."""
     from ulysses_core.cli.attach import attach as run
 
     code = run(
@@ -92,11 +112,19 @@ def attach(
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="A config to check against.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="A YAML file, such as examples/sft.yaml."),
+    ] = None,
     overrides: Overrides = None,
-    nproc: Annotated[int | None, typer.Option(help="Processes it would run on.")] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes to plan for. Default: one per GPU, or sequence_parallel_size."
+        ),
+    ] = None,
 ) -> None:
-    """Say what this machine has, and what a config needs."""
+    """Show what this machine has and what a config needs."""
     from ulysses_core.cli.doctor import doctor as command
 
     command(config, list(overrides or []), nproc)
@@ -104,12 +132,12 @@ def doctor(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="A run directory, such as runs/sft, or a URL.")],
+    run: Run,
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; report.html in the run if not given.")
+        Path | None, typer.Option(help="File to write. Default: report.html in the run directory.")
     ] = None,
 ) -> None:
-    """Write report.html into a run directory and name it."""
+    """Write a run's report.html and print its path."""
     from ulysses_monitor.reading import open_run
     from ulysses_monitor.report import write_report
 
@@ -121,9 +149,9 @@ def runs(
     place: Annotated[
         str, typer.Argument(metavar="DIR", help="A folder of runs, a glob or a URL.")
     ] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the runs of a folder: state, last step, loss, alerts, when and how long."""
+    """List the runs of a folder with state, step, loss, alerts, start and duration."""
     from ulysses_core.cli.runs import list_runs
 
     list_runs(place, as_json=as_json)
@@ -132,14 +160,19 @@ def runs(
 @app.command()
 def board(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run directories, or a folder of runs such as runs.")
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run directories, or folders of runs, such as runs."),
     ],
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="0 for any free one; the first from 6006 on if unset."),
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port to serve on; 0 for any free port. Default: the first free port from 6006.",
+        ),
     ] = None,
 ) -> None:
-    """Open TensorBoard over some runs, on this machine only."""
+    """Serve TensorBoard for some runs, to this machine only."""
     from ulysses_core.cli.board import board as command
 
     command(runs, port)
@@ -147,9 +180,9 @@ def board(
 
 @app.command()
 def watch(
-    run: Annotated[str, typer.Argument(help="A run directory, such as runs/sft, or a URL.")],
+    run: Run,
 ) -> None:
-    """Follow a run in the terminal, live or finished."""
+    """Follow a run in the terminal; a finished run is shown once."""
     from ulysses_core.cli.watch import watch as command
 
     command(run)
@@ -157,18 +190,21 @@ def watch(
 
 @app.command()
 def control(
-    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/sft.")],
+    run: LocalRun,
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="policy=off|shadow|active, policy.NAME=..., lr_factor=0.5, lr_factor.GROUP=..., "
-            "save, stop; several at once."
+            metavar="CHANGE",
+            help="One or more of policy=off|shadow|active, policy.NAME=..., lr_factor=0.5, "
+            "lr_factor.GROUP=..., save, stop.",
         ),
     ] = None,
-    why: Annotated[str, typer.Option(help="A sentence that is recorded with it.")] = "",
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 60.0,
+    why: Annotated[str, typer.Option(help="A reason, which the run records.")] = "",
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the run's answer.")
+    ] = 60.0,
 ) -> None:
-    """Steer a run while it trains: its policies, its learning rate, a checkpoint, an end."""
+    """Steer a run while it trains: policies, learning rate, checkpoints, stop."""
     from ulysses_core.cli.control import control as command
 
     raise typer.Exit(command(run, words or [], why=why, wait=wait))
@@ -176,34 +212,32 @@ def control(
 
 @app.command()
 def replay(
-    run: Annotated[str, typer.Argument(help="A run directory, such as runs/sft, or a URL.")],
+    run: Run,
     policies: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A preset, a policy, a YAML file or module:function; may be given several times."
-        ),
+        typer.Option(help="A preset, a policy, a YAML file or module:function. Can be repeated."),
     ] = None,
     rules: Annotated[
         list[str] | None,
         typer.Option(
-            help="default, a rule, a YAML file or module:function; may be given several times. "
-            "default if no policy is given."
+            help="default, a rule, a YAML file or module:function. Can be repeated. "
+            "Default: the default rules, if there are no policies."
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Show all decisions.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show all decisions and alerts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what rules and policies would have done in a run, at which steps; write nothing."""
+    """Show what rules and policies would have done in a run, and at which steps."""
     from ulysses_core.cli.replay import replay as command
 
-    command(run, policies or [], rules or [], as_json=as_json, everything=everything)
+    command(run, policies or [], rules or [], as_json=as_json, show_all=show_all)
 
 
 @store.command()
 def compact(
-    run: Annotated[Path, typer.Argument(help="A run directory that nobody writes.")],
+    run: LocalRun,
 ) -> None:
-    """Turn a run's metrics into one Parquet file."""
+    """Merge the metrics of a run that has ended into one Parquet file."""
     from ulysses_core.cli.store import compact as command
 
     command(run)
@@ -218,8 +252,8 @@ def _configure_logging(debug: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line; wrong input becomes one line and exit code 2."""
-    # The deepspeed launcher puts --local_rank before the command; LOCAL_RANK says the same.
+    """Runs the command line and exits; wrong input prints one line and exits with code 2."""
+    # The deepspeed launcher adds --local_rank before the command; LOCAL_RANK has the same value.
     arguments = sys.argv[1:]
     if arguments and arguments[0].startswith("--local_rank="):
         arguments = arguments[1:]
@@ -234,8 +268,8 @@ def main() -> None:
         _leave(1)
     except InputError as error:
         if os.environ.get("RANK", "0") != "0":
-            # Rank 0 says it, as a rule, and its launcher ends this one meanwhile.
-            time.sleep(_RANK_0_SPEAKS_FIRST)
+            # Rank 0 usually reports the same error, and its launcher then ends this rank.
+            time.sleep(_REPORT_DELAY)
         typer.echo(f"ulysses: {error}", err=True)
         _leave(2)
     except OSError as error:
@@ -249,7 +283,7 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """Exits at once: other ranks may wait in a collective that this one will not join."""
+    """Exits without cleanup, because other ranks may wait in a collective with this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     if "RANK" in os.environ:

@@ -1,7 +1,7 @@
-"""`ulysses attach`: any training command, with the monitor on every Trainer it makes.
+"""`ulysses attach`: runs any training command with the monitor on every Trainer it creates.
 
-The command is started as it is, in an environment in which each Python process below waits for
-``transformers.trainer`` to be imported; see `ulysses_monitor.integrations.auto`.
+The command runs unchanged. Its environment makes every Python process in it wait for the import of
+``transformers.trainer``; see `ulysses_monitor.integrations.auto`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ulysses_monitor.store import IfExists
 
 __all__ = ["attach"]
 
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""Where launchers that may start `ulysses attach` itself say which rank they start."""
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""Variables with the rank, of launchers that may start `ulysses attach` itself."""
 
 
 def attach(
@@ -41,14 +41,15 @@ def attach(
     """Runs a command with the monitor attached, and returns its exit code.
 
     Raises:
-        InputError: the command cannot be started, or the run directory cannot be taken.
+        InputError: the command cannot be started, or the run directory cannot be used.
     """
     check_command(command)
-    is_first = next((os.environ[key] for key in _RANKS if key in os.environ), "0") == "0"
+    rank = next((os.environ[key] for key in _RANK_VARIABLES if key in os.environ), "0")
+    is_first = rank == "0"
     place = run_dir or default_run_dir(command)
-    if is_first:  # the others may come later, when the first one has taken it
+    if is_first:  # on other ranks rank 0 may already be using the directory
         check_first_place(place, if_exists)
-        typer.echo(f"ulysses: attached; what a Trainer does is recorded in {place}", err=True)
+        typer.echo(f"ulysses: attached; Trainers are recorded to {place}", err=True)
     with tempfile.TemporaryDirectory(prefix="ulysses-attach-") as folder:
         notes = Path(folder, "notes")
         notes.touch()
@@ -61,36 +62,38 @@ def attach(
             ),
         )
         code = run_child(command, settings.environment(os.environ))
-        told = read_notes(notes)
+        outcomes = read_notes(notes)
     if is_first:
-        for line in summary(told, code):
+        for line in describe_outcomes(outcomes, code):
             typer.echo(f"ulysses: {line}", err=True)
     return code
 
 
 def check_command(command: list[str]) -> None:
-    """Refuses what is not a command that can be started.
+    """Checks that a command can be started.
 
     Raises:
-        InputError: see the message.
+        InputError: there is no command, or it is not an executable program.
     """
     if not command:
-        raise InputError("attach: no command; write it after --: ulysses attach -- python train.py")
+        raise InputError(
+            "attach: no command; add it after --, as in ulysses attach -- python train.py"
+        )
     name, path = command[0], Path(command[0])
     if shutil.which(name) is not None:
         return
     if os.sep not in name and not path.exists():
-        raise InputError(f"attach: command {name} is not on PATH")
+        raise InputError(f"attach: command {name} is not on PATH; give its path")
     if not path.exists():
         raise InputError(f"attach: command {name}: no such file")
     if path.is_dir():
-        raise InputError(f"attach: command {name}: is a folder; name a program")
+        raise InputError(f"attach: command {name} is a folder; expected a program")
     advice = f"python {name}" if path.suffix == ".py" else f"chmod +x {name}, or its interpreter"
-    raise InputError(f"attach: command {name}: is not executable; try {advice}")
+    raise InputError(f"attach: command {name} is not executable; try {advice}")
 
 
 def default_run_dir(command: list[str]) -> Path:
-    """``runs/<script>-<time>``, or with the module's or the program's name; one that is free."""
+    """Returns ``runs/<script>-<time>`` that does not exist; also for a module or a program."""
     scripts = [Path(part).stem for part in command if part.endswith(".py")]
     modules = [after for part, after in itertools.pairwise(command) if part == "-m"]
     name = scripts[0] if scripts else Path(modules[-1] if modules else command[0]).name
@@ -104,29 +107,29 @@ def default_run_dir(command: list[str]) -> Path:
         now += 1
 
 
-def summary(notes: list[Note], code: int) -> list[str]:
-    """What became of the Trainers of a command that ended with `code`, a line each."""
-    lines = [_line(note) for note in notes if note.outcome in ("recorded", "failed", "own")]
+def describe_outcomes(notes: list[Note], code: int) -> list[str]:
+    """Returns a line about each Trainer of a command that ended with exit code `code`."""
+    lines = [_describe(note) for note in notes if note.outcome in ("recorded", "failed", "own")]
     outcomes = {note.outcome for note in notes}
     if lines:
         return lines
     if "elsewhere" in outcomes:
-        return ["recorded by rank 0, on another node"]
+        return ["recorded by rank 0 on another node"]
     if "made" in outcomes:
-        return ["nothing recorded: a Trainer was made, but its train() did not begin"]
+        return ["nothing recorded: a Trainer was created, but its training did not start"]
     if code:
-        return [f"nothing recorded: no Trainer was made before the command ended with code {code}"]
+        return [f"nothing recorded: the command created no Trainer before it exited with {code}"]
     return [
-        "nothing recorded: the command made no transformers or TRL Trainer; "
-        "a plain loop is watched by two lines in it: with monitor.watch(model, optimizer): ..."
+        "nothing recorded: the command created no transformers or TRL Trainer; "
+        "to record your own loop, put it in: with monitor.watch(model, optimizer): ..."
     ]
 
 
-def _line(note: Note) -> str:
+def _describe(note: Note) -> str:
     if note.outcome == "recorded":
         run = Path(note.text)
         shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-        return f"recorded {shown}; see it: ulysses report {shlex.quote(str(shown))}"
+        return f"recorded {shown}; to see it, run: ulysses report {shlex.quote(str(shown))}"
     if note.outcome == "own":
-        return "a Trainer with a monitor of its own was left alone"
+        return "skipped a Trainer that has its own monitor"
     return f"not recorded: {note.text}"

@@ -1,4 +1,4 @@
-"""`ulysses board`: TensorBoard over some runs, on this machine only."""
+"""`ulysses board`: serves TensorBoard for some runs, to this machine only."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def board(paths: Sequence[Path], port: int | None) -> None:
 
     Args:
         paths: run directories, or directories of runs.
-        port: where; 0 for any that is free, None for the first free one from 6006 on.
+        port: the port; 0 for any free port, None for the first free port from 6006.
 
     Raises:
-        InputError: there is no run at a path, or the port is taken.
+        InputError: there is no run at a path, or the port is in use.
     """
     runs = find_runs(paths)
     signal.signal(signal.SIGTERM, _raise_exit)
@@ -41,7 +41,7 @@ def board(paths: Sequence[Path], port: int | None) -> None:
         try:
             url = _launch(folder, port)
             count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-            typer.echo(f"TensorBoard of {count}: {url}#custom_scalars (Ctrl-C ends it)")
+            typer.echo(f"TensorBoard of {count}: {url}#custom_scalars (press Ctrl-C to stop)")
             sys.stdout.flush()
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -49,21 +49,21 @@ def board(paths: Sequence[Path], port: int | None) -> None:
 
 
 def find_runs(paths: Sequence[Path]) -> dict[str, Path]:
-    """The runs with TensorBoard files at `paths`, by names that tell them apart.
+    """Returns the runs with TensorBoard files at `paths`, by unique names.
 
     Raises:
-        InputError: there is none at one of them.
+        InputError: a path has no such run.
     """
     found: list[Path] = []
     for path in paths:
-        inside = [path] if _has_events(path) else _inside(path)
-        if not inside:
-            raise InputError(f"run {path}: {_reason(path)}")
-        found += [run for run in inside if run not in found]
-    return dict(zip(_names(found), found, strict=True))
+        runs = [path] if _has_events(path) else _find_runs_inside(path)
+        if not runs:
+            raise InputError(f"run {path}: {_explain_missing(path)}")
+        found += [run for run in runs if run not in found]
+    return dict(zip(_name_uniquely(found), found, strict=True))
 
 
-def _inside(path: Path) -> list[Path]:
+def _find_runs_inside(path: Path) -> list[Path]:
     return sorted(run for run in path.iterdir() if _has_events(run)) if path.is_dir() else []
 
 
@@ -71,16 +71,17 @@ def _has_events(run: Path) -> bool:
     return (run / "tensorboard").is_dir()
 
 
-def _reason(path: Path) -> str:
+def _explain_missing(path: Path) -> str:
+    expected = "expected a run directory such as runs/sft, or a folder of runs"
     if not path.exists():
-        return "no such folder; name a run directory such as runs/sft, or a folder of runs"
+        return f"no such folder; {expected}"
     if (path / "run.json").is_file():
-        return "it has no tensorboard folder; it was recorded with tensorboard=false"
-    return "no run there; name a run directory such as runs/sft, or a folder of runs"
+        return "no TensorBoard files; the run was recorded with tensorboard=false"
+    return f"no run in this folder; {expected}"
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many of those above as it takes to tell them apart."""
+def _name_uniquely(runs: Sequence[Path]) -> list[str]:
+    """Returns the folders' names, with as many parent folders as it takes to be unique."""
     parts = [run.resolve().parts[1:] for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
@@ -90,7 +91,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _launch(folder: str, port: int | None) -> str:
-    """Starts TensorBoard on a thread of this process; it ends with it."""
+    """Starts TensorBoard on a thread of this process and returns its URL."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tensorboard import default, program
     from tensorboard.util import tb_logging
@@ -103,7 +104,7 @@ def _launch(folder: str, port: int | None) -> str:
         arguments += ["--port", str(port)]
     server.configure(arguments)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # which advertises its data loader
+        with contextlib.redirect_stderr(io.StringIO()):  # TensorBoard advertises its data loader
             url: str = server.launch()
     except program.TensorBoardServerException as error:
         raise InputError(f"port {port or 6006}: {error.msg.splitlines()[0]}") from error

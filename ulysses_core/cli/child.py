@@ -1,4 +1,4 @@
-"""Running a command in the foreground: its terminal, its signals and its exit code are ours."""
+"""Runs a command in the foreground, with this process's terminal, signals and exit code."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ulysses_monitor.common.errors import InputError
 
 __all__ = ["run_child"]
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_PASSED_ON = (*_STOPS, signal.SIGUSR1, signal.SIGUSR2)
-"""Those that schedulers and users send to a training; others act on this process alone."""
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_FORWARDED_SIGNALS = (*_STOP_SIGNALS, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that schedulers and users send to a training; others affect only this process."""
 
-_OWN_END = 3.0
-"""Seconds that the processes of a stopped command have to end by themselves."""
-_ASKED_END = 30.0
-"""Seconds more, once they were asked; as many as torchrun gives its ranks."""
+_EXIT_TIMEOUT = 3.0
+"""Seconds that the processes of a stopped command have to exit by themselves."""
+_SIGNAL_TIMEOUT = 30.0
+"""Seconds that they have to exit after a signal; torchrun gives its ranks as many."""
 
 
 def run_child(command: list[str], environment: Mapping[str, str]) -> int:
-    """Runs `command` with this process's input and output, passing on signals.
+    """Runs `command` with this process's input and output, and forwards signals to it.
 
     Returns:
-        Its exit code; 128 + n where signal n ended it.
+        Its exit code, or 128 + n if signal n ended it.
 
     Raises:
-        InputError: it cannot be started.
+        InputError: the command cannot be started.
     """
     child = _Child()
-    # An ignored signal stays ignored, here and in the command: that is what nohup does.
-    before = {n: h for n in _PASSED_ON if (h := signal.getsignal(n)) != signal.SIG_IGN}
+    # Signals that are ignored, as under nohup, stay ignored here and in the command.
+    before = {n: h for n in _FORWARDED_SIGNALS if (h := signal.getsignal(n)) != signal.SIG_IGN}
     try:
         for number in before:
-            signal.signal(number, child.pass_on)
+            signal.signal(number, child.forward)
         code = child.run(command, environment)
     except OSError as error:
         raise InputError(f"attach: command {command[0]}: {error.strerror or error}") from None
@@ -50,52 +50,52 @@ def run_child(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 class _Child:
-    """The command while it runs, and the processes it had when it was told to stop."""
+    """The running command, and its descendant processes at the time of a stop signal."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._early: list[int] = []
-        self._stop: int | None = None
-        self._family: list[psutil.Process] = []
+        self._pending: list[int] = []
+        self._stop_signal: int | None = None
+        self._descendants: list[psutil.Process] = []
 
     def run(self, command: list[str], environment: Mapping[str, str]) -> int:
         self._process = subprocess.Popen(command, env=dict(environment))  # noqa: S603 - asked for
-        for number in self._early:
-            self.pass_on(number)
+        for number in self._pending:
+            self.forward(number)
         code = self._process.wait()
-        if self._stop is not None:
-            self._end_family(self._stop)
+        if self._stop_signal is not None:
+            self._end_descendants(self._stop_signal)
         return code
 
-    def pass_on(self, number: int, _: Any = None) -> None:
-        """Handles a signal, also one that comes before the command is there."""
+    def forward(self, number: int, _: Any = None) -> None:
+        """Forwards a signal to the command, or keeps it until the command has started."""
         if self._process is None:
-            self._early.append(number)
+            self._pending.append(number)
             return
-        if number in _STOPS:
-            self._stop = number
+        if number in _STOP_SIGNALS:
+            self._stop_signal = number
             with suppress(psutil.Error):
-                found = psutil.Process(self._process.pid).children(recursive=True)
-                self._family = list({*self._family, *found})
+                running = psutil.Process(self._process.pid).children(recursive=True)
+                self._descendants = list({*self._descendants, *running})
         if not _is_typed(number):
             self._process.send_signal(number)
 
-    def _end_family(self, number: int) -> None:
-        """Ends what the command left running: not every launcher ends its ranks."""
-        _, alive = psutil.wait_procs(self._family, timeout=_OWN_END)
+    def _end_descendants(self, number: int) -> None:
+        """Ends processes that the command left running: not every launcher ends its ranks."""
+        _, alive = psutil.wait_procs(self._descendants, timeout=_EXIT_TIMEOUT)
         for process in alive:
             with suppress(psutil.Error):
                 process.send_signal(number)
-        _, alive = psutil.wait_procs(alive, timeout=_ASKED_END)
+        _, alive = psutil.wait_procs(alive, timeout=_SIGNAL_TIMEOUT)
         for process in alive:
             with suppress(psutil.Error):
                 process.kill()
 
 
 def _is_typed(number: int) -> bool:
-    """Whether the signal comes from the keyboard, which sends it to the command as well.
+    """Returns whether the terminal sent the signal, which the command then received as well.
 
-    Twice would be once too often: a second Ctrl-C breaks off what the first one set going.
+    Forwarding it would send it twice, and a second Ctrl-C interrupts the clean exit.
     """
     if number not in (signal.SIGINT, signal.SIGQUIT):
         return False

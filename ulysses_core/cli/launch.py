@@ -1,4 +1,4 @@
-"""Starting one process per rank with torch's elastic launcher, and what their exits mean."""
+"""Starts one process per rank with torch's elastic launcher and interprets their exit codes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ __all__ = ["choose_processes", "is_launched", "launch"]
 
 
 def is_launched() -> bool:
-    """Whether a launcher (torchrun, deepspeed, Slurm's, …) started this process as a rank."""
+    """Returns whether a launcher (torchrun, deepspeed, srun, …) started this process as a rank."""
     return all(key in os.environ for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
 
 
-def choose_processes(asked: int | None, sequence_parallel_size: int) -> int:
-    """Processes to start: what was asked for, else one per GPU, else one sequence group.
+def choose_processes(nproc: int | None, sequence_parallel_size: int) -> int:
+    """Returns the number of processes to start.
+
+    It is `nproc` if the user set it. Otherwise there is one process per GPU, rounded down to whole
+    sequence groups, and at least one group.
 
     Raises:
-        InputError: less than 1 was asked for.
+        InputError: `nproc` is less than 1.
     """
-    if asked is not None:
-        if asked < 1:
-            raise InputError(f"--nproc is {asked}; allowed is 1 or more")
-        return asked
+    if nproc is not None:
+        if nproc < 1:
+            raise InputError(f"--nproc is {nproc}; expected an integer of 1 or more")
+        return nproc
     import torch
 
     devices = torch.accelerator.device_count()
@@ -40,13 +43,13 @@ def launch(arguments: list[str], processes: int) -> int:
     """Runs ``python -m ulysses_core.cli`` with `arguments` in `processes` processes.
 
     Returns:
-        0, or the exit code of the rank that failed first; its message is on standard error.
+        0, or the exit code of the first rank that failed; the rank has printed its error.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The ranks report their own errors; the launcher's tables would bury the one clear line.
+    # The ranks print their own errors; the launcher's tables would hide the one clear line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     if processes > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -65,15 +68,17 @@ def launch(arguments: list[str], processes: int) -> int:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         return _exit_code(error)
-    except SignalException as error:  # the launcher has ended the ranks, which closed their records
+    except (
+        SignalException
+    ) as error:  # the launcher has stopped the ranks, which saved their records
         name = signal.Signals(error.sigval).name
-        typer.echo(f"ulysses: stopped by {name}; what was recorded is kept", err=True)
+        typer.echo(f"ulysses: stopped by {name}; the recorded steps are kept", err=True)
         return 1
     return 0
 
 
 def _exit_code(error: object) -> int:
-    """2 and 3 mean what they mean here; whatever else a rank died of is a failed run."""
+    """Returns a rank's exit code if it is 2 or 3, otherwise 1: the run failed."""
     failures = error.failures.values()  # type: ignore[attr-defined]
     first = min(failures, key=lambda failure: failure.timestamp)
     codes = [failure.exitcode for failure in failures]

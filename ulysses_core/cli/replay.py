@@ -1,4 +1,4 @@
-"""`ulysses replay`: what rules and policies would have said of a run, at which steps."""
+"""`ulysses replay`: shows what rules and policies would have done in a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ulysses_core.cli.tables import plain
+from ulysses_core.cli.tables import as_text
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
@@ -29,40 +29,48 @@ from ulysses_monitor.rules import make_rules
 
 __all__ = ["replay"]
 
-_SHOWN = 50
-"""Decisions that are shown where not all are asked for."""
+_MAX_ROWS = 50
+"""Decisions or alerts to show without ``--all``."""
 
-_NAMED = 2
-"""Values of an action that are shown."""
+_MAX_VALUES = 2
+"""Values of an action to show."""
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What policies, or rules, would have said.
+class _Result:
+    """The decisions of policies or the alerts of rules.
 
     Attributes:
-        what: ``policy`` or ``rule``.
-        asked: their names.
-        events: what they said, by step.
-        left_out: why others were not asked, by their names.
+        source: ``policy`` or ``rule``.
+        names: the names of the replayed policies or rules.
+        events: decisions or alerts, in the order of steps.
+        left_out: reasons why other policies were not replayed, by name.
     """
 
-    what: str
-    asked: list[str]
+    source: str
+    names: list[str]
     events: list[dict[str, Any]]
     left_out: Mapping[str, str]
 
     @property
-    def of_each(self) -> dict[str, list[dict[str, Any]]]:
-        """What each said; a step that is not finite is answered by none of them."""
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.asked}
-        for event in self.events:
-            found.setdefault(event[self.what], []).append(event)
-        return found
+    def is_of_policies(self) -> bool:
+        return self.source == "policy"
 
-    def kinds(self, events: Iterable[Mapping[str, Any]]) -> Counter[str]:
-        """How many of each kind of action, or severity."""
-        return Counter(event["action" if self.what == "policy" else "severity"] for event in events)
+    @property
+    def event_name(self) -> str:
+        return "decision" if self.is_of_policies else "alert"
+
+    def group_events(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the events by name; leaving out a non-finite step has a name of its own."""
+        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in self.names}
+        for event in self.events:
+            groups.setdefault(event[self.source], []).append(event)
+        return groups
+
+    def count_kinds(self, events: Iterable[Mapping[str, Any]]) -> Counter[str]:
+        """Counts events by the kind of action, or by severity."""
+        key = "action" if self.is_of_policies else "severity"
+        return Counter(event[key] for event in events)
 
 
 def replay(
@@ -71,17 +79,18 @@ def replay(
     rules: Sequence[str],
     *,
     as_json: bool,
-    everything: bool,
+    show_all: bool,
 ) -> None:
-    """Asks policies and rules about each step of a run, and prints what they say.
+    """Replays policies and rules on a run and prints their decisions and alerts.
 
     Args:
-        place: the run's.
-        policies: names, presets, YAML files and import paths, which the current directory is part
-            of.
-        rules: likewise; the default ones if there are neither policies nor rules.
-        as_json: one object for machines instead of tables.
-        everything: all decisions, not only the first.
+        place: the path or URL of the run.
+        policies: names, presets, YAML files and import paths; modules in the current directory
+            can be imported.
+        rules: names, YAML files and import paths; if there are neither policies nor rules, the
+            default rules.
+        as_json: print a JSON object instead of tables.
+        show_all: print all decisions and alerts, not only the first ones.
 
     Raises:
         InputError: there is no run, or a rule or policy is wrong, or a policy cannot act in it.
@@ -89,126 +98,127 @@ def replay(
     run = open_run(place)
     _import_from_here()
     steps = [int(step) for step in trained_steps(run)]
-    said = [_policies(run, policies, bool(steps))] if policies else []
+    results = [_replay_policies(run, policies, bool(steps))] if policies else []
     if rules or not policies:
-        said.append(_rules(run, rules or ["default"]))
+        results.append(_replay_rules(run, rules or ["default"]))
     if as_json:
-        typer.echo(json.dumps(_as_json(run, steps, said), indent=2, allow_nan=False))
+        typer.echo(json.dumps(_as_json(run, steps, results), indent=2, allow_nan=False))
         return
-    typer.echo(plain(f"{run}: {_described(steps)}").plain)
+    typer.echo(as_text(f"{run}: {_describe_steps(steps)}").plain)
     if steps:
-        for each in said:
-            _show(each, everything)
+        for result in results:
+            _print_result(result, show_all)
 
 
-def _policies(run: RunReader, given: Sequence[str], any_steps: bool) -> _Said:
-    asked = make_policies([policy for each in given for policy in make_policies(each)])
-    if not any_steps:  # then no policy fits, and none is to blame
-        return _Said("policy", [policy.name for policy in asked], [], {})
-    fit = fit_to_run(run, asked)
+def _replay_policies(run: RunReader, specs: Sequence[str], has_steps: bool) -> _Result:
+    policies = make_policies([policy for spec in specs for policy in make_policies(spec)])
+    if not has_steps:  # no policy would fit, which is not the policies' fault
+        return _Result("policy", [policy.name for policy in policies], [], {})
+    fit = fit_to_run(run, policies)
     events = [event_to_dict(event) for event in replay_policies(run, fit.policies)]
-    return _Said("policy", [policy.name for policy in fit.policies], events, fit.left_out)
+    return _Result("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 
 
 def _import_from_here() -> None:
+    """Lets import paths name modules in the current directory."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
 
 
-def _rules(run: RunReader, given: Sequence[str]) -> _Said:
-    rules = make_rules([rule for each in given for rule in make_rules(each)])
+def _replay_rules(run: RunReader, specs: Sequence[str]) -> _Result:
+    rules = make_rules([rule for spec in specs for rule in make_rules(spec)])
     events = [event_to_dict(event) for event in replay_rules(run, rules)]
-    return _Said("rule", [rule.name for rule in rules], events, {})
+    return _Result("rule", [rule.name for rule in rules], events, {})
 
 
-def _described(steps: Sequence[int]) -> str:
+def _describe_steps(steps: Sequence[int]) -> str:
     if not steps:
-        return "no step was recorded, so there is nothing to replay"
+        return "no steps were recorded, so there is nothing to replay"
     return f"{_count(len(steps), 'step')}, {steps[0]:,} to {steps[-1]:,}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-# -- for machines -----------------------------------------------------------------------------
+# -- JSON -------------------------------------------------------------------------------------
 
 
-def _as_json(run: RunReader, steps: Sequence[int], said: Sequence[_Said]) -> dict[str, Any]:
+def _as_json(run: RunReader, steps: Sequence[int], results: Sequence[_Result]) -> dict[str, Any]:
     about = {
         "count": len(steps),
         "first": min(steps, default=None),
         "last": max(steps, default=None),
     }
-    names = {"policy": "policies", "rule": "rules"}
-    return {"run": str(run), "steps": about} | {names[each.what]: _plainly(each) for each in said}
+    keys = {"policy": "policies", "rule": "rules"}
+    by_source = {keys[result.source]: _result_as_json(result) for result in results}
+    return {"run": str(run), "steps": about} | by_source
 
 
-def _plainly(said: _Said) -> dict[str, Any]:
-    each = {
+def _result_as_json(result: _Result) -> dict[str, Any]:
+    summary = {
         name: {
             "count": len(events),
             "first": events[0]["step"] if events else None,
             "last": events[-1]["step"] if events else None,
-            "kinds": dict(said.kinds(events)),
+            "kinds": dict(result.count_kinds(events)),
         }
-        for name, events in said.of_each.items()
+        for name, events in result.group_events().items()
     }
-    what = "decisions" if said.what == "policy" else "alerts"
-    kept = [{k: v for k, v in e.items() if k not in ("kind", "mode")} for e in said.events]
-    return {"summary": each, "left_out": dict(said.left_out), what: kept}
+    events = [{k: v for k, v in e.items() if k not in ("kind", "mode")} for e in result.events]
+    left_out = dict(result.left_out)
+    return {"summary": summary, "left_out": left_out, f"{result.event_name}s": events}
 
 
-# -- for people -------------------------------------------------------------------------------
+# -- tables -----------------------------------------------------------------------------------
 
 
-def _show(said: _Said, everything: bool) -> None:
+def _print_result(result: _Result, show_all: bool) -> None:
     typer.echo("")
-    if said.asked:
-        _print(_summary(said))
-    for name, reason in said.left_out.items():
-        typer.echo(plain(f"without {name}: {reason}").plain)
-    what = "decision" if said.what == "policy" else "alert"
-    if not said.events:
-        typer.echo(f"no {what}s")
+    if result.names:
+        _print_table(_make_summary(result))
+    for name, reason in result.left_out.items():
+        typer.echo(as_text(f"skipped {name}: {reason}").plain)
+    if not result.events:
+        typer.echo(f"no {result.event_name}s")
         return
-    shown = said.events if everything else said.events[:_SHOWN]
+    shown = result.events if show_all else result.events[:_MAX_ROWS]
     typer.echo("")
-    _print(_table(said, shown))
-    if len(shown) < len(said.events):
-        typer.echo(f"and {_count(len(said.events) - len(shown), what)} more; --all shows them")
+    _print_table(_make_event_table(result, shown))
+    if (hidden := len(result.events) - len(shown)) > 0:
+        typer.echo(f"and {_count(hidden, result.event_name)} more; use --all to show them")
 
 
-def _summary(said: _Said) -> Table:
-    what = "decisions" if said.what == "policy" else "alerts"
-    table = _columns(said.what, *(f"{name}>" for name in (what, "first", "last")), "kinds")
-    for name, events in said.of_each.items():
+def _make_summary(result: _Result) -> Table:
+    numbers = (f"{result.event_name}s", "first", "last")
+    table = _make_table(result.source, *(f"{name}>" for name in numbers), "kinds")
+    for name, events in result.group_events().items():
         first, last = (f"{events[i]['step']:,}" if events else fmt.DASH for i in (0, -1))
-        kinds = ", ".join(f"{kind} {n:,}" for kind, n in said.kinds(events).most_common())
-        table.add_row(*map(plain, (name, f"{len(events):,}", first, last, kinds)))
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in result.count_kinds(events).most_common())
+        table.add_row(*map(as_text, (name, f"{len(events):,}", first, last, kinds)))
     return table
 
 
-def _table(said: _Said, events: Sequence[Mapping[str, Any]]) -> Table:
-    policies = said.what == "policy"
-    keys = ("policy", "action", "reason") if policies else ("rule", "severity", "message")
-    table = _columns("step>", *keys[:2], *(["values"] if policies else []), keys[2])
+def _make_event_table(result: _Result, events: Sequence[Mapping[str, Any]]) -> Table:
+    has_values = result.is_of_policies
+    keys = ("policy", "action", "reason") if has_values else ("rule", "severity", "message")
+    table = _make_table("step>", *keys[:2], *(["values"] if has_values else []), keys[2])
     for event in events:
         step, (name, kind, why) = f"{event['step']:,}", (str(event[key]) for key in keys)
-        values = [_values(event["values"])] if policies else []
-        table.add_row(*map(plain, (step, name, kind, *values, why)))
+        values = [_format_values(event["values"])] if has_values else []
+        table.add_row(*map(as_text, (step, name, kind, *values, why)))
     return table
 
 
-def _values(values: Mapping[str, Any]) -> str:
-    shown = [f"{name} {fmt.tick(value)}" for name, value in list(values.items())[:_NAMED]]
-    more = [f"{len(values) - _NAMED} more"] if len(values) > _NAMED else []
+def _format_values(values: Mapping[str, Any]) -> str:
+    shown = [f"{name} {fmt.tick(value)}" for name, value in list(values.items())[:_MAX_VALUES]]
+    more = [f"{len(values) - _MAX_VALUES} more"] if len(values) > _MAX_VALUES else []
     return ", ".join(shown + more)
 
 
-def _columns(*names: str) -> Table:
-    """A table with these columns, of which those with ``>`` are aligned to the right."""
+def _make_table(*names: str) -> Table:
+    """Returns a table with these columns; names that end in ``>`` are aligned to the right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in names:
         right = name.endswith(">")
@@ -216,8 +226,8 @@ def _columns(*names: str) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
+def _print_table(table: Table) -> None:
     console = Console()
-    # What is cut cannot be read: a narrow terminal wraps the lines instead.
+    # Truncated text cannot be read, so a narrow terminal wraps lines.
     console.width = max(console.width, Console(width=10_000).measure(table).maximum)
     console.print(table, crop=False, soft_wrap=True)

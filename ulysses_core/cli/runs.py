@@ -1,4 +1,4 @@
-"""`ulysses runs`: the runs of a folder, one a line."""
+"""`ulysses runs`: lists the runs of a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ulysses_core.cli.tables import plain
+from ulysses_core.cli.tables import as_text
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.reading import Overview, RunSet, open_runs
 
@@ -30,69 +30,68 @@ _NUMBERS = ("step", "loss", "alerts", "time")
 
 
 def list_runs(place: str, *, as_json: bool) -> None:
-    """Prints the runs at `place`, oldest first, and what of them cannot be read.
+    """Prints the runs at `place`, oldest first, and names the runs that cannot be read.
 
     Args:
         place: a folder of runs, a glob or a URL.
-        as_json: an object for machines instead of a table.
+        as_json: print a JSON object instead of a table.
 
     Raises:
         InputError: there is no such folder.
     """
     runs = open_runs(place)
-    found = runs.overviews()
+    overviews = runs.overviews()
     if as_json:
-        typer.echo(json.dumps(_as_json(found, runs.problems), indent=2, allow_nan=False))
+        typer.echo(json.dumps(_as_json(overviews, runs.problems), indent=2, allow_nan=False))
         return
-    if found:
-        table, console = _table(found), Console()
-        # Numbers that are cut are wrong: a narrow terminal wraps the lines instead.
+    if overviews:
+        table, console = _make_table(overviews), Console()
+        # A truncated number would be wrong, so a narrow terminal wraps lines.
         console.width = max(console.width, Console(width=10_000).measure(table).maximum)
         console.print(table, crop=False, soft_wrap=True)
     else:
         typer.echo(f"no runs in {place}")
-    _warn(runs)
+    _print_problems(runs)
 
 
-def _as_json(found: dict[str, Overview], problems: dict[str, str]) -> dict[str, Any]:
-    """JSON has no NaN and no Inf: they are text, as in events.jsonl."""
-    rows = [dataclasses.asdict(each) | {"name": name} for name, each in found.items()]
+def _as_json(overviews: dict[str, Overview], problems: dict[str, str]) -> dict[str, Any]:
+    """Returns an object for JSON, with NaN and Inf as text, as in events.jsonl."""
+    rows = [dataclasses.asdict(run) | {"name": name} for name, run in overviews.items()]
     for row in rows:
         if row["loss"] is not None and not math.isfinite(row["loss"]):
             row["loss"] = str(row["loss"])
     return {"runs": rows, "problems": problems}
 
 
-def _table(found: dict[str, Overview]) -> Table:
+def _make_table(overviews: dict[str, Overview]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in _COLUMNS:
-        number = column in _NUMBERS
         table.add_column(
             column,
-            justify="right" if number else "left",
+            justify="right" if column in _NUMBERS else "left",
             no_wrap=True,
         )
-    for name, each in found.items():
-        table.add_row(*_cells(name, each))
+    for name, overview in overviews.items():
+        table.add_row(*_make_cells(name, overview))
     return table
 
 
-def _cells(name: str, each: Overview) -> list[Text]:
-    """Text that a run brought along is shown as it is, whatever rich would make of it."""
-    planned = f" of {each.max_steps:,}" if each.max_steps else ""
-    broken = each.loss is not None and not math.isfinite(each.loss)
+def _make_cells(name: str, run: Overview) -> list[Text]:
+    planned = f" of {run.max_steps:,}" if run.max_steps else ""
+    is_broken = run.loss is not None and not math.isfinite(run.loss)
+    loss = str(run.loss) if is_broken else fmt.number(run.loss, 4)
     return [
-        plain(name),
-        plain(each.status, _COLORS.get(each.status, "")),
-        plain(f"{each.step:,}{planned}"),
-        plain(str(each.loss) if broken else fmt.number(each.loss, 4), "red" if broken else ""),
-        plain(str(each.alerts), "yellow" if each.alerts else ""),
-        plain(fmt.when(each.started)),
-        plain(fmt.duration(each.seconds)),
+        as_text(name),
+        as_text(run.status, _COLORS.get(run.status, "")),
+        as_text(f"{run.step:,}{planned}"),
+        as_text(loss, "red" if is_broken else ""),
+        as_text(str(run.alerts), "yellow" if run.alerts else ""),
+        as_text(fmt.when(run.started)),
+        as_text(fmt.duration(run.seconds)),
     ]
 
 
-def _warn(runs: RunSet) -> None:
+def _print_problems(runs: RunSet) -> None:
     console = Console(stderr=True)
     for place, reason in runs.problems.items():
-        console.print(plain(f"{place}: {reason}", "yellow"), soft_wrap=True)
+        console.print(as_text(f"{place}: {reason}", "yellow"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`ulysses store`: looks after the files of a run."""
+"""`ulysses store`: maintains the files of a run."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ __all__ = ["compact"]
 
 
 def compact(run: Path) -> None:
-    """Turns a run's metrics into one Parquet file; damaged parts are named and left alone.
+    """Merges a run's metrics into one Parquet file; names damaged files and keeps them.
 
     Raises:
-        InputError: there is no run, somebody writes it, or there is no room.
+        InputError: there is no run, it is being written, or the disk is full.
     """
     if not (run / "run.json").is_file():
-        raise InputError(f"run {run}: no run.json there; name a run directory such as runs/sft")
-    directory = RunDirectory(run, "resume")  # so that nobody else writes it meanwhile
+        raise InputError(
+            f"run {run}: no run.json in this folder; expected a run directory such as runs/sft"
+        )
+    directory = RunDirectory(run, "resume")  # locks it against other writers
     try:
-        before = _files(directory.metrics)
+        before = _list_sizes(directory.metrics)
         damaged = compact_files(directory.metrics)
-        after = _files(directory.metrics)
+        after = _list_sizes(directory.metrics)
     except OSError as error:
-        raise InputError(f"run {run}: not compacted: {error.strerror or error}") from None
+        raise InputError(f"run {run}: cannot compact it: {error.strerror or error}") from None
     finally:
         directory.release()
-    typer.echo(f"{run}: {_described(before)} -> {_described(after)}")
+    typer.echo(f"{run}: {_describe(before)} -> {_describe(after)}")
     for name, reason in damaged.items():
-        typer.echo(f"damaged, left as it is: metrics/{name}: {reason}", err=True)
+        typer.echo(f"skipped damaged file metrics/{name}: {reason}", err=True)
 
 
-def _files(metrics: Path) -> list[int]:
+def _list_sizes(metrics: Path) -> list[int]:
     return [p.stat().st_size for p in metrics.iterdir() if not p.name.startswith(".")]
 
 
-def _described(sizes: list[int]) -> str:
+def _describe(sizes: list[int]) -> str:
     return f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {sum(sizes) / 1e6:,.1f} MB"

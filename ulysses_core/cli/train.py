@@ -1,4 +1,4 @@
-"""`ulysses train`: check everything, then start the ranks; on a rank, train."""
+"""`ulysses train`: checks the input and starts the ranks; on a rank, trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
-from ulysses_core.cli.tables import plan_table, summary_table
+from ulysses_core.cli.tables import print_plan, print_summary
 from ulysses_core.config import RunConfig, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 
@@ -25,18 +25,19 @@ __all__ = ["check", "train"]
 def train(
     path: Path, overrides: list[str], nproc: int | None, *, dry_run: bool, debug: bool
 ) -> int:
-    """Trains from a config, and returns the exit code.
+    """Trains from a config and returns the exit code.
 
-    Under a launcher this process is a rank and trains. Otherwise it checks the config, the data
-    and the run directory, and starts the ranks.
+    If a launcher started this process, it is a rank and trains. Otherwise it checks the config,
+    the data and the run directory, and starts the ranks.
 
     Raises:
-        InputError: something that the user gave is wrong.
+        InputError: the user's input is wrong.
     """
     if is_launched():
         if nproc is not None:
             raise InputError(
-                "--nproc is for runs without a launcher; torchrun and deepspeed set it"
+                f"--nproc is {nproc}, but a launcher (torchrun, deepspeed) has already started the "
+                "processes; remove --nproc"
             )
         config = load_config(path, overrides)
         check(config, int(os.environ["WORLD_SIZE"]))
@@ -45,7 +46,7 @@ def train(
     processes = choose_processes(nproc, config.settings.sequence_parallel_size)
     rows = check(config, processes)
     if dry_run:
-        plan_table(config, processes, rows)
+        print_plan(config, processes, rows)
         return 0
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
     if config.settings.output_dir is None:
@@ -56,13 +57,13 @@ def train(
 
 
 def check(config: RunConfig, processes: int) -> dict[str, int]:
-    """Refuses what can be seen to be wrong before anything is started.
+    """Checks everything that can be checked before training starts.
 
     Returns:
-        Rows of each dataset.
+        The number of rows by dataset.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: the first error found.
     """
     from ulysses_core.data import check_sources
     from ulysses_core.parallel.groups import check_size
@@ -72,7 +73,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     _check_model(config)
     _check_positions(config)
     if not config.data.dataset:
-        raise InputError(f"{config.name}: dataset is not set; name one of dataset_info.json")
+        raise InputError("dataset is not set; set it to a name in dataset_info.json")
     if config.settings.output_dir is not None:
         resume = config.training.get("resume_from_checkpoint")
         overwrite = config.settings.overwrite_output_dir
@@ -89,35 +90,49 @@ def _check_model(config: RunConfig) -> None:
         name = getattr(config.model, key)
         if name is None or Path(name).is_dir():
             continue
-        # A hub name is owner/model; whatever else, or what begins like a path here, is a folder.
-        local = name.count("/") != 1 or name.startswith((".", "/", "runs/", "data/"))
-        if local or Path(name).parent.is_dir():
-            made_by = "; make train makes it" if name.startswith(("runs/", "data/stdlib/")) else ""
-            raise InputError(f"{key} {name}: no such folder{made_by}; name a folder with a model")
+        # A hub name is owner/model. Anything else, or a name that looks like a path, is a folder.
+        is_path = name.count("/") != 1 or name.startswith((".", "/", "runs/", "data/"))
+        if is_path or Path(name).parent.is_dir():
+            is_example = name.startswith(("runs/", "data/stdlib/"))
+            hint = " (make train creates it)" if is_example else ""
+            content = "model" if key == "model_name_or_path" else "tokenizer"
+            raise InputError(
+                f"{key} is {name!r}, but there is no such folder{hint}; "
+                f"expected a folder with a {content}"
+            )
 
 
 def _check_positions(config: RunConfig) -> None:
-    """Rows that the model has no positions for are refused; of documents apart nothing is known."""
-    known = config.model.architecture
-    if known is None:
+    """Refuses rows that are longer than the model has positions.
+
+    With `neat_packing` positions restart at each document, whose lengths are not known yet.
+    """
+    architecture = config.model.architecture
+    if architecture is None:
         path = Path(config.model.model_name_or_path or "") / "config.json"
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            architecture = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return  # a model of the hub; what is wrong with a folder, loading it says
-    positions, rows = known.get("max_position_embeddings"), config.data.cutoff_len
-    if isinstance(positions, int) and rows > positions and not config.data.neat_packing:
+            return  # a model of the hub, or a damaged folder, about which loading gives an error
+    positions, length = architecture.get("max_position_embeddings"), config.data.cutoff_len
+    if isinstance(positions, int) and length > positions and not config.data.neat_packing:
         raise InputError(
-            f"cutoff_len is {rows} but the model has positions for {positions}: set "
+            f"cutoff_len is {length}, but the model has {positions} positions; set "
             f"cutoff_len={positions}, or raise the model's max_position_embeddings"
         )
 
 
 def _check_resume(resume: bool | str | None, output_dir: Path) -> None:
     if isinstance(resume, str) and not Path(resume).is_dir():
-        raise InputError(f"resume_from_checkpoint {resume}: no such folder")
+        raise InputError(
+            f"resume_from_checkpoint is {resume!r}, but there is no such folder; "
+            "expected a checkpoint folder, or true for the newest one"
+        )
     if resume is True and not any(output_dir.glob("checkpoint-*")):
-        raise InputError(f"resume_from_checkpoint: {output_dir} has no checkpoint to resume from")
+        raise InputError(
+            f"resume_from_checkpoint is true, but {output_dir} has no checkpoints; remove it, or "
+            "set output_dir to the run to resume"
+        )
 
 
 def _train_rank(config: RunConfig) -> int:
@@ -139,7 +154,7 @@ def _train_rank(config: RunConfig) -> int:
             typer.echo(f"ulysses: stopped: {error}", err=True)
         _end_together()
         return 3
-    except Exception:  # noqa: BLE001 - reported whole, and it ends the process
+    except Exception:  # noqa: BLE001 - printed in full before the process exits
         traceback.print_exc()
         return _leave(manager.run_dir, is_first)
     if is_first and manager.run_dir is not None:
@@ -149,9 +164,9 @@ def _train_rank(config: RunConfig) -> int:
 
 
 def _show_result(run_dir: Path, config: RunConfig) -> None:
-    """Writes the report and prints the table; neither may fail a training that succeeded."""
+    """Writes the report and prints a summary; a report that fails does not fail the training."""
     if not config.settings.monitor.enabled:
-        typer.echo(f"model: {run_dir}")
+        typer.echo(f"model saved in {run_dir}")
         return
     from ulysses_monitor.reading import open_run
     from ulysses_monitor.report import write_report
@@ -160,21 +175,21 @@ def _show_result(run_dir: Path, config: RunConfig) -> None:
     try:
         report: Path | None = write_report(run)
     except Exception:
-        logging.getLogger(__name__).exception("the report could not be written")
+        logging.getLogger(__name__).exception("could not write the report")
         report = None
-    summary_table(run, report)
+    print_summary(run, report)
 
 
 def _leave(run_dir: Path | None, is_first: bool) -> int:
     if is_first and run_dir is not None:
-        typer.echo(f"ulysses: the run failed; what it recorded is in {run_dir}", err=True)
+        typer.echo(f"ulysses: the run failed; its records are in {run_dir}", err=True)
     sys.stderr.flush()
-    # At once: other ranks may wait in a collective that this one will not join.
+    # Without cleanup, because other ranks may wait in a collective with this one.
     os._exit(1)
 
 
 def _end_together() -> None:
-    """The launcher ends all ranks with the first that leaves with another code than 0."""
+    """Waits for all ranks, because the launcher ends all of them when one exits with an error."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -194,7 +209,7 @@ def _raise_exit(*_: Any) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Libraries warn about what is meant so here; debugging shows all of it."""
+    """Hides warnings and progress bars of libraries, except with --debug."""
     if logging.getLogger("ulysses_core").level == logging.DEBUG:
         return
     import warnings

@@ -1,4 +1,4 @@
-"""`ulysses watch`: follows a run directory with the console sink's table."""
+"""`ulysses watch`: follows a run with the console sink's table."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Follower", "watch"]
 
 _PAUSE = 1.0
 _TAIL = 500
-"""Steps that are looked at of those trained before the watching began."""
+"""Maximum number of earlier steps to show."""
 
 
 def watch(path: str | Path, console: Console | None = None) -> None:
-    """Shows the run at `path` until it ends, or until Ctrl-C.
+    """Shows the run at `path` until it ends or the user presses Ctrl-C.
 
     Raises:
         InputError: there is no run.
@@ -38,15 +38,16 @@ def watch(path: str | Path, console: Console | None = None) -> None:
     follower = Follower(run)
     try:
         while True:
-            ended = run.info.get("status") != "running"  # before the rest: nothing comes after it
+            # Read first, because an ended run writes nothing more.
+            has_ended = run.info.get("status") != "running"
             began = time.monotonic()
-            for item in follower.news():
+            for item in follower.read_new():
                 sink.write(item)
             sink.flush()
-            if ended:
-                sink.write(_stop(run.info, follower.step))
+            if has_ended:
+                sink.write(_make_stop(run.info, follower.step))
                 return
-            # Reading a long run takes a while; it must not take all of the machine's time.
+            # Reading a long run takes time; this limits it to a fifth of one core.
             time.sleep(max(_PAUSE, 4 * (time.monotonic() - began)))
     except KeyboardInterrupt:
         return
@@ -55,13 +56,13 @@ def watch(path: str | Path, console: Console | None = None) -> None:
 
 
 class Follower:
-    """What is new in a run since the last look, in the order of steps.
+    """Reads the new records and events of a run.
 
     Args:
         run: the run.
 
     Attributes:
-        step: the last one that was served.
+        step: the last step that was read.
     """
 
     def __init__(self, run: RunReader) -> None:
@@ -70,20 +71,20 @@ class Follower:
         self._held_out = 0
         self._events = 0
 
-    def news(self) -> Iterator[StepRecord | Event]:
-        """Records and events that came since the last call."""
-        # Events first: a start tells where the steps that are read next begin again.
-        events = list(self._new_events())
+    def read_new(self) -> Iterator[StepRecord | Event]:
+        """Yields the records and events since the last call, in the order of steps."""
+        # Events first, because a start event says at which step a resumed run continues.
+        events = list(self._read_events())
         starts = [event for event in events if event.kind == "start"]
         if starts:
             self.step = min(self.step, starts[-1].step)
             self._held_out = min(self._held_out, starts[-1].step)
             yield starts[-1]
-        others = [event for event in events if event.kind == "alert"]
-        items: list[StepRecord | Event] = [*self._new_records(), *others]
+        alerts = [event for event in events if event.kind == "alert"]
+        items: list[StepRecord | Event] = [*self._read_records(), *alerts]
         yield from sorted(items, key=lambda item: item.step)
 
-    def _new_events(self) -> Iterator[Event]:
+    def _read_events(self) -> Iterator[Event]:
         frame = self._run.events()
         rows = frame.iloc[self._events :].to_dict("records")
         self._events = len(frame)
@@ -92,7 +93,7 @@ class Follower:
             kind, step, when = str(data.pop("kind", "")), data.pop("step", 0), data.pop("time", 0.0)
             yield Event(kind=kind, step=int(step), time=float(when), data=data)
 
-    def _new_records(self) -> Iterator[StepRecord]:
+    def _read_records(self) -> Iterator[StepRecord]:
         frame = self._run.metrics(*WATCHED)
         if HELD_OUT in frame:
             held_out = frame.pop(HELD_OUT).dropna()
@@ -102,14 +103,18 @@ class Follower:
         names = [str(name) for name in frame.columns]
         for step, row in frame[frame.index > self.step].tail(_TAIL).iterrows():
             self.step = int(str(step))
-            yield StepRecord.of(self.step, 0.0, _measured(names, row))
+            yield StepRecord.of(self.step, 0.0, _select_recorded(names, row))
 
 
-def _measured(names: list[str], row: pd.Series[float]) -> dict[str, float]:
-    """What a step recorded; in a trained step, a loss or norm that is missing was not a number."""
+def _select_recorded(names: list[str], row: pd.Series[float]) -> dict[str, float]:
+    """Returns the values that a step recorded.
+
+    NaN means that a value was not recorded, except for the loss and norm of a trained step, which
+    are always recorded.
+    """
     values = {name: float(row[name]) for name in names}
-    trained = math.isfinite(values.get(SECONDS, math.nan))
-    always = (LOSS, NORM) if trained else ()
+    is_trained = math.isfinite(values.get(SECONDS, math.nan))
+    always = (LOSS, NORM) if is_trained else ()
     return {n: v for n, v in values.items() if n in always or not math.isnan(v)}
 
 
@@ -117,6 +122,6 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _stop(info: dict[str, Any], step: int) -> Event:
+def _make_stop(info: dict[str, Any], step: int) -> Event:
     data = {"status": info.get("status", "finished")}
     return Event(kind="stop", step=step, time=time.time(), data=data)

@@ -1,4 +1,4 @@
-"""Reading and checking a training config."""
+"""Reads and validates training configs."""
 
 from ulysses_core.config.load import load_config
 from ulysses_core.config.schema import (

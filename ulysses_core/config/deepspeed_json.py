@@ -1,4 +1,4 @@
-"""DeepSpeed settings: by a shipped name, from a JSON file, or given in place."""
+"""DeepSpeed settings: a shipped name, a JSON file, or a mapping in the config."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def load_deepspeed(
     """Resolves the config's ``deepspeed`` key.
 
     Returns:
-        The settings without ``sequence_parallel_size``, and that size where they hold one.
-        DeepSpeed must not see it: it would divide gradients by sequence groups of its own.
+        The settings without ``sequence_parallel_size``, and that size if they contain one.
+        DeepSpeed must not see it: it would average gradients over sequence groups of its own.
 
     Raises:
         InputError: no such name or file, or the file is not a JSON object.
@@ -32,7 +32,8 @@ def load_deepspeed(
     size = settings.pop("sequence_parallel_size", None)
     if size is not None and (not isinstance(size, int) or size < 1):
         raise InputError(
-            f"{where}: deepspeed: sequence_parallel_size is {size!r}; allowed is 1, 2, …"
+            f"{where}: deepspeed.sequence_parallel_size is {size!r}; "
+            "expected an integer of 1 or more"
         )
     return settings, size
 
@@ -47,13 +48,13 @@ def _read(value: str, where: str) -> dict[str, Any]:
     else:
         hint = nearest(value, SHIPPED)
         raise InputError(
-            f"{where}: deepspeed={value!r} is no file{hint}; allowed is a path to a JSON file or "
-            f"one of {', '.join(SHIPPED)}"
+            f"{where}: deepspeed is {value!r}{hint}; expected the path of a JSON file, or one of "
+            f"{', '.join(SHIPPED)}"
         )
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{value}, line {error.lineno}: not JSON: {error.msg}") from None
+        raise InputError(f"{value}, line {error.lineno}: not valid JSON: {error.msg}") from None
     if not isinstance(settings, dict):
-        raise InputError(f"{value}: is not a JSON object")
+        raise InputError(f"{value}: not a JSON object; expected DeepSpeed settings in braces")
     return settings

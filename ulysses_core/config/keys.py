@@ -1,8 +1,8 @@
-"""Keys that LLaMA-Factory knows and this project does not serve, so that an error can say so."""
+"""LLaMA-Factory's keys and values that this project does not support, for clear errors."""
 
 from __future__ import annotations
 
-__all__ = ["UNSERVED_KEYS", "UNSERVED_VALUES"]
+__all__ = ["UNSUPPORTED_KEYS", "UNSUPPORTED_VALUES"]
 
 _NAMES = """
 adapter_name_or_path adapter_folder cache_dir use_fast_tokenizer resize_vocab
@@ -41,10 +41,10 @@ repetition_penalty length_penalty skip_special_tokens predict_with_generate mode
 block_diag_attn compute_dtype device_map
 """
 
-UNSERVED_KEYS = frozenset(_NAMES.split())
+UNSUPPORTED_KEYS = frozenset(_NAMES.split())
 
-UNSERVED_VALUES = {
+UNSUPPORTED_VALUES = {
     "stage": frozenset({"rm", "ppo", "dpo", "kto", "grpo"}),
     "finetuning_type": frozenset({"freeze", "oft"}),
 }
-"""Values that LLaMA-Factory or the design knows, and this version does not serve."""
+"""Values that LLaMA-Factory has, or that are planned, and that this version does not support."""

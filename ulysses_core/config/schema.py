@@ -1,6 +1,6 @@
-"""The project's own settings; the rest of a config are `transformers.TrainingArguments`.
+"""The project's own settings; all other keys of a config go to `transformers.TrainingArguments`.
 
-Names and defaults are LLaMA-Factory's where it has the setting.
+Settings that LLaMA-Factory has too keep its names and defaults.
 """
 
 from __future__ import annotations
@@ -34,47 +34,50 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which model is trained, and with which tokenizer."""
+    """The model to train and its tokenizer."""
 
     model_name_or_path: str | None = None
-    """Folder (or hub name) with a model's weights and tokenizer."""
+    """Folder (or hub name) with the model's weights and tokenizer."""
     architecture: dict[str, Any] | None = Field(default=None, alias="model_config")
-    """`model_type` and further entries of a transformers config: train from random weights."""
+    """`model_type` and other entries of a transformers config: train from random weights."""
     tokenizer_name_or_path: str | None = None
-    """Folder (or hub name) with the tokenizer; the model's own where not given."""
+    """Folder (or hub name) with the tokenizer. Default: the model's own."""
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2"] = "auto"
     """Attention: `auto` is torch's SDPA, `disabled` is eager, `fa2` needs flash-attn."""
     trust_remote_code: bool = False
-    """Allow code that comes with a model from the hub."""
+    """Run code that comes with a model from the hub."""
 
     @model_validator(mode="after")
     def _check_together(self) -> ModelConfig:
         if (self.model_name_or_path is None) == (self.architecture is None):
-            raise ValueError("set exactly one of model_name_or_path and model_config")
+            given = "neither is" if self.architecture is None else "both are"
+            raise ValueError(
+                f"model_name_or_path, model_config: {given} set; set exactly one of them"
+            )
         if self.architecture is not None and "model_type" not in self.architecture:
-            raise ValueError("model_config needs model_type, such as model_type: llama")
+            raise ValueError("model_config has no model_type; add one, such as model_type: llama")
         if self.architecture is not None and self.tokenizer_name_or_path is None:
-            raise ValueError("model_config has no tokenizer of its own: set tokenizer_name_or_path")
+            raise ValueError("model_config comes without a tokenizer; set tokenizer_name_or_path")
         return self
 
 
 class FinetuningConfig(_Section):
-    """What is trained, and how."""
+    """What to train, and how."""
 
     stage: Stage = "sft"
-    """`pt` continues text, `sft` learns answers."""
+    """`pt` trains on plain text, `sft` on answers."""
     finetuning_type: Literal["lora", "full"] = "lora"
-    """Adapters, or all parameters."""
+    """Train LoRA adapters, or all parameters."""
     lora_rank: int = Field(default=8, gt=0)
     """Rank r of the adapters."""
     lora_alpha: int | None = Field(default=None, gt=0)
-    """Scale of the adapters, 2 x rank where not given; they are multiplied by alpha / r."""
+    """Adapters are scaled by alpha / r. Default: 2 x rank."""
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout before A."""
     lora_target: str = "all"
-    """Module names with commas, or `all` for every linear layer but the output's."""
+    """Comma-separated module names, or `all` for every linear layer except the output layer."""
     additional_target: str | None = None
-    """Modules, with commas, that are trained whole and saved with the adapter."""
+    """Comma-separated modules to train in full and to save with the adapter."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
     use_dora: bool = False
@@ -84,41 +87,44 @@ class FinetuningConfig(_Section):
 
 
 class MonitorConfig(MonitorSettings):
-    """How the run is watched: `MonitorSettings`, and whether it is watched at all."""
+    """The settings of the monitor, and whether there is one."""
 
     enabled: bool = True
     """False trains without the monitor."""
 
 
 class RunSettings(_Section):
-    """How the run is launched and where it is kept."""
+    """How to launch the run and where to keep it."""
 
     output_dir: Path | None = None
-    """The run directory, with checkpoints and the model; runs/<config>-<time> if not set."""
+    """The run directory, with checkpoints and the model. Default: runs/<config>-<time>."""
     overwrite_output_dir: bool = False
-    """Replace the run that `output_dir` holds."""
+    """Replace the run in `output_dir`."""
     sequence_parallel_size: int = Field(default=1, gt=0)
-    """Processes that share a row; must divide the number of processes."""
+    """Processes that share a row. It must divide the number of processes."""
     deepspeed: str | dict[str, Any] | None = None
-    """DeepSpeed settings: a shipped name, a path to a JSON file, or the settings themselves."""
+    """DeepSpeed settings: a shipped name, the path of a JSON file, or a mapping."""
     loss_chunk: int | None = Field(default=None, gt=0)
-    """Tokens whose logits are in memory at a time; all of a row's where not given."""
+    """Compute logits for this many tokens at a time. Default: for the whole row."""
     mlp_chunk: int | None = Field(default=None, gt=0)
-    """Tokens in an MLP at a time, computed again in the backward pass; all where not given."""
+    """Run MLPs on this many tokens at a time and recompute them in the backward pass.
+
+    Default: on the whole row, without recomputing.
+    """
     offload_checkpoints: bool = False
-    """Keep gradient checkpoints in the host's memory; needs gradient_checkpointing."""
+    """Keep gradient checkpoints in host memory. Needs gradient_checkpointing."""
     monitor: MonitorConfig = MonitorConfig()
-    """The monitor's settings; true or false switches it."""
+    """The monitor's settings; true or false switches it on or off."""
     adjust_lr: float = Field(default=1.0, gt=0.0)
-    """Factor on the base learning rate."""
+    """Multiply the base learning rate by this."""
     preprocessing_num_workers: int | None = None
-    """Accepted for LLaMA-Factory's files; the tokenizer's own threads make it unnecessary."""
+    """Accepted so that LLaMA-Factory's files load, and ignored: the tokenizer is multithreaded."""
     plot_loss: bool = True
-    """Accepted for LLaMA-Factory's files; the report always has the plot."""
+    """Accepted so that LLaMA-Factory's files load, and ignored: the report always has the plot."""
 
     @model_validator(mode="before")
     @classmethod
-    def _monitor_switch(cls, values: Any) -> Any:
+    def _read_monitor_switch(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("monitor"), bool):
             return {**values, "monitor": {"enabled": values["monitor"]}}
         return values
@@ -126,17 +132,17 @@ class RunSettings(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole config, checked.
+    """A complete, validated config.
 
     Attributes:
         name: the config file's stem.
-        settings: launching and keeping.
-        model: the model.
-        finetuning: the method.
+        settings: how to launch the run and where to keep it.
+        model: the model and its tokenizer.
+        finetuning: what to train, and how.
         data: the datasets.
-        deepspeed: DeepSpeed's settings, read and without a sequence-parallel size; None without.
+        deepspeed: DeepSpeed's settings without a sequence-parallel size; None without DeepSpeed.
         training: keyword arguments for `transformers.TrainingArguments`.
-        given: the keys as the user gave them, for run.json.
+        raw: the file's keys with the overrides applied, before validation; run.json keeps them.
     """
 
     name: str
@@ -146,4 +152,4 @@ class RunConfig:
     data: DataConfig
     deepspeed: dict[str, Any] | None
     training: dict[str, Any]
-    given: dict[str, Any]
+    raw: dict[str, Any]

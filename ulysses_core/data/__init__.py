@@ -1,4 +1,4 @@
-"""Turns LLaMA-Factory style datasets into tokenised rows, and rows into batches."""
+"""Turns datasets in LLaMA-Factory's format into tokenised rows, and rows into batches."""
 
 from ulysses_core.data.collate import CausalCollator
 from ulysses_core.data.config import DataConfig, Stage

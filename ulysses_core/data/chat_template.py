@@ -1,4 +1,4 @@
-"""Splits a conversation into turns by means of the tokenizer's own chat template."""
+"""Splits a conversation into turns with the tokenizer's own chat template."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ def render_chat_template(
 ) -> list[tuple[str, str]]:
     """Returns the (prompt, answer) texts of each turn.
 
-    The conversation is rendered up to each answer and past it. Each rendering must begin the next
-    one, or there is no place at which to cut the whole.
+    The conversation is rendered up to each answer, and again including it. Each rendering must be
+    a prefix of the next; otherwise the text cannot be cut into turns.
 
     Raises:
-        InputError: The chat template refuses the conversation, or rewrites its earlier turns.
+        InputError: The chat template rejects the conversation, or rewrites its earlier turns.
     """
     system = example.system or default_system or ""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     first = len(messages)
     messages += [_as_dict(message) for message in example.messages]
-    whole = _render(tokenizer, messages, example, asks=False)
+    conversation = _render(tokenizer, messages, example, add_prompt=False)
     turns: list[tuple[str, str]] = []
     cut = 0
     for end in range(first + 2, len(messages) + 1, 2):
-        prompt = _render(tokenizer, messages[: end - 1], example, asks=True)
-        turn = _render(tokenizer, messages[:end], example, asks=False)
-        if not (turn.startswith(prompt) and whole.startswith(turn) and len(prompt) >= cut):
+        prompt = _render(tokenizer, messages[: end - 1], example, add_prompt=True)
+        turn = _render(tokenizer, messages[:end], example, add_prompt=False)
+        is_prefix = turn.startswith(prompt) and conversation.startswith(turn)
+        if not is_prefix or len(prompt) < cut:
             raise InputError(
-                f"{_place(example)}the tokenizer's chat template cannot be cut at turn "
-                f"{end - first}: it writes a conversation's beginning differently once more turns "
-                "follow; set template to one of the named templates"
+                f"{_describe_place(example)}the tokenizer's chat template cannot be split at turn "
+                f"{end - first}, because it rewrites earlier turns when more follow; "
+                "set template to one of the named templates"
             )
-        turns.append((whole[cut : len(prompt)], whole[len(prompt) : len(turn)]))
+        turns.append((conversation[cut : len(prompt)], conversation[len(prompt) : len(turn)]))
         cut = len(turn)
     return turns
 
@@ -53,15 +54,17 @@ def _render(
     messages: list[dict[str, Any]],
     example: Example,
     *,
-    asks: bool,
+    add_prompt: bool,
 ) -> str:
     try:
         return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_prompt
+            )
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InputError(
-            f"{_place(example)}the tokenizer's chat template refuses the conversation "
+            f"{_describe_place(example)}the tokenizer's chat template rejects the conversation "
             f"({error}); set template to one of the named templates"
         ) from None
 
@@ -80,5 +83,5 @@ def _as_dict(message: Message) -> dict[str, Any]:
     }
 
 
-def _place(example: Example) -> str:
+def _describe_place(example: Example) -> str:
     return f"{example.where}: " if example.where else ""

@@ -22,28 +22,28 @@ class CausalCollator:
     """Pads rows on the right to the longest one and stacks them.
 
     Rows without `position_ids` get an `attention_mask` (1 for tokens, 0 for padding). Packed rows
-    get `position_ids` instead, and no mask: transformers finds the documents of a row by the
-    places where its positions restart, and looks for them only where there is no mask and no cache:
-    the model must run with `use_cache=False`, or the documents see each other. Padding is then one
-    more document, with positions of its own and no labels.
+    have `position_ids` and get no mask: transformers recognises the documents of a row by the
+    places where its positions restart, but only without a mask and without a cache. The model must
+    run with `use_cache=False`; otherwise attention crosses documents. In packed rows the padding
+    is one more document, with its own positions and no labels.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
-    """Also round S up to a multiple of this, such as the sequence-parallel size."""
+    """Round S up to a multiple of this, such as the sequence-parallel size."""
     label_pad_id: int = IGNORE_INDEX
-    """Label of padding."""
+    """Label of padding tokens."""
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
         """Returns `input_ids`, `labels` and `attention_mask` or `position_ids`, each [B, S] int64.
 
         Args:
-            rows: Each with `input_ids` and `labels`, and either all or none with `position_ids`.
+            rows: Each has `input_ids` and `labels`; either all or none have `position_ids`.
         """
-        import torch  # here, so that data can be checked where torch is not loaded
+        import torch  # imported late, so that data can be checked without loading torch
 
         lengths = [len(row["input_ids"]) for row in rows]
-        padding = [self._width(max(lengths)) - length for length in lengths]
+        padding = [self._padded_length(max(lengths)) - length for length in lengths]
         columns = {
             "input_ids": self._pad(rows, "input_ids", padding, self.pad_token_id),
             "labels": self._pad(rows, "labels", padding, self.label_pad_id),
@@ -58,7 +58,7 @@ class CausalCollator:
             ]
         return {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
 
-    def _width(self, longest: int) -> int:
+    def _padded_length(self, longest: int) -> int:
         multiple = self.pad_to_multiple_of or 1
         return -(-longest // multiple) * multiple
 

@@ -1,4 +1,4 @@
-"""The settings of the data pipeline, with LLaMA-Factory's names and defaults."""
+"""Settings of the data pipeline, with LLaMA-Factory's names and defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 __all__ = ["DataConfig", "Stage"]
 
 Stage = Literal["pt", "sft"]
-"""What the rows are for: `pt` reads documents, `sft` reads conversations."""
+"""The stage of training: `pt` reads documents, `sft` reads conversations."""
 
 
 def _split_names(value: object) -> object:
@@ -25,60 +25,62 @@ Names = Annotated[list[str], BeforeValidator(_split_names)]
 
 
 class DataConfig(BaseModel):
-    """Which datasets are read, and how their rows become tokens."""
+    """Which datasets to read, and how to turn their rows into tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     template: str | None = None
-    """Name of the chat template. None takes the tokenizer's own, or `default` where it has none."""
+    """Name of the chat template. None uses the tokenizer's own, or `default` if it has none."""
     dataset: Names = Field(default_factory=list)
-    """Names in `dataset_info.json` to train on: a list, or one string with commas."""
+    """Names in `dataset_info.json` to train on: a list, or a comma-separated string."""
     eval_dataset: Names = Field(default_factory=list)
     """Names in `dataset_info.json` to evaluate on."""
     dataset_dir: Path = Path("data")
-    """Folder that holds `dataset_info.json` and the files that it names."""
+    """Folder with `dataset_info.json` and the files that it names."""
     cutoff_len: int = Field(default=2048, gt=0)
-    """Longest row, in tokens."""
+    """Maximum length of a row, in tokens."""
     train_on_prompt: bool = False
-    """Also learn the prompt's tokens."""
+    """Train on the tokens of prompts too."""
     mask_history: bool = False
-    """Learn the last answer of a conversation only."""
+    """Train only on the last answer of a conversation."""
     packing: bool | None = None
     """Put several documents in one row. None means true for `pt` and false for `sft`."""
     neat_packing: bool = False
-    """Pack, and keep the documents of a row from seeing each other.
+    """Pack, and keep attention within each document.
 
-    Packed `sft` rows are always kept apart; for `pt` this setting makes the difference.
+    In packed `sft` rows attention never crosses documents; in `pt` rows it does unless this is set.
     """
     val_size: float = Field(default=0.0, ge=0.0)
-    """Part of `dataset` set aside for evaluation: a fraction below 1, or a number of examples."""
+    """Held-out part of `dataset` for evaluation: a fraction below 1, or a number of examples."""
     max_samples: int | None = Field(default=None, gt=0)
-    """Use only the first this many examples of each dataset."""
+    """Use only the first `max_samples` examples of each dataset."""
     default_system: str | None = None
-    """System prompt of conversations that have none, in place of the template's own."""
+    """System prompt for conversations that have none, instead of the template's own."""
     ignore_pad_token_for_loss: bool = True
-    """Keep padding out of the loss. False gives padding the label of the pad token."""
+    """Keep padding out of the loss. False gives padding tokens the pad token as their label."""
     overwrite_cache: bool = False
-    """Accepted for LLaMA-Factory's files. Nothing is cached between runs, so it changes nothing."""
+    """Accepted so that LLaMA-Factory's files load, and ignored: nothing is cached between runs."""
 
     @model_validator(mode="after")
     def _check_together(self) -> DataConfig:
         if self.val_size >= 1 and self.val_size != int(self.val_size):
             raise ValueError(
-                f"val_size={self.val_size} is neither a fraction below 1 nor a whole number of rows"
+                f"val_size is {self.val_size}; expected a fraction below 1 or a whole number of "
+                "examples"
             )
         if self.val_size and self.eval_dataset:
-            raise ValueError("val_size and eval_dataset are both set: keep one of them")
+            raise ValueError("val_size and eval_dataset are both set; keep one of them")
         if self.val_size and not self.dataset:
-            raise ValueError("val_size needs a dataset to split: set dataset, or remove val_size")
-        if self.mask_history and self.train_on_prompt:
             raise ValueError(
-                "mask_history and train_on_prompt contradict each other: keep one of them"
+                f"val_size is {self.val_size} but dataset is not set; set dataset, or remove "
+                "val_size"
             )
+        if self.mask_history and self.train_on_prompt:
+            raise ValueError("mask_history and train_on_prompt are both set; keep one of them")
         return self
 
-    def packs(self, stage: Stage) -> bool:
-        """Returns whether rows of `stage` hold several documents."""
+    def is_packed(self, stage: Stage) -> bool:
+        """Returns whether rows of `stage` may contain several documents."""
         if self.neat_packing:
             return True
         return stage == "pt" if self.packing is None else self.packing

@@ -1,4 +1,4 @@
-"""Turns rows into examples: conversations for `sft`, documents for `pt`. No tokens here."""
+"""Turns rows into examples, before tokenising: conversations for `sft`, documents for `pt`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
-from ulysses_core.data.files import Row
+from ulysses_core.data.files import Row, describe_type
 from ulysses_core.data.registry import INFO_FILE, DatasetSpec
 from ulysses_core.data.tool_calls import parse_calls
 from ulysses_monitor.common.errors import InputError
@@ -15,13 +15,13 @@ __all__ = ["Example", "Message", "Role", "check_spec", "to_document", "to_exampl
 
 Role = Literal["user", "assistant", "observation", "function", "system"]
 
-_ASKS: tuple[Role, Role] = ("user", "observation")
-_ANSWERS: tuple[Role, Role] = ("assistant", "function")
+_PROMPT_ROLES: tuple[Role, Role] = ("user", "observation")
+_ANSWER_ROLES: tuple[Role, Role] = ("assistant", "function")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: Role
     content: str
@@ -29,35 +29,36 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation: user or observation turns, each answered by an assistant or function turn."""
+    """A conversation: each user or observation turn is followed by an assistant or function one."""
 
     system: str
     messages: tuple[Message, ...]
     where: str = field(default="", compare=False)
-    """Place of the row in its file, for messages."""
+    """Where the row is in its file, for error messages."""
 
 
 def check_spec(rows: Sequence[Row], spec: DatasetSpec, stage: str) -> None:
-    """Checks that a dataset suits the stage, and that the columns it names are there.
+    """Checks that a dataset suits the stage and has the columns that its entry names.
 
     Raises:
         InputError: The dataset is for another stage, or a named column is in none of its rows.
     """
     if spec.ranking:
         raise InputError(
-            f"dataset {spec.name!r} is a preference dataset (ranking: true): "
-            f"it needs stage dpo or rm, not {stage}"
+            f"dataset {spec.name!r} is a preference dataset (ranking: true), for stages dpo and "
+            f"rm; stage is {stage}, so choose another dataset"
         )
     if spec.columns.kto_tag:
         raise InputError(
-            f"dataset {spec.name!r} has a kto_tag column: it needs stage kto, not {stage}"
+            f"dataset {spec.name!r} has a kto_tag column, for stage kto; stage is {stage}, so "
+            "choose another dataset"
         )
     if stage == "pt" and spec.formatting != "alpaca":
         raise InputError(
-            f"dataset {spec.name!r} has formatting {spec.formatting!r}: stage pt reads documents, "
-            "from the prompt column of an alpaca dataset"
+            f"dataset {spec.name!r}: formatting is {spec.formatting!r}; expected 'alpaca', because "
+            "stage pt reads documents from a prompt column"
         )
-    if spec.columns_given:
+    if spec.has_columns:
         _check_columns(rows, spec)
 
 
@@ -69,19 +70,19 @@ def _check_columns(rows: Sequence[Row], spec: DatasetSpec) -> None:
     for part, column in dict(spec.columns).items():
         if column is not None and column not in present:
             raise InputError(
-                f"{spec.path} has no column {column!r}, which {INFO_FILE} names as "
-                f"{spec.name}.columns.{part}; columns: {', '.join(sorted(present))}"
+                f"{INFO_FILE}: {spec.name}.columns.{part} is {column!r}, which {spec.path} does "
+                f"not have; allowed: {', '.join(sorted(present))}"
             )
 
 
 def to_document(row: Row, spec: DatasetSpec) -> str:
-    """Returns the document of a row: its prompt column, and its query column where it has one.
+    """Returns the document of a row: its prompt column, then its query column if it has one.
 
     Raises:
         InputError: The row lacks the column, or the column is not text.
     """
     columns = spec.columns
-    if not spec.columns_given and columns.prompt not in row.values and "text" in row.values:
+    if not spec.has_columns and columns.prompt not in row.values and "text" in row.values:
         document = _text(row, "text")
     else:
         document = _joined_prompt(row, spec)
@@ -93,8 +94,8 @@ def to_example(row: Row, spec: DatasetSpec) -> Example:
     """Returns the conversation of a row.
 
     Raises:
-        InputError: The row lacks a column, a column is not of the right kind, or the turns do not
-            alternate between a question and its answer.
+        InputError: The row lacks a column, a column has the wrong type, or the turns do not
+            alternate between prompt and answer.
     """
     if spec.formatting == "alpaca":
         system, messages = _text(row, spec.columns.system), _alpaca(row, spec)
@@ -113,22 +114,23 @@ def _check_unicode(row: Row, *texts: str) -> None:
         for text in texts:
             text.encode()
     except UnicodeEncodeError as error:
-        _fail(row, f"a text cannot be tokenised, {error.reason} at character {error.start}")
+        problem = f"{error.reason} at character {error.start}"
+        _fail(row, f"a text is not valid Unicode ({problem}); remove that character")
 
 
 def _text(row: Row, column: str | None) -> str:
-    """Returns a column's text; a missing or null one is empty."""
+    """Returns a column's text, which is empty if the column is missing or null."""
     value = row.values.get(column) if column else None
     if value is None:
         return ""
     if not isinstance(value, str):
-        _fail(row, f"column {column!r} is {type(value).__name__}, a string is needed")
+        _fail(row, f"column {column!r} is {describe_type(value)}; expected a string")
     return value
 
 
-def _need(row: Row, column: str | None, part: str) -> None:
+def _require(row: Row, column: str | None, part: str) -> None:
     if column is None:
-        _fail(row, f"{INFO_FILE} names no {part} column for this dataset")
+        _fail(row, f"{INFO_FILE} does not name this dataset's {part} column; add it to columns")
     if column not in row.values:
         present = ", ".join(row.values) or "none"
         _fail(row, f"column {column!r} ({part}) is missing; the row has: {present}")
@@ -136,15 +138,15 @@ def _need(row: Row, column: str | None, part: str) -> None:
 
 def _joined_prompt(row: Row, spec: DatasetSpec) -> str:
     columns = spec.columns
-    _need(row, columns.prompt, "prompt")
+    _require(row, columns.prompt, "prompt")
     return "\n".join(filter(None, (_text(row, columns.prompt), _text(row, columns.query))))
 
 
 def _alpaca(row: Row, spec: DatasetSpec) -> list[Message]:
     response = spec.columns.response
-    _need(row, response, "response")
+    _require(row, response, "response")
     if row.values[str(response)] is None:
-        _fail(row, f"column {response!r} (response) is null, an answer is needed")
+        _fail(row, f"column {response!r} (response) is null; expected a string")
     messages = [*_history(row, spec.columns.history)]
     messages.append(Message("user", _joined_prompt(row, spec)))
     messages.append(Message("assistant", _text(row, response)))
@@ -156,7 +158,11 @@ def _history(row: Row, column: str | None) -> list[Message]:
     if pairs is None:
         return []
     if not isinstance(pairs, list):
-        _fail(row, f"column {column!r} (history) must be a list of [prompt, answer] pairs")
+        _fail(
+            row,
+            f"column {column!r} (history) is {describe_type(pairs)}; "
+            "expected a list of [prompt, answer] pairs",
+        )
     messages: list[Message] = []
     for number, pair in enumerate(pairs, start=1):
         match pair:
@@ -165,18 +171,19 @@ def _history(row: Row, column: str | None) -> list[Message]:
             case _:
                 _fail(
                     row,
-                    f"column {column!r} (history), entry {number} must be [prompt, answer], "
-                    "two strings",
+                    f"column {column!r} (history), entry {number}: expected two strings, "
+                    "[prompt, answer]",
                 )
     return messages
 
 
 def _sharegpt(row: Row, spec: DatasetSpec) -> tuple[str, list[Message]]:
     column = spec.columns.messages
-    _need(row, column, "messages")
+    _require(row, column, "messages")
     turns = row.values[str(column)]
     if not isinstance(turns, list) or not turns:
-        _fail(row, f"column {column!r} (messages) must be a list of turns with at least one answer")
+        given = "an empty list" if turns == [] else describe_type(turns)
+        _fail(row, f"column {column!r} (messages) is {given}; expected a list of turns")
     messages = [_message(row, spec, number, turn) for number, turn in enumerate(turns, start=1)]
     system = _text(row, spec.columns.system)
     if messages[0].role == "system":
@@ -195,13 +202,18 @@ def _message(row: Row, spec: DatasetSpec, number: int, turn: object) -> Message:
         tags.system_tag: "system",
     }
     if not isinstance(turn, dict):
-        _fail(row, f"turn {number} must be an object with {tags.role_tag!r}, {tags.content_tag!r}")
+        keys = f"{tags.role_tag!r} and {tags.content_tag!r}"
+        _fail(row, f"turn {number} is {describe_type(turn)}; expected an object with {keys}")
     for key in (tags.role_tag, tags.content_tag):
         if not isinstance(turn.get(key), str):
-            _fail(row, f"turn {number} needs a string under {key!r} (tags rename it)")
+            _fail(
+                row,
+                f"turn {number} has no string under {key!r}; add one, or name another key in "
+                f"tags in {INFO_FILE}",
+            )
     tag, content = turn[tags.role_tag], turn[tags.content_tag]
     if tag not in roles:
-        _fail(row, f"turn {number} has {tags.role_tag}={tag!r}; allowed: {', '.join(roles)}")
+        _fail(row, f"turn {number}: {tags.role_tag} is {tag!r}; allowed: {', '.join(roles)}")
     if roles[tag] == "function":
         try:
             parse_calls(content)
@@ -212,13 +224,13 @@ def _message(row: Row, spec: DatasetSpec, number: int, turn: object) -> Message:
 
 def _check_turns(row: Row, messages: Sequence[Message], first: int) -> None:
     for index, message in enumerate(messages):
-        allowed = _ANSWERS if index % 2 else _ASKS
+        allowed = _ANSWER_ROLES if index % 2 else _PROMPT_ROLES
         if message.role not in allowed:
             _fail(
                 row,
-                f"turn {first + index} is {message.role!r}, {' or '.join(allowed)} must stand "
-                "there: turns alternate between a question and its answer",
+                f"the role of turn {first + index} is {message.role!r}; expected "
+                f"{' or '.join(allowed)}, because prompts and answers alternate",
             )
     if not messages or len(messages) % 2:
-        last = f"ends with a {messages[-1].role} turn" if messages else "has no turns"
-        _fail(row, f"the conversation {last}, it must end with an assistant or function turn")
+        given = f"ends with a {messages[-1].role} turn" if messages else "has no turns"
+        _fail(row, f"the conversation {given}; expected it to end with assistant or function")

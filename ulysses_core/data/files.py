@@ -1,4 +1,4 @@
-"""Reads rows from data files, and says exactly where a file is broken."""
+"""Reads rows from data files; errors name the file and the line or row."""
 
 from __future__ import annotations
 
@@ -10,55 +10,54 @@ from typing import Any
 
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["SUFFIXES", "Row", "read_rows"]
+__all__ = ["SUFFIXES", "Row", "describe_type", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a data file, with its place in it."""
+    """One row of a data file, and where it is in the file."""
 
     values: dict[str, Any]
     file: Path
     number: int
-    """Counted from 1: the line in `.jsonl` and `.txt`, the row elsewhere."""
+    """Counts from 1: lines in `.jsonl` and `.txt`, rows in other files."""
 
     @property
     def where(self) -> str:
-        """Returns the place for a message, such as `data/a.jsonl, line 3`."""
+        """Where the row is, for error messages, such as `data/a.jsonl, line 3`."""
         unit = "line" if self.file.suffix.lower() in (".jsonl", ".txt") else "row"
         return f"{self.file}, {unit} {self.number}"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads all rows of a file, or of the data files in a folder, by name.
+    """Reads all rows of a file, or of all data files in a folder in the order of their names.
 
     Raises:
-        InputError: The file is empty, broken or of an unknown kind, or the folder has no data file.
+        InputError: The file is empty, damaged or of an unknown type, or the folder has no data
+            files.
     """
-    return [row for file in _files(path) for row in _read_file(file)]
+    return [row for file in _list_files(path) for row in _read_file(file)]
 
 
-def _files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise InputError(f"{path} holds no data file; allowed: {', '.join(SUFFIXES)}")
+        raise InputError(f"{path}: no data files in this folder; allowed: {', '.join(SUFFIXES)}")
     return files
 
 
 def _read_file(file: Path) -> list[Row]:
     read = _READERS.get(file.suffix.lower())
     if read is None:
-        raise InputError(
-            f"{file} has no known suffix, got {file.suffix!r}; allowed: {', '.join(SUFFIXES)}"
-        )
+        raise InputError(f"{file}: the suffix is {file.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     try:
         rows = [Row(values, file, number) for number, values in read(file)]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
+        raise InputError(f"{file}: cannot read it: {error}") from None
     if not rows:
-        raise InputError(f"{file} holds no rows")
+        raise InputError(f"{file}: no rows; expected at least one")
     return rows
 
 
@@ -70,14 +69,13 @@ def _read_json(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{file} is not valid JSON: {error}; "
-            "a file with one object on each line must be named .jsonl"
+            f"{file}: not valid JSON: {error}; if it has one object on each line, name it .jsonl"
         ) from None
     if not isinstance(content, list):
-        raise InputError(f"{file} holds {_kind(content)}, a list of objects is needed")
+        raise InputError(f"{file} is {describe_type(content)}; expected a list of objects")
     for number, value in enumerate(content, start=1):
         if not isinstance(value, dict):
-            raise InputError(f"{file}, row {number} is {_kind(value)}, an object is needed")
+            raise InputError(f"{file}, row {number} is {describe_type(value)}; expected an object")
         yield number, value
 
 
@@ -87,9 +85,9 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             problem = f"{error.msg} at column {error.colno}"
-            raise InputError(f"{file}, line {number} is not valid JSON: {problem}") from None
+            raise InputError(f"{file}, line {number}: not valid JSON: {problem}") from None
         if not isinstance(value, dict):
-            raise InputError(f"{file}, line {number} is {_kind(value)}, an object is needed")
+            raise InputError(f"{file}, line {number} is {describe_type(value)}; expected an object")
         yield number, value
 
 
@@ -110,12 +108,12 @@ def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pandas as pd
 
     try:
-        # Text stays text: without these two, "007" turns into 7 and "NA" into a missing value.
+        # Without these two arguments "007" becomes 7 and "NA" a missing value.
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError:
         return
     except pd.errors.ParserError as error:
-        raise InputError(f"{file} is not valid CSV: {error}") from None
+        raise InputError(f"{file}: not valid CSV: {error}") from None
     for number, values in enumerate(frame.to_dict(orient="records"), start=1):
         yield number, {str(key): value for key, value in values.items()}
 
@@ -127,18 +125,18 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         table = pq.read_table(file)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{file} is not valid parquet: {error}") from None
+        raise InputError(f"{file}: not valid Parquet: {error}") from None
     yield from enumerate(table.to_pylist(), start=1)
 
 
-def _kind(value: object) -> str:
-    """Returns what a JSON value is, in JSON's own words."""
+def describe_type(value: object) -> str:
+    """Returns the type of a value in JSON's words, or Python's for what JSON does not have."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
     names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
-    return names[type(value)]
+    return names.get(type(value), type(value).__name__)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
@@ -149,4 +147,4 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
     ".txt": _read_txt,
 }
 SUFFIXES = tuple(_READERS)
-"""Kinds of data file that are read."""
+"""Suffixes of the data files that can be read."""

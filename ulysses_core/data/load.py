@@ -1,4 +1,4 @@
-"""From the config to tokenised datasets, and the cheap check of the same sources."""
+"""Loads the datasets of a config as tokenised rows, and checks their files without tokenising."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["DatasetPair", "check_sources", "load_datasets"]
 
 @dataclass(frozen=True)
 class _StagePlan:
-    """How a stage reads a row, and how it tokenises what it read."""
+    """How a stage converts a row to an example, and how it tokenises examples."""
 
     convert: Callable[[Row, DatasetSpec], Any]
     tokenize: Callable[[Any, PreTrainedTokenizerBase, DataConfig], tuple[list[TokenRow], DataStats]]
@@ -39,15 +39,15 @@ _STAGES: dict[Stage, _StagePlan] = {
 
 @dataclass(frozen=True)
 class DatasetPair:
-    """The rows to train on and to evaluate on, either of which may be absent.
+    """The rows to train on and to evaluate on; either may be None.
 
-    Rows hold `input_ids` and `labels`, and `position_ids` where documents are packed apart.
+    Rows have `input_ids` and `labels`, and also `position_ids` if packed documents are separated.
     """
 
     train: Dataset | None
     eval: Dataset | None
     stats: dict[str, DataStats]
-    """Counts, under `train` and `eval`."""
+    """Statistics by split: `train` and `eval`."""
 
 
 def load_datasets(
@@ -57,14 +57,14 @@ def load_datasets(
 
     Args:
         config: The data settings.
-        stage: What the rows are for.
-        tokenizer: Of the model to be trained.
-        seed: Of the split by `val_size`, and of `num_samples`.
+        stage: The stage of training.
+        tokenizer: The model's tokenizer.
+        seed: Seeds the split by `val_size` and the sampling by `num_samples`.
 
     Raises:
-        InputError: Something in the config, the files or the rows is wrong; the message says where.
+        InputError: The config, a file or a row is wrong; the message says where.
     """
-    _need_datasets(config)
+    _require_datasets(config)
     examples = {
         "train": _read(config.dataset, config, stage, seed),
         "eval": _read(config.eval_dataset, config, stage, seed),
@@ -73,25 +73,25 @@ def load_datasets(
         examples["train"], examples["eval"] = _split(examples["train"], config.val_size, seed)
     datasets: dict[str, Dataset | None] = {"train": None, "eval": None}
     stats: dict[str, DataStats] = {}
-    for split, found in examples.items():
-        if found:
-            rows, stats[split] = _STAGES[stage].tokenize(found, tokenizer, config)
+    for split, of_split in examples.items():
+        if of_split:
+            rows, stats[split] = _STAGES[stage].tokenize(of_split, tokenizer, config)
             datasets[split] = _as_dataset(rows)
     return DatasetPair(datasets["train"], datasets["eval"], stats)
 
 
 def check_sources(config: DataConfig, stage: Stage = "sft") -> dict[str, int]:
-    """Reads every row of every dataset without tokenising, so that bad input shows at once.
+    """Reads every row of every dataset without tokenising, to find wrong input early.
 
-    Loads neither torch nor transformers nor datasets.
+    Imports neither torch nor transformers nor datasets.
 
     Returns:
-        The number of rows of each dataset.
+        The number of rows by dataset.
 
     Raises:
-        InputError: Something in the config, the files or the rows is wrong; the message says where.
+        InputError: The config, a file or a row is wrong; the message says where.
     """
-    _need_datasets(config)
+    _require_datasets(config)
     if config.template is not None:
         get_template(config.template)
     names = list(dict.fromkeys([*config.dataset, *config.eval_dataset]))
@@ -99,10 +99,10 @@ def check_sources(config: DataConfig, stage: Stage = "sft") -> dict[str, int]:
     return {spec.name: len(_convert(spec, stage)) for spec in specs}
 
 
-def _need_datasets(config: DataConfig) -> None:
+def _require_datasets(config: DataConfig) -> None:
     if not config.dataset and not config.eval_dataset:
         raise InputError(
-            "no dataset is set: give dataset (or eval_dataset) a name in dataset_info.json"
+            "dataset is not set; set dataset or eval_dataset to a name in dataset_info.json"
         )
 
 
@@ -123,14 +123,14 @@ def _read(names: Sequence[str], config: DataConfig, stage: Stage, seed: int) -> 
 
 
 def _sample(examples: list[Any], count: int, seed: int) -> list[Any]:
-    """Draws `count` examples in random order, all of them once before any repeats."""
+    """Draws `count` examples in random order; none repeats before all are drawn."""
     draw = random.Random(seed)  # noqa: S311 - a sample, not a secret
     shuffled = draw.sample(examples, k=min(count, len(examples)))
     return shuffled + draw.choices(examples, k=count - len(shuffled))
 
 
 def _split(examples: list[Any], val_size: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Splits examples, not rows: a packed row could not be split between train and eval."""
+    """Splits examples, because a packed row cannot be split between train and eval."""
     import datasets
 
     size = val_size if val_size < 1 else int(val_size)
@@ -139,7 +139,8 @@ def _split(examples: list[Any], val_size: float, seed: int) -> tuple[list[Any], 
         parts = indices.train_test_split(test_size=size, seed=seed)
     except ValueError:
         raise InputError(
-            f"val_size={size} leaves no row to train on: dataset has {len(examples)} rows"
+            f"val_size is {size}, which leaves no examples to train on; the dataset has "
+            f"{len(examples)}"
         ) from None
     return (
         [examples[index] for index in parts["train"]["index"]],

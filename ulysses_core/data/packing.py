@@ -1,4 +1,4 @@
-"""Packs short rows into long ones whose documents cannot see each other."""
+"""Packs short rows into long ones, with attention kept within each document."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ __all__ = ["TokenRow", "best_fit_decreasing", "pack_rows"]
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row of token ids, with a label for each."""
+    """One row of token ids, with a label for each token."""
 
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int] | None = None
-    """None in rows of one document; packed, it restarts at 0 where a document begins."""
+    """Restarts at 0 at each document of a packed row; None in a row of one document."""
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Distributes items over as few bins as the rule finds.
+    """Distributes items over bins, trying to use few.
 
-    The longest item goes first, each into the fullest bin that still has room for it. At most
-    11/9 of the fewest possible bins, plus one (Johnson, 1974).
+    Places items from longest to shortest, each in the fullest bin that has room for it. Uses at
+    most 11/9 of the fewest possible bins, plus one (Johnson, 1974).
 
     Args:
         lengths: Size of each item, at most `capacity`.
         capacity: Size of a bin.
 
     Returns:
-        Indices of the items in each bin. Items keep their order within a bin, and bins are ordered
-        by their first item.
+        Indices of the items in each bin, in ascending order; bins are ordered by their first item.
     """
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
@@ -53,12 +52,12 @@ def pack_rows(rows: Sequence[TokenRow], capacity: int) -> list[TokenRow]:
     """Packs rows of at most `capacity` tokens into blocks of at most `capacity` tokens.
 
     Args:
-        rows: One document each.
-        capacity: Longest block, in tokens.
+        rows: Rows of one document each.
+        capacity: Maximum length of a block, in tokens.
 
     Returns:
         Blocks with `position_ids` that restart at 0 for each document. A document's first token has
-        no label, so the last token of the one before it predicts nothing.
+        no label, so the last token of the previous document predicts nothing.
     """
     bins = best_fit_decreasing([len(row.input_ids) for row in rows], capacity)
     return [_join([rows[index] for index in items]) for items in bins]

@@ -1,4 +1,4 @@
-"""Reads `dataset_info.json`: what each dataset's file is, and what its columns mean."""
+"""Reads `dataset_info.json`, which names each dataset's file and the meaning of its columns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.validation import describe_problem
 
 __all__ = ["INFO_FILE", "Columns", "DatasetSpec", "Tags", "find_datasets"]
 
 INFO_FILE = "dataset_info.json"
 
 _REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-_UNSERVED_COLUMNS = ("tools", "images", "videos", "audios")
+_UNSUPPORTED_COLUMNS = ("tools", "images", "videos", "audios")
 
 
 class _Strict(BaseModel):
@@ -25,7 +26,7 @@ class _Strict(BaseModel):
 
 
 class Columns(_Strict):
-    """Name of the column that holds each part of an example; None where there is no such part."""
+    """Names of the columns with the parts of an example; None if a part does not exist."""
 
     prompt: str | None = None
     query: str | None = None
@@ -39,7 +40,7 @@ class Columns(_Strict):
 
 
 class Tags(_Strict):
-    """Words that a ShareGPT conversation uses for its keys and roles."""
+    """Names that a ShareGPT conversation uses for its keys and roles."""
 
     role_tag: str = "from"
     content_tag: str = "value"
@@ -69,12 +70,12 @@ class DatasetSpec:
     """A data file, or a folder of data files."""
     formatting: Literal["alpaca", "sharegpt"]
     ranking: bool
-    """Rows hold a chosen and a rejected answer."""
+    """Whether rows have a chosen and a rejected answer."""
     num_samples: int | None
-    """Draw this many examples, with repetition once all are used."""
+    """Draw this many examples, repeating them once all are used."""
     columns: Columns
-    columns_given: bool
-    """Whether the entry names its columns. Those must exist; the defaults need not."""
+    has_columns: bool
+    """Whether the entry names its columns. Named columns must exist; default ones need not."""
     tags: Tags
 
 
@@ -83,7 +84,7 @@ def find_datasets(names: Sequence[str], dataset_dir: Path) -> list[DatasetSpec]:
 
     Raises:
         InputError: The folder, its `dataset_info.json`, a name or a data file is missing, or an
-            entry asks for something that is not served.
+            entry asks for something that is not supported.
     """
     if not names:
         return []
@@ -94,20 +95,21 @@ def find_datasets(names: Sequence[str], dataset_dir: Path) -> list[DatasetSpec]:
 def _read_info(dataset_dir: Path) -> dict[str, object]:
     if not dataset_dir.is_dir():
         raise InputError(
-            f"dataset_dir={str(dataset_dir)!r} is not a folder: "
-            f"set it to the folder that holds {INFO_FILE}"
+            f"dataset_dir is {str(dataset_dir)!r}, which is not a folder; "
+            f"expected the folder with {INFO_FILE}"
         )
     path = dataset_dir / INFO_FILE
     try:
         info = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist: dataset_dir must hold a {INFO_FILE} that lists its datasets"
+            f"{path}: no such file; set dataset_dir to a folder with a {INFO_FILE} that lists its "
+            "datasets"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+        raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(info, dict):
-        raise InputError(f"{path} must hold one object, dataset name to description")
+        raise InputError(f"{path}: not a JSON object; expected dataset names and their entries")
     return info
 
 
@@ -116,13 +118,13 @@ def _spec(name: str, info: dict[str, object], dataset_dir: Path) -> DatasetSpec:
     if name not in info:
         raise InputError(
             f"dataset {name!r} is not in {where}{nearest(name, info)}; "
-            f"known: {', '.join(sorted(info)) or 'none'}"
+            f"allowed: {', '.join(sorted(info)) or 'none, the file is empty'}"
         )
     entry = _entry(f"{where}, dataset {name!r}", info[name])
     path = dataset_dir / entry.file_name
     if not path.exists():
         raise InputError(
-            f"{where}, dataset {name!r}: file_name={entry.file_name!r} does not exist ({path})"
+            f"{where}, dataset {name!r}: file_name is {entry.file_name!r}; no such file: {path}"
         )
     return DatasetSpec(
         name=name,
@@ -131,13 +133,13 @@ def _spec(name: str, info: dict[str, object], dataset_dir: Path) -> DatasetSpec:
         ranking=entry.ranking,
         num_samples=entry.num_samples,
         columns=_columns(entry),
-        columns_given=entry.columns is not None,
+        has_columns=entry.columns is not None,
         tags=entry.tags,
     )
 
 
 def _columns(entry: _Entry) -> Columns:
-    # As in LLaMA-Factory, naming any column switches all the default names off.
+    # As in LLaMA-Factory, naming one column disables all default names.
     if entry.columns is None:
         return Columns(
             prompt="instruction", query="input", response="output", messages="conversations"
@@ -149,37 +151,24 @@ def _columns(entry: _Entry) -> Columns:
 
 def _entry(where: str, value: object) -> _Entry:
     if not isinstance(value, dict):
-        raise InputError(f"{where} must be an object with a file_name")
+        raise InputError(f"{where}: not an object; expected an object with a file_name")
     remote = [key for key in _REMOTE_KEYS if key in value]
     if remote:
         raise InputError(
-            f"{where}: {remote[0]} is not served, only local files are: "
-            "download the data and set file_name to it"
+            f"{where}: {remote[0]} is not supported; download the data and set file_name instead"
         )
     columns = value.get("columns")
-    unserved = [key for key in _UNSERVED_COLUMNS if isinstance(columns, dict) and key in columns]
-    if unserved:
+    unsupported = [k for k in _UNSUPPORTED_COLUMNS if isinstance(columns, dict) and k in columns]
+    if unsupported:
         raise InputError(
-            f"{where}: columns.{unserved[0]} is not served, only text conversations are; "
-            f"allowed columns: {', '.join(Columns.model_fields)}"
+            f"{where}: columns.{unsupported[0]} is not supported; "
+            f"allowed: {', '.join(Columns.model_fields)}"
         )
     try:
         return _Entry.model_validate(value)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    loc = [str(part) for part in problem["loc"]]
-    key = ".".join(loc)
-    if problem["type"] == "missing":
-        return f"{key} is missing: it names the data file, relative to dataset_dir"
-    if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[_Strict]] = {"columns": Columns, "tags": Tags}
-        known = owners.get(loc[0] if len(loc) > 1 else "", _Entry).model_fields
-        return f"unknown key {key!r}{nearest(loc[-1], known)}; allowed: {', '.join(known)}"
-    hint = ""
-    if key == "formatting":
-        hint = " (OpenAI-style messages are sharegpt with tags)"
-    return f"{key}={problem['input']!r} is not allowed: {problem['msg']}{hint}"
+        problem = describe_problem(error, _Entry)
+        hint = " (use sharegpt with tags for OpenAI's messages)"
+        if not problem.startswith("formatting "):
+            hint = ""
+        raise InputError(f"{where}: {problem}{hint}") from None

@@ -1,4 +1,4 @@
-"""The chat templates by name. The texts are those of LLaMA-Factory's templates of these names."""
+"""Chat templates by name, with the texts of LLaMA-Factory's templates of the same names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["TEMPLATES", "Template", "get_template"]
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """How each turn is written. `{content}` is the turn's text; `{bos}` and `{eos}` are tokens."""
+    """How to write each turn. `{content}` is the turn's text; `{bos}` and `{eos}` are tokens."""
 
     user: str
     assistant: str = "{content}{eos}"
     system: str = "{content}"
     observation: str | None = None
-    """None writes it as a user turn."""
+    """None writes observations as user turns."""
     function: str | None = None
-    """None writes it as an assistant turn."""
+    """None writes function calls as assistant turns."""
     prefix: str = ""
-    """Before everything else, once."""
+    """Text at the start of every conversation."""
     default_system: str = ""
     system_in_user: bool = False
-    """The system text goes inside the first user turn, not before it."""
+    """Whether the system text goes inside the first user turn; otherwise it goes before it."""
     tool_style: ToolStyle = "default"
-    thinks: bool = False
-    """An answer without a `<think>` block gets an empty one."""
+    has_thoughts: bool = False
+    """Whether answers begin with a `<think>` block; one without it gets an empty block."""
     stop: str | None = None
-    """Text that ends an answer and should be one token of the tokenizer."""
+    """Text that ends an answer and should be a single token of the tokenizer."""
 
 
 _CHATML = Template(
@@ -115,7 +115,7 @@ TEMPLATES: dict[str, Template] = {
         _QWEN,
         default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     ),
-    "qwen3": replace(_QWEN, thinks=True),
+    "qwen3": replace(_QWEN, has_thoughts=True),
     "qwen3_nothink": _QWEN,
     "vicuna": Template(
         user="USER: {content} ASSISTANT:",
@@ -140,7 +140,6 @@ def get_template(name: str) -> Template:
     """
     if name not in TEMPLATES:
         raise InputError(
-            f"template {name!r} is unknown{nearest(name, TEMPLATES)}; "
-            f"allowed: {', '.join(TEMPLATES)}"
+            f"template is {name!r}{nearest(name, TEMPLATES)}; allowed: {', '.join(TEMPLATES)}"
         )
     return TEMPLATES[name]

@@ -1,4 +1,4 @@
-"""Turns examples into token rows: masks, truncation, and the cutting of documents into blocks."""
+"""Turns examples into token rows: masks labels, truncates, and cuts documents into blocks."""
 
 from __future__ import annotations
 
@@ -28,110 +28,115 @@ _BATCH = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class DataStats:
-    """What became of a split's examples."""
+    """Statistics of a split."""
 
     examples: int
-    """Read from the files, after `num_samples` and `max_samples`."""
+    """Examples read, after `num_samples` and `max_samples`."""
     dropped: int
-    """Left out: no token to learn was left after truncation, or the document was blank."""
+    """Examples without a label after truncation, and blank documents."""
     truncated: int
-    """Lost tokens to `cutoff_len`."""
+    """Examples cut off at `cutoff_len`."""
     rows: int
-    """In the dataset; fewer than the examples when they are packed."""
+    """Rows in the dataset; fewer than examples if they are packed."""
     tokens: int
-    """In those rows."""
+    """Tokens in those rows."""
     trained_tokens: int
-    """Of those tokens, the ones that have a label."""
+    """Tokens with a label."""
 
 
 def tokenize_sft(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> tuple[list[TokenRow], DataStats]:
-    """Tokenises conversations, masks what is not to be learned, and packs them if asked to.
+    """Tokenises conversations, masks the labels of prompts, and packs if `config` says so.
 
     Returns:
-        Rows of at most `cutoff_len` tokens, and the counts.
+        Rows of at most `cutoff_len` tokens, and their statistics.
 
     Raises:
-        InputError: The template does not fit the tokenizer, or no conversation has a token to learn
+        InputError: The template does not fit the tokenizer, or no conversation has an answer token
             within `cutoff_len`.
     """
-    _warn_of_missing_stop(tokenizer, config.template)
+    _warn_of_split_stop(tokenizer, config.template)
     rows: list[TokenRow] = []
     truncated = 0
     for turns in _encode(examples, tokenizer, config):
         row = build_row(turns, config)
         truncated += len(row.input_ids) < sum(len(prompt) + len(answer) for prompt, answer in turns)
-        # The first label is never used: a model predicts the token after the ones it has seen.
+        # The first label is unused: a model cannot predict the token that it sees first.
         if any(label != IGNORE_INDEX for label in row.labels[1:]):
             rows.append(row)
     if not rows:
         raise InputError(
-            f"none of the {len(examples)} examples has an answer token within "
-            f"cutoff_len={config.cutoff_len}: raise cutoff_len"
+            f"cutoff_len is {config.cutoff_len}, which leaves no answer token in any of the "
+            f"{len(examples)} examples; raise cutoff_len"
         )
     kept = len(rows)
-    if config.packs("sft"):
+    if config.is_packed("sft"):
         rows = pack_rows(rows, config.cutoff_len)
-    return rows, _stats(rows, len(examples), len(examples) - kept, truncated)
+    return rows, _count(rows, len(examples), len(examples) - kept, truncated)
 
 
 def tokenize_pt(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> tuple[list[TokenRow], DataStats]:
-    """Tokenises documents, each closed by the end-of-sequence token.
+    """Tokenises documents and ends each with the end-of-sequence token.
 
-    Packed, the documents form one stream, which is cut into blocks of `cutoff_len`; a remainder is
-    dropped unless it is the only block. `neat_packing` keeps the documents of a block apart
-    instead. Not packed, each document is cut off at `cutoff_len`.
+    With packing, the documents form one stream, which is cut into blocks of `cutoff_len` tokens;
+    a shorter last block is dropped unless it is the only one. With `neat_packing`, documents are
+    cut at `cutoff_len`, packed into blocks, and attention never crosses them. Without packing,
+    each document is truncated to `cutoff_len`.
 
     Raises:
         InputError: The tokenizer has no end-of-sequence token, or all documents are blank.
     """
     texts = [document for document in documents if document.strip()]
     if not texts:
-        raise InputError(f"all of the {len(documents)} documents are blank")
+        raise InputError(
+            f"all {len(documents)} documents are blank; expected at least one with text"
+        )
     size = config.cutoff_len
     encoded = list(_encode_documents(texts, tokenizer))
     truncated = 0
     if config.neat_packing:
-        rows = pack_rows([_plain(piece) for ids in encoded for piece in _cut(ids, size)], size)
-    elif config.packs("pt"):
+        pieces = [piece for ids in encoded for piece in _cut(ids, size)]
+        rows = pack_rows([_label_all(piece) for piece in pieces], size)
+    elif config.is_packed("pt"):
         stream = list(chain.from_iterable(encoded))
         blocks = list(_cut(stream, size))
         if len(blocks) > 1 and len(blocks[-1]) < size:
             blocks.pop()
-        rows = [_plain(block) for block in blocks]
+        rows = [_label_all(block) for block in blocks]
     else:
         truncated = sum(len(ids) > size for ids in encoded)
-        rows = [_plain(ids[:size]) for ids in encoded]
-    return rows, _stats(rows, len(documents), len(documents) - len(texts), truncated)
+        rows = [_label_all(ids[:size]) for ids in encoded]
+    return rows, _count(rows, len(documents), len(documents) - len(texts), truncated)
 
 
 def build_row(turns: Sequence[Turn], config: DataConfig) -> TokenRow:
     """Joins turns into one row of at most `cutoff_len` tokens, with labels.
 
-    The turns that come first in order of importance get the room: the first ones, or with
-    `mask_history` the last ones. Turns for which none is left are dropped.
+    If the turns do not fit, the first ones have priority, or with `mask_history` the last ones.
+    Turns that get no tokens are dropped.
     """
-    important = reversed(turns) if config.mask_history else iter(turns)
-    fitted = list(_fit(important, config.cutoff_len))
+    by_priority = reversed(turns) if config.mask_history else iter(turns)
+    fitted = list(_fit(by_priority, config.cutoff_len))
     if config.mask_history:
         fitted.reverse()
     row = TokenRow([], [])
     for index, (prompt, answer) in enumerate(fitted):
-        learned = not config.mask_history or index == len(fitted) - 1
+        is_trained = not config.mask_history or index == len(fitted) - 1
         row.input_ids.extend(prompt + answer)
-        row.labels.extend(prompt if config.train_on_prompt else _masked(prompt))
-        row.labels.extend(answer if learned else _masked(answer))
+        row.labels.extend(prompt if config.train_on_prompt else _mask(prompt))
+        row.labels.extend(answer if is_trained else _mask(answer))
     return row
 
 
 def share_budget(prompt_len: int, answer_len: int, budget: int) -> tuple[int, int]:
-    """Returns how many tokens of a prompt and of its answer are kept within `budget`.
+    """Returns how many tokens of a prompt and of its answer to keep within `budget`.
 
-    LLaMA-Factory's rule: a side shorter than half of the budget is kept whole and the other one is
-    cut (the answer first in line to be kept); two long sides are cut in proportion.
+    LLaMA-Factory's rule: an answer shorter than half of the budget is kept in full and the prompt
+    is cut; otherwise a prompt shorter than half of it is kept and the answer is cut; if both are
+    longer, both are cut in proportion.
     """
     if 2 * answer_len < budget:
         answer_room = budget
@@ -152,7 +157,7 @@ def _fit(turns: Iterable[Turn], room: int) -> Iterator[Turn]:
         yield prompt[:prompt_kept], answer[:answer_kept]
 
 
-def _masked(ids: Sequence[int]) -> list[int]:
+def _mask(ids: Sequence[int]) -> list[int]:
     return [IGNORE_INDEX] * len(ids)
 
 
@@ -175,8 +180,8 @@ def _encode_documents(
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(
-            "stage pt closes each document with the end-of-sequence token and the tokenizer has "
-            "none: set the tokenizer's eos_token"
+            "the tokenizer has no end-of-sequence token, with which stage pt ends each document; "
+            "set the tokenizer's eos_token"
         )
     adds_bos = getattr(tokenizer, "add_bos_token", False) and tokenizer.bos_token_id is not None
     opening = [tokenizer.bos_token_id] if adds_bos else []
@@ -191,11 +196,11 @@ def _cut(ids: list[int], size: int) -> Iterator[list[int]]:
         yield ids[start : start + size]
 
 
-def _plain(ids: list[int]) -> TokenRow:
+def _label_all(ids: list[int]) -> TokenRow:
     return TokenRow(ids, list(ids))
 
 
-def _stats(rows: Sequence[TokenRow], examples: int, dropped: int, truncated: int) -> DataStats:
+def _count(rows: Sequence[TokenRow], examples: int, dropped: int, truncated: int) -> DataStats:
     return DataStats(
         examples=examples,
         dropped=dropped,
@@ -206,13 +211,13 @@ def _stats(rows: Sequence[TokenRow], examples: int, dropped: int, truncated: int
     )
 
 
-def _warn_of_missing_stop(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
-    """Warns where a template's end mark would be spelled out in several tokens."""
+def _warn_of_split_stop(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+    """Warns if the tokenizer splits the template's stop text into several tokens."""
     stop = get_template(template).stop if template else None
     if stop and len(tokenizer(stop, add_special_tokens=False)["input_ids"]) > 1:
         logger.warning(
-            "template %r ends answers with %r, which is no token of this tokenizer: "
-            "it is written as plain text",
+            "template %r ends answers with %r, which is not a single token of this tokenizer, so "
+            "it is tokenised as text",
             template,
             stop,
         )

@@ -1,4 +1,4 @@
-"""Reads the calls in a `function` turn, and writes them the way a model family expects."""
+"""Parses the calls in a `function` turn and renders them in the style of a model family."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ToolStyle = Literal["default", "qwen", "llama3", "mistral"]
 
 _WRAPPED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 THOUGHT = re.compile(r"<think>\n.*?\n</think>\n\n", re.DOTALL)
-"""A block of reasoning before an answer."""
+"""A `<think>` block before an answer."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call: a function's name and its JSON arguments."""
+    """A function's name and its JSON arguments."""
 
     name: str
     arguments: Any
@@ -29,11 +29,11 @@ def parse_calls(content: str) -> tuple[str, tuple[ToolCall, ...]]:
     """Splits a `function` turn into the text before its calls and the calls.
 
     Args:
-        content: A JSON object with `name` and `arguments`, or a list of them; alone, after a
-            `<think>` block, or inside `<tool_call>` marks with any text before them.
+        content: A JSON object with `name` and `arguments`, or a list of such objects. It may stand
+            alone, follow a `<think>` block, or be inside `<tool_call>` tags that follow any text.
 
     Raises:
-        ValueError: The calls are not such JSON.
+        ValueError: The calls are not JSON of this form.
     """
     before, body = "", content
     if wrapped := _WRAPPED_CALL.search(content):
@@ -45,7 +45,7 @@ def parse_calls(content: str) -> tuple[str, tuple[ToolCall, ...]]:
         listed = calls if isinstance(calls, list) else [calls]
         return before, tuple(ToolCall(call["name"], call["arguments"]) for call in listed)
     except (KeyError, TypeError):
-        raise ValueError("each call needs the keys name and arguments") from None
+        raise ValueError("expected the keys name and arguments in each call") from None
 
 
 def render_calls(calls: Sequence[ToolCall], style: ToolStyle) -> str:

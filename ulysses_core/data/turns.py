@@ -1,6 +1,6 @@
-"""The tokens of a conversation under a chat template.
+"""Tokenises conversations with a chat template.
 
-A turn is a pair: the prompt (everything up to the answer) and the answer, each a list of token ids.
+A turn is a pair of a prompt (everything up to the answer) and an answer, both lists of token ids.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Turn", "encode_batch", "encode_turns"]
 
 Turn = tuple[list[int], list[int]]
 Elements = list[str | int]
-"""Pieces of a text: strings, each tokenised on its own, and token ids."""
+"""Pieces of a text: strings, which are tokenised separately, and token ids."""
 
 _CONTROL = re.compile(r"(\{bos\}|\{eos\})")
-_NO_THOUGHT = "<think>\n\n</think>\n\n"
+_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 
 def encode_turns(
@@ -56,23 +56,23 @@ def encode_batch(
     default_system: str | None = None,
     last_turn_only: bool = False,
 ) -> list[list[Turn]]:
-    """Renders and tokenises conversations, with one call of the tokenizer for all of them.
+    """Renders conversations and tokenises them all in one call of the tokenizer.
 
     Args:
-        tokenizer: Gives the tokens, and the chat template where `template` is None.
-        template: A name in `TEMPLATES`. None takes the tokenizer's own chat template, or `default`
-            where it has none.
+        tokenizer: The tokenizer; it also gives the chat template if `template` is None.
+        template: A name in `TEMPLATES`. None uses the tokenizer's own chat template, or `default`
+            if it has none.
         examples: The conversations.
         default_system: Replaces the template's own default system text.
-        last_turn_only: Only the last answer is learned: earlier ones lose their `<think>` blocks
-            under templates that think.
+        last_turn_only: Whether only the last answer is trained on. Templates with thoughts then
+            remove the `<think>` blocks of earlier answers.
 
     Returns:
-        For each conversation, its turns.
+        The turns of each conversation.
 
     Raises:
-        InputError: The template is unknown, needs a token that the tokenizer lacks, or (a
-            tokenizer's own one) cannot be split into prompts and answers.
+        InputError: The template is unknown, needs a token that the tokenizer lacks, or is the
+            tokenizer's own and cannot be split into prompts and answers.
     """
     rendered: list[list[tuple[Elements, Elements]]]
     if template is None and tokenizer.chat_template:
@@ -88,68 +88,74 @@ def encode_batch(
         if default_system is not None:
             chosen = replace(chosen, default_system=default_system)
         writer = _Writer(name, chosen, tokenizer.bos_token_id, tokenizer.eos_token_id)
-        rendered = [writer.turns(example, last_turn_only) for example in examples]
+        rendered = [writer.write_turns(example, last_turn_only) for example in examples]
     return _tokenise(tokenizer, rendered)
 
 
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, rendered: list[list[tuple[Elements, Elements]]]
 ) -> list[list[Turn]]:
-    sides = [side for turns in rendered for turn in turns for side in turn]
-    texts = [element for side in sides for element in side if isinstance(element, str)]
-    # Text that spells a special token becomes that token, in user content too: LLaMA-Factory's
-    # `split_special_tokens: false`, which the templates' own marks need.
+    parts = [part for turns in rendered for turn in turns for part in turn]
+    texts = [element for part in parts for element in part if isinstance(element, str)]
+    # Text that spells a special token becomes that token, also in user content. This is
+    # LLaMA-Factory's `split_special_tokens: false`, which the templates' own tags need.
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
 
-    def ids(side: Elements) -> list[int]:
-        found: list[int] = []
-        for element in side:
-            found += next(encoded) if isinstance(element, str) else [element]
-        return found
+    def encode_next(part: Elements) -> list[int]:
+        ids: list[int] = []
+        for element in part:
+            ids += next(encoded) if isinstance(element, str) else [element]
+        return ids
 
-    # In the order of `texts`: a tuple's items are evaluated from left to right.
-    return [[(ids(prompt), ids(answer)) for prompt, answer in turns] for turns in rendered]
+    # A tuple's items are evaluated from left to right, which is the order of `texts`.
+    return [
+        [(encode_next(prompt), encode_next(answer)) for prompt, answer in turns]
+        for turns in rendered
+    ]
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes conversations in a template, for one tokenizer's control tokens."""
+    """Writes conversations with one template and one tokenizer's control tokens."""
 
     name: str
     template: Template
     bos: int | None
     eos: int | None
 
-    def turns(self, example: Example, last_turn_only: bool) -> list[tuple[Elements, Elements]]:
+    def write_turns(
+        self, example: Example, last_turn_only: bool
+    ) -> list[tuple[Elements, Elements]]:
         messages = list(example.messages)
-        if self.template.thinks and last_turn_only:
-            messages[:-1] = [_without_thought(message) for message in messages[:-1]]
-        pairs = []
+        if self.template.has_thoughts and last_turn_only:
+            messages[:-1] = [_remove_thought(message) for message in messages[:-1]]
+        turns = []
         for start in range(0, len(messages), 2):
-            ask, answer = messages[start : start + 2]
-            last = start + 2 == len(messages)
-            before = self._opening(example.system) if start == 0 else []
-            system = self._system_inside(example.system) if start == 0 else ""
-            answer_elements = self._message(answer)
-            if self.template.thinks and (last or not last_turn_only) and _is_bare(answer):
-                answer_elements.insert(0, _NO_THOUGHT)
-            pairs.append((before + self._message(ask, system), answer_elements))
-        return pairs
+            prompt, answer = messages[start : start + 2]
+            is_last = start + 2 == len(messages)
+            opening = self._write_opening(example.system) if start == 0 else []
+            system = self._write_system_in_user(example.system) if start == 0 else ""
+            answer_elements = self._write_message(answer)
+            is_trained = is_last or not last_turn_only
+            if self.template.has_thoughts and is_trained and not _has_thought(answer):
+                answer_elements.insert(0, _EMPTY_THOUGHT)
+            turns.append((opening + self._write_message(prompt, system), answer_elements))
+        return turns
 
-    def _opening(self, system: str) -> Elements:
+    def _write_opening(self, system: str) -> Elements:
         opening = self._fill(self.template.prefix)
         text = system or self.template.default_system
         if text and not self.template.system_in_user:
             opening += self._fill(self.template.system, text)
         return opening
 
-    def _system_inside(self, system: str) -> str:
+    def _write_system_in_user(self, system: str) -> str:
         text = system or self.template.default_system
         if not text or not self.template.system_in_user:
             return ""
         return self.template.system.replace("{content}", text)
 
-    def _message(self, message: Message, system: str = "") -> Elements:
+    def _write_message(self, message: Message, system: str = "") -> Elements:
         template = self.template
         if message.role == "user":
             return self._fill(template.user, system + message.content)
@@ -163,30 +169,30 @@ class _Writer:
 
     def _fill(self, form: str, content: str = "") -> Elements:
         elements: Elements = []
-        # The form is cut before the content goes in, so that content cannot add control tokens.
+        # The form is split before the content is inserted, so content cannot add control tokens.
         for piece in _CONTROL.split(form):
             if piece == "{eos}":
-                elements.append(self._eos())
+                elements.append(self._require_eos())
             elif piece == "{bos}":
                 elements += [] if self.bos is None else [self.bos]
             elif text := piece.replace("{content}", content):
                 elements.append(text)
         return elements
 
-    def _eos(self) -> int:
+    def _require_eos(self) -> int:
         if self.eos is None:
             raise InputError(
-                f"template {self.name!r} needs an end-of-sequence token and the tokenizer has "
-                "none: set the tokenizer's eos_token, or choose another template"
+                f"template {self.name!r} needs an end-of-sequence token, and the tokenizer has "
+                "none; set the tokenizer's eos_token, or choose another template"
             )
         return self.eos
 
 
-def _without_thought(message: Message) -> Message:
+def _remove_thought(message: Message) -> Message:
     if message.role not in ("assistant", "function"):
         return message
     return replace(message, content=THOUGHT.sub("", message.content).lstrip("\n"))
 
 
-def _is_bare(message: Message) -> bool:
-    return "<think>" not in message.content and "</think>" not in message.content
+def _has_thought(message: Message) -> bool:
+    return "<think>" in message.content or "</think>" in message.content

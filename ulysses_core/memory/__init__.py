@@ -1,4 +1,4 @@
-"""Memory for long rows: switches that each give time for memory, and change no number."""
+"""Saves memory on long rows: each switch trades time for memory and changes no result."""
 
 from ulysses_core.memory.save import MemoryHandle, save_memory
 

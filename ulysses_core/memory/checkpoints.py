@@ -1,8 +1,8 @@
-"""Gradient checkpoints in the host's memory.
+"""Keeps gradient checkpoints in host memory.
 
-With checkpointing a layer keeps its input alone; for long rows those are what fills a GPU. torch's
-checkpoint holds on to what it is given, so it is given a stand-in of the same shape that takes one
-element, and the input is fetched from where it lies.
+With gradient checkpointing a layer stores only its input; on long rows these inputs fill the GPU.
+torch's checkpoint keeps its arguments alive, so it gets a stand-in with the input's shape and the
+storage of one element, and the layer fetches the real input from the host.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ __all__ = ["offload_checkpoints"]
 
 
 def offload_checkpoints(model: Any) -> Undo:
-    """Lets `model`, a transformers model, keep its gradient checkpoints in the host's memory.
+    """Makes `model`, a transformers model, keep its gradient checkpoints in host memory.
 
-    It takes effect when checkpointing is switched on, as the Trainer does when it begins.
+    Takes effect when checkpointing is enabled, which the Trainer does at the start of training.
 
     Raises:
-        InputError: the model has no gradient checkpointing.
+        InputError: the model does not support gradient checkpointing.
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise InputError(
-            f"save_memory: {type(model).__name__} has no gradient checkpointing; leave out offload"
+            f"save_memory: {type(model).__name__} does not support gradient checkpointing; "
+            "remove offload"
         )
-    replaced: list[Undo] = []
+    undos: list[Undo] = []
 
-    def switch(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def set_checkpointing(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
-        replaced.extend(
-            _replace(m) for m in model.modules() if hasattr(m, "_gradient_checkpointing_func")
+        undos.extend(
+            _replace_checkpoint(module)
+            for module in model.modules()
+            if hasattr(module, "_gradient_checkpointing_func")
         )
 
-    replaced.append(patch_method(model, "_set_gradient_checkpointing", switch))
-    return lambda: undo_all(replaced)
+    undos.append(patch_method(model, "_set_gradient_checkpointing", set_checkpointing))
+    return lambda: undo_all(undos)
 
 
-def _replace(module: Any) -> Undo:
+def _replace_checkpoint(module: Any) -> Undo:
     before = module._gradient_checkpointing_func
     module._gradient_checkpointing_func = _checkpoint
 
@@ -56,38 +59,38 @@ def _replace(module: Any) -> Undo:
 
 
 def _checkpoint(run: Callable[..., Any], states: Tensor, *rest: Any) -> Any:
-    kept = _Kept(states.detach())
-    link: Tensor = _Link.apply(states)  # type: ignore[no-untyped-call]
+    stored = _StoredInput(states.detach())
+    stand_in: Tensor = _StandIn.apply(states)  # type: ignore[no-untyped-call]
 
-    def from_kept(link: Tensor, *rest: Any) -> Any:
-        return run(_Fetch.apply(link, kept), *rest)  # type: ignore[no-untyped-call]
+    def run_on_stored(stand_in: Tensor, *rest: Any) -> Any:
+        return run(_Fetch.apply(stand_in, stored), *rest)  # type: ignore[no-untyped-call]
 
-    out = checkpoint(from_kept, link, *rest, use_reentrant=False)
-    kept.offload()
+    out = checkpoint(run_on_stored, stand_in, *rest, use_reentrant=False)
+    stored.offload()
     return out
 
 
-class _Kept:
-    """A layer's input, on its device while the layer runs and in the host's memory after it."""
+class _StoredInput:
+    """A layer's input, on its device while the layer runs and in host memory afterwards."""
 
     def __init__(self, states: Tensor) -> None:
         self._device = states.device
         self._states = states
 
     def offload(self) -> None:
-        """Copies it away; on a GPU without waiting, into memory that it can reach by itself."""
+        """Copies the input from a GPU to pinned host memory, without waiting."""
         if self._device.type == "cpu":
             return
-        room = torch.empty(self._states.shape, dtype=self._states.dtype, pin_memory=True)
-        # The stream orders the copy before whatever takes the memory over.
-        self._states = room.copy_(self._states, non_blocking=True)
+        buffer = torch.empty(self._states.shape, dtype=self._states.dtype, pin_memory=True)
+        # The stream runs the copy before anything that reuses the GPU memory.
+        self._states = buffer.copy_(self._states, non_blocking=True)
 
     def fetch(self) -> Tensor:
         return self._states.to(self._device, non_blocking=True)
 
 
-class _Link(torch.autograd.Function):
-    """A stand-in for a tensor, of its shape and one element, that hands its gradient on."""
+class _StandIn(torch.autograd.Function):
+    """Returns a tensor with the input's shape and one stored element, and passes gradients on."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor) -> Tensor:  # noqa: ARG004
@@ -99,11 +102,11 @@ class _Link(torch.autograd.Function):
 
 
 class _Fetch(torch.autograd.Function):
-    """What the stand-in stands for."""
+    """Replaces the stand-in by the stored input, and passes gradients on to the stand-in."""
 
     @staticmethod
-    def forward(ctx: Any, link: Tensor, kept: _Kept) -> Tensor:  # noqa: ARG004
-        fetched = kept.fetch()
+    def forward(ctx: Any, stand_in: Tensor, stored: _StoredInput) -> Tensor:  # noqa: ARG004
+        fetched = stored.fetch()
         return fetched.view_as(fetched)
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""About how much memory a step takes on one process, before anything is started.
+"""Estimates the memory that a step needs on one process, before training starts.
 
-Activations are counted as the tensors that a transformer layer's backward pass needs, by what is
-common to Llama-like models; the truth differs by some tens of percent with kernels and model.
+Activations are the tensors that the backward pass of a Llama-like transformer layer needs. Other
+models and kernels can differ from the estimate by some tens of percent.
 """
 
 from __future__ import annotations
@@ -9,123 +9,133 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Footprint", "what_fits"]
+__all__ = ["Footprint", "suggest_settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What memory depends on.
+    """The sizes and settings that determine memory.
 
     Attributes:
-        total: parameters.
-        trained: those that are trained.
-        processes: over which ZeRO shares states.
-        stage: of ZeRO; 0 without.
-        master: whether float32 masters are kept beside the weights.
-        width: bytes of a weight, an activation and a gradient.
-        tokens: of a micro-batch on one process, after rows are shared out.
+        parameters: number of parameters.
+        trained_parameters: number of trained parameters.
+        processes: processes over which ZeRO shards states.
+        zero_stage: ZeRO stage; 0 without ZeRO.
+        has_master_weights: whether the optimizer keeps float32 copies of the weights.
+        element_size: bytes of an element of weights, activations and gradients.
+        tokens: tokens of a micro-batch on one process; with sequence parallelism, of its slices.
         layers: number of layers.
-        hidden: hidden size.
-        inner: width inside an MLP.
-        heads: width of all query heads together.
-        key_heads: width of all key/value heads together.
-        vocabulary: number of logits.
-        checkpointing: whether layers keep their input alone.
-        offload_checkpoints: whether that lies in the host's memory.
-        loss_chunk: tokens whose logits are there at a time; None for all.
-        mlp_chunk: tokens in an MLP at a time; None for all.
+        hidden_size: hidden size.
+        intermediate_size: intermediate size of the MLPs.
+        query_size: number of query heads times their width.
+        key_size: number of key/value heads times their width.
+        vocab_size: number of logits of a token.
+        checkpointing: whether layers store only their input.
+        offload_checkpoints: whether these inputs are in host memory.
+        loss_chunk: tokens whose logits are computed at a time; None for all.
+        mlp_chunk: tokens that an MLP processes at a time; None for all.
     """
 
-    total: int
-    trained: int
+    parameters: int
+    trained_parameters: int
     processes: int
-    stage: int
-    master: bool
-    width: int
+    zero_stage: int
+    has_master_weights: bool
+    element_size: int
     tokens: int
     layers: int
-    hidden: int
-    inner: int
-    heads: int
-    key_heads: int
-    vocabulary: int
+    hidden_size: int
+    intermediate_size: int
+    query_size: int
+    key_size: int
+    vocab_size: int
     checkpointing: bool = False
     offload_checkpoints: bool = False
     loss_chunk: int | None = None
     mlp_chunk: int | None = None
 
     @classmethod
-    def of(cls, model: Any, **settings: Any) -> Footprint:
-        """From a transformers model, whose weights need not be there, and settings."""
+    def from_model(cls, model: Any, **settings: Any) -> Footprint:
+        """Reads the sizes of a transformers model, which may be on the meta device."""
         config = model.config
         width = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
         key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         return cls(
-            total=sum(p.numel() for p in model.parameters()),
-            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            parameters=sum(p.numel() for p in model.parameters()),
+            trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            heads=config.num_attention_heads * width,
-            key_heads=key_heads * width,
-            vocabulary=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            query_size=config.num_attention_heads * width,
+            key_size=key_heads * width,
+            vocab_size=config.vocab_size,
             **settings,
         )
 
-    def states(self) -> int:
-        """Bytes of weights, gradients and Adam's states.
+    def state_bytes(self) -> int:
+        """Returns the bytes of weights, gradients and Adam's states.
 
-        ZeRO-1 shares out the optimizer's float32 weights and moments, ZeRO-2 the gradients too,
-        ZeRO-3 the weights too (arXiv 1910.02054).
+        ZeRO-1 shards the optimizer's float32 weights and moments, ZeRO-2 also the gradients, and
+        ZeRO-3 also the weights (arXiv 1910.02054).
         """
-        shared = self.processes
-        weights = self.total * self.width // (shared if self.stage >= 3 else 1)
-        gradients = self.trained * self.width // (shared if self.stage >= 2 else 1)
-        moments = self.trained * (12 if self.master else 8) // (shared if self.stage >= 1 else 1)
-        return weights + gradients + moments
+        weights = self.parameters * self.element_size // self._shards(3)
+        gradients = self.trained_parameters * self.element_size // self._shards(2)
+        optimizer_bytes = 12 if self.has_master_weights else 8
+        optimizer_states = self.trained_parameters * optimizer_bytes // self._shards(1)
+        return weights + gradients + optimizer_states
 
-    def activations(self) -> int:
-        """Bytes that are kept from forward to backward pass."""
+    def _shards(self, first_stage: int) -> int:
+        return self.processes if self.zero_stage >= first_stage else 1
+
+    def activation_bytes(self) -> int:
+        """Returns the bytes stored between the forward and the backward pass."""
         if self.checkpointing:
             layers = 1 if self.offload_checkpoints else self.layers
-            return layers * self.hidden * self.tokens * self.width
-        inside = 0 if self.mlp_chunk else self._inside()
-        return self.layers * (self._outside() + inside)
+            return layers * self.hidden_size * self.tokens * self.element_size
+        mlp = 0 if self.mlp_chunk else self._mlp_bytes()
+        return self.layers * (self._attention_bytes() + mlp)
 
-    def at_work(self) -> int:
-        """Bytes of the one layer whose backward pass is under way, where it was not kept whole."""
-        inside = self._inside()
+    def recomputed_bytes(self) -> int:
+        """Returns the bytes that the backward pass of a layer recomputes before it uses them."""
+        mlp = self._mlp_bytes()
         if self.mlp_chunk:
-            inside = inside * min(self.mlp_chunk, self.tokens) // self.tokens
+            mlp = mlp * min(self.mlp_chunk, self.tokens) // self.tokens
         if self.checkpointing:
-            return self._outside() + inside
-        return inside if self.mlp_chunk else 0
+            return self._attention_bytes() + mlp
+        return mlp if self.mlp_chunk else 0
 
-    def _outside(self) -> int:
-        """Of a layer, what is kept beside the MLP's inside: norms, q, k, v and attention."""
-        return (6 * self.hidden + 4 * self.heads + 6 * self.key_heads) * self.tokens * self.width
+    def _attention_bytes(self) -> int:
+        """A layer's activations outside the MLP: norms, q, k, v and attention."""
+        width = 6 * self.hidden_size + 4 * self.query_size + 6 * self.key_size
+        return width * self.tokens * self.element_size
 
-    def _inside(self) -> int:
-        return 4 * self.inner * self.tokens * self.width
+    def _mlp_bytes(self) -> int:
+        return 4 * self.intermediate_size * self.tokens * self.element_size
 
-    def logits(self) -> int:
-        """Bytes of logits in their own precision and in float32, with a gradient."""
-        at_a_time = min(self.loss_chunk or self.tokens, self.tokens)
-        chunked = 4 * self.vocabulary * self.hidden if self.loss_chunk else 0
-        return at_a_time * self.vocabulary * (self.width + 8) + chunked
+    def logit_bytes(self) -> int:
+        """Returns the bytes of logits in their own precision and in float32, with a gradient."""
+        tokens = min(self.loss_chunk or self.tokens, self.tokens)
+        weight_gradient = 4 * self.vocab_size * self.hidden_size if self.loss_chunk else 0
+        return tokens * self.vocab_size * (self.element_size + 8) + weight_gradient
 
-    def whole(self) -> int:
-        """At its highest: logits are gone when a layer's backward pass begins."""
-        return self.states() + self.activations() + max(self.logits(), self.at_work())
+    def peak_bytes(self) -> int:
+        """Returns the bytes at the peak; logits are freed before a layer's backward pass."""
+        temporary = max(self.logit_bytes(), self.recomputed_bytes())
+        return self.state_bytes() + self.activation_bytes() + temporary
 
 
-def what_fits(need: Footprint, room: int, *, on_gpu: bool) -> list[str]:
-    """Settings to switch on, each beside those before it, until `need` fits into `room` bytes.
+def suggest_settings(need: Footprint, available: int, *, on_gpu: bool) -> list[str]:
+    """Suggests settings, each on top of the previous ones, until `need` fits in memory.
+
+    Args:
+        need: the footprint with the current settings.
+        available: bytes of memory.
+        on_gpu: whether training runs on a GPU.
 
     Returns:
-        As they are written in a config, and last what to do where all of it does not help.
+        Settings as in a config. If they are not enough, the last item says what else to change.
     """
     steps: list[tuple[str, dict[str, Any]]] = [
         ("gradient_checkpointing=true", {"checkpointing": True}),
@@ -135,16 +145,18 @@ def what_fits(need: Footprint, room: int, *, on_gpu: bool) -> list[str]:
     if on_gpu:
         steps.append(("offload_checkpoints=true", {"offload_checkpoints": True}))
     if need.processes > 1:
-        steps += [(f"deepspeed=zero{s}", {"stage": s, "master": True}) for s in (2, 3)]
+        for stage in (2, 3):
+            sharding = {"zero_stage": stage, "has_master_weights": True}
+            steps.append((f"deepspeed=zero{stage}", sharding))
     advice: list[str] = []
-    for name, change in [*steps, *steps]:  # what does not help first may do so after another
-        if need.whole() <= room:
+    for name, change in [*steps, *steps]:  # a setting may help only after another one
+        if need.peak_bytes() <= available:
             return advice
         better = replace(need, **change)
-        if better.whole() < need.whole():
+        if better.peak_bytes() < need.peak_bytes():
             need = better
             key = name.split("=")[0]
             advice = [a for a in advice if a.split("=")[0] != key] + [name]
-    if need.whole() > room:
-        advice.append("a larger sequence_parallel_size, LoRA, zero3-offload, a shorter cutoff_len")
+    if need.peak_bytes() > available:
+        advice.append("a larger sequence_parallel_size, LoRA, zero3-offload, a smaller cutoff_len")
     return advice

@@ -1,8 +1,9 @@
-"""The loss of a causal language model, a chunk of tokens at a time, without all logits.
+"""Computes the loss of a causal language model a chunk of tokens at a time.
 
-Logits of a whole row are the largest tensor of a long row's step: S x V numbers, several times.
-Here the output layer gives the summed loss of its tokens; a chunk's logits live until its gradients
-with regard to hidden states and weight are known, which is at once.
+The logits of a whole row are the largest tensors of a step on long rows: several times S x V
+numbers. Here the output layer returns the summed loss of its tokens instead. The logits of a chunk
+are freed as soon as its gradients with respect to hidden states and weight are computed, which
+happens in the forward pass.
 
 Legend: B rows, s tokens of a slice, T tokens that have a label, E hidden size, V vocabulary.
 """
@@ -22,36 +23,35 @@ from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 __all__ = ["chunk_loss"]
 
-_CHANGES_LOGITS = (
+_LOGIT_SETTINGS = (
     "final_logit_softcapping",
     "logits_scaling",
     "logit_scale",
     "output_multiplier",
     "lm_head_multiplier",
 )
-"""Entries of model configs by which a model changes logits after its output layer."""
+"""Entries of model configs that make a model change logits after its output layer."""
 
 
 def chunk_loss(model: Any, chunk: int, needs_logits: Callable[[], bool]) -> Undo:
-    """Lets `model`, a transformers causal language model, compute its loss in chunks.
+    """Makes `model`, a transformers causal language model, compute its loss in chunks.
 
-    Where it is called without labels it gives logits as ever.
+    Without labels the model returns logits as before.
 
     Args:
         model: the model, without wrappers.
-        chunk: tokens at a time.
-        needs_logits: whether evaluations need logits, which are then made.
+        chunk: tokens per chunk.
+        needs_logits: tells whether an evaluation needs logits; the loss is then not chunked.
 
     Raises:
-        InputError: the model does more to its logits than its output layer, or that is none that
-            is known.
+        InputError: the output layer is not a `torch.nn.Linear`, or the model changes logits after
+            it.
     """
     head = model.get_output_embeddings()
-    _check(model, head)
-    loss = _Loss(model, head, chunk, needs_logits)
+    _check_output_layer(model, head)
+    loss = _ChunkedLoss(model, head, chunk, needs_logits)
     before = vars(model).get("_loss_function")
-    plain, model.loss_function = model.loss_function, loss.of_logits
-    loss.plain = plain
+    loss.original, model.loss_function = model.loss_function, loss.normalize
 
     def undo_loss() -> None:
         del model._loss_function
@@ -59,30 +59,34 @@ def chunk_loss(model: Any, chunk: int, needs_logits: Callable[[], bool]) -> Undo
             model.loss_function = before
 
     patches = [
-        patch_method(model, "forward", loss.around_model),
-        patch_method(head, "forward", loss.of_hidden),
+        patch_method(model, "forward", loss.run_model),
+        patch_method(head, "forward", loss.run_head),
     ]
     return lambda: undo_all([undo_loss, *patches])
 
 
-def _check(model: Any, head: Any) -> None:
+def _check_output_layer(model: Any, head: Any) -> None:
     name = type(model).__name__
     if type(head) is not nn.Linear:
         raise InputError(
-            f"save_memory: loss_chunk needs a torch.nn.Linear as the output layer, and that of "
-            f"{name} is {type(head).__name__}; leave it out"
+            f"save_memory: the output layer of {name} is {type(head).__name__}, and loss_chunk "
+            "needs torch.nn.Linear; remove loss_chunk"
         )
-    for entry in _CHANGES_LOGITS:
+    for entry in _LOGIT_SETTINGS:
         if getattr(model.config, entry, None) not in (None, 1.0):
             raise InputError(
-                f"save_memory: loss_chunk does not know {entry} of {name}; leave it out"
+                f"save_memory: loss_chunk does not support {entry} of {name}; remove loss_chunk"
             )
 
 
-class _Loss:
-    """Stands in for the output layer and for the loss function while a model has labels."""
+class _ChunkedLoss:
+    """Replaces the output layer and the loss function in calls with labels.
 
-    plain: Callable[..., Any]
+    Attributes:
+        original: the model's own loss function.
+    """
+
+    original: Callable[..., Any]
 
     def __init__(
         self, model: Any, head: nn.Linear, chunk: int, needs_logits: Callable[[], bool]
@@ -91,8 +95,8 @@ class _Loss:
         self._needs_logits = needs_logits
         self._labels: Tensor | None = None
 
-    def around_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Keeps the labels of a call at hand."""
+    def run_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls the model and keeps its shifted labels meanwhile."""
         shifted = kwargs.get("shift_labels")
         if shifted is None and kwargs.get("labels") is not None:
             shifted = F.pad(kwargs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
@@ -103,77 +107,82 @@ class _Loss:
         finally:
             self._labels = None
 
-    def of_hidden(self, original: Callable[..., Any], hidden: Tensor) -> Tensor:
-        """The summed loss in place of logits."""
+    def run_head(self, original: Callable[..., Any], hidden: Tensor) -> Tensor:
+        """Returns the summed loss instead of logits."""
         if self._labels is None:
             logits: Tensor = original(hidden)
             return logits
-        return _summed_loss(hidden, self._head.weight, self._head.bias, self._labels, self._chunk)
+        return _sum_loss(hidden, self._head.weight, self._head.bias, self._labels, self._chunk)
 
-    def of_logits(self, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Divides what `of_hidden` has summed."""
+    def normalize(self, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Divides the sum from `run_head` by the number of labels."""
         if self._labels is None:
-            return self.plain(logits, *args, **kwargs)
+            return self.original(logits, *args, **kwargs)
         count = kwargs.get("num_items_in_batch")
         return logits / (self._labels.ne(IGNORE_INDEX).sum() if count is None else count)
 
 
-def _summed_loss(
+def _sum_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
 ) -> Tensor:
-    """Sum of the tokens' losses, a float32 scalar or float64, from hidden states [B, s, E]."""
+    """Returns the sum of the tokens' losses from hidden states [B, s, E].
+
+    It is a scalar in float64 if `hidden` is, otherwise in float32.
+    """
     labels = labels.to(hidden.device)
-    seen = labels.ne(IGNORE_INDEX)
-    summed: Tensor = _SummedLoss.apply(hidden[seen], weight, bias, labels[seen], chunk)  # type: ignore[no-untyped-call]
+    is_labelled = labels.ne(IGNORE_INDEX)
+    summed: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden[is_labelled], weight, bias, labels[is_labelled], chunk
+    )
     return summed
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Takes the gradients in the forward pass, as the loss is its own last operation."""
+    """Computes the gradients in the forward pass, up to the factor that the backward pass gets."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
     ) -> Tensor:
-        given = {"hidden": hidden, "weight": weight}
+        inputs = {"hidden": hidden, "weight": weight}
         if bias is not None:
-            given["bias"] = bias
-        wanted = [name for name in given if ctx.needs_input_grad[_AT[name]]]
+            inputs["bias"] = bias
+        trained = [name for name in inputs if ctx.needs_input_grad[_ARGUMENT_INDEX[name]]]
         total = torch.zeros((), dtype=_loss_dtype(hidden), device=hidden.device)
-        sums = {n: torch.zeros_like(given[n], dtype=total.dtype) for n in wanted if n != "hidden"}
-        states: list[Tensor] = []
-        for part, own in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+        sums = {n: torch.zeros_like(inputs[n], dtype=total.dtype) for n in trained if n != "hidden"}
+        hidden_gradients: list[Tensor] = []
+        for hidden_chunk, label_chunk in zip(hidden.split(chunk), labels.split(chunk), strict=True):
             with torch.enable_grad():
                 leaves = {
-                    name: (part if name == "hidden" else tensor).detach()
-                    for name, tensor in given.items()
+                    name: (hidden_chunk if name == "hidden" else tensor).detach()
+                    for name, tensor in inputs.items()
                 }
-                for name in wanted:
+                for name in trained:
                     leaves[name].requires_grad_()
                 logits = F.linear(leaves["hidden"], leaves["weight"], leaves.get("bias"))
-                loss = F.cross_entropy(logits.to(total.dtype), own, reduction="sum")
+                loss = F.cross_entropy(logits.to(total.dtype), label_chunk, reduction="sum")
             total += loss.detach()
-            found = torch.autograd.grad(loss, [leaves[n] for n in wanted]) if wanted else ()
-            for name, gradient in zip(wanted, found, strict=True):
+            gradients = torch.autograd.grad(loss, [leaves[n] for n in trained]) if trained else ()
+            for name, gradient in zip(trained, gradients, strict=True):
                 if name == "hidden":
-                    states.append(gradient)
+                    hidden_gradients.append(gradient)
                 else:
                     sums[name] += gradient
         saved = {name: gradient.to(weight.dtype) for name, gradient in sums.items()}
-        if "hidden" in wanted:
-            saved["hidden"] = torch.cat(states)
+        if "hidden" in trained:
+            saved["hidden"] = torch.cat(hidden_gradients)
         ctx.names = list(saved)
         ctx.save_for_backward(*saved.values())
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        scaled = {n: g * grads[0].to(g.dtype) for n, g in found.items()}
+        saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        scaled = {n: g * grads[0].to(g.dtype) for n, g in saved.items()}
         return scaled.get("hidden"), scaled.get("weight"), scaled.get("bias"), None, None
 
 
-_AT = {"hidden": 0, "weight": 1, "bias": 2}
+_ARGUMENT_INDEX = {"hidden": 0, "weight": 1, "bias": 2}
 
 
 def _loss_dtype(hidden: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Dense MLPs, a chunk of tokens at a time: what lies inside them is three times as wide."""
+"""Runs dense MLPs on a chunk of tokens at a time, because their activations are wide."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["tile_mlps"]
 
 
 def tile_mlps(model: nn.Module, chunk: int) -> Undo:
-    """Lets every dense MLP of `model` work on `chunk` tokens at a time.
+    """Makes every dense MLP of `model` process `chunk` tokens at a time.
 
-    The MLPs are the modules with a ``down_proj``. Each chunk is computed again in the backward
-    pass (arXiv 2506.13996, section 3.1).
+    MLPs are the modules with a ``down_proj``. Each chunk is recomputed in the backward pass
+    (arXiv 2506.13996, section 3.1).
 
     Raises:
-        InputError: there is none.
+        InputError: the model has no such module.
     """
-    found = [m for m in model.modules() if isinstance(getattr(m, "down_proj", None), nn.Module)]
-    if not found:
+    mlps = [m for m in model.modules() if isinstance(getattr(m, "down_proj", None), nn.Module)]
+    if not mlps:
         raise InputError(
-            f"save_memory: mlp_chunk finds no dense MLP in {type(model).__name__}; leave it out"
+            f"save_memory: mlp_chunk finds no dense MLP in {type(model).__name__}; remove mlp_chunk"
         )
 
-    def tiled(original: Callable[..., Any], states: Tensor) -> Tensor:
+    def run_in_chunks(original: Callable[..., Any], states: Tensor) -> Tensor:
         if states.shape[-2] <= chunk or not torch.is_grad_enabled():
-            whole: Tensor = original(states)
-            return whole
+            out: Tensor = original(states)
+            return out
         parts = [checkpoint(original, s, use_reentrant=False) for s in states.split(chunk, dim=-2)]
         return torch.cat(parts, dim=-2)
 
-    undos = [patch_method(module, "forward", tiled) for module in found]
+    undos = [patch_method(mlp, "forward", run_in_chunks) for mlp in mlps]
     return lambda: undo_all(undos)

@@ -1,4 +1,4 @@
-"""`save_memory`: what can be switched on for the model of a Trainer."""
+"""`save_memory`: switches that reduce the memory a Trainer's model needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["MemoryHandle", "save_memory"]
 
 
 class MemoryHandle:
-    """What `save_memory` did to a Trainer's model."""
+    """The changes that `save_memory` made to a Trainer's model."""
 
     def __init__(self, undos: list[Undo]) -> None:
         self._undos = undos
 
     def restore(self) -> None:
-        """Puts the model back as it was."""
+        """Undoes the changes; a second call does nothing."""
         undo_all(self._undos)
 
 
@@ -34,32 +34,33 @@ def save_memory(
     mlp_chunk: int | None = None,
     offload: bool = False,
 ) -> MemoryHandle:
-    """Makes the model of `trainer` need less memory for long rows; call it before ``train()``.
+    """Reduces the memory that the model of `trainer` needs for long rows.
 
-    Goes with `sequence_parallel` in either order; a chunk is then of this rank's slice.
+    Call it before ``train()``, and before or after `sequence_parallel`. With sequence parallelism
+    a chunk is a part of this rank's slice.
 
     Args:
         trainer: a Trainer of a causal language model, with or without PEFT adapters.
-        loss_chunk: tokens whose logits are there at a time. Costs no time to speak of: logits are
-            made once, and only for tokens that have a label.
-        mlp_chunk: tokens that a dense MLP works on at a time. Costs one more forward pass of the
-            MLPs, and under ZeRO-3 one gathering of their weights a chunk.
-        offload: keeps the inputs of checkpointed layers in the host's memory. Needs the Trainer's
+        loss_chunk: tokens whose logits are computed at a time. Costs almost no time: logits are
+            computed once, and only for tokens with a label.
+        mlp_chunk: tokens that a dense MLP processes at a time. Costs one more forward pass of the
+            MLPs, and under ZeRO-3 one gather of their weights per chunk.
+        offload: keep the inputs of checkpointed layers in host memory. Needs the Trainer's
             ``gradient_checkpointing``; costs two copies of a layer's input over the bus.
 
     Returns:
-        A handle whose `restore()` undoes it.
+        A handle whose `restore()` undoes the changes.
 
     Raises:
-        InputError: a value is wrong, or the model or the Trainer cannot do it.
+        InputError: a value is wrong, or the model or the Trainer does not support a switch.
     """
     for name, chunk in (("loss_chunk", loss_chunk), ("mlp_chunk", mlp_chunk)):
         if chunk is not None and chunk < 1:
-            raise InputError(f"save_memory: {name} is {chunk}; allowed is 1 or more")
+            raise InputError(f"save_memory: {name} is {chunk}; expected an integer of 1 or more")
     if offload and not trainer.args.gradient_checkpointing:
         raise InputError(
-            "save_memory: offload keeps checkpoints, and there are none; set "
-            "gradient_checkpointing to true"
+            "save_memory: offload is true but gradient_checkpointing is false; "
+            "set gradient_checkpointing to true, or remove offload"
         )
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "get_base_model"):
@@ -79,18 +80,23 @@ def save_memory(
 
 
 def _chunk_loss(trainer: Trainer, model: Any, chunk: int) -> list[Undo]:
-    """Chunks, but in predictions and evaluations of which the Trainer wants logits."""
-    loss_only = False
+    """Chunks the loss, except in evaluations and predictions whose logits the Trainer needs."""
+    is_loss_only = False
 
     def prediction_step(
-        original: Callable[..., Any], model: Any, inputs: Any, only: bool, *args: Any, **kwargs: Any
+        original: Callable[..., Any],
+        model: Any,
+        inputs: Any,
+        prediction_loss_only: bool,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        nonlocal loss_only
-        loss_only = only
+        nonlocal is_loss_only
+        is_loss_only = prediction_loss_only
         try:
-            return original(model, inputs, only, *args, **kwargs)
+            return original(model, inputs, prediction_loss_only, *args, **kwargs)
         finally:
-            loss_only = False
+            is_loss_only = False
 
-    undo = chunk_loss(model, chunk, lambda: not loss_only)
+    undo = chunk_loss(model, chunk, lambda: not is_loss_only)
     return [undo, patch_method(trainer, "prediction_step", prediction_step)]

@@ -1,4 +1,4 @@
-"""Ulysses sequence parallelism: groups, exchange, attention, and the Trainer around them."""
+"""Ulysses sequence parallelism for a Trainer: groups, exchange and attention."""
 
 from ulysses_core.parallel.groups import SequenceGroup, check_size, make_groups
 from ulysses_core.parallel.trainer import SequenceParallelHandle, sequence_parallel

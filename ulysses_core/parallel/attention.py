@@ -1,6 +1,7 @@
-"""`ulysses` attention: registered with transformers by name, around any of `cores`.
+"""`ulysses` attention, registered with transformers by name, with any of `kernels` inside.
 
-Legend as in `exchange`: B rows, S tokens of a row, s of a slice, H heads, h of this rank, D width.
+Legend: B rows, S tokens of a row, s tokens of a slice, H query heads, K key/value heads, k of them
+on this rank, D width of a head.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ulysses_core.parallel.batch import RowContext
-from ulysses_core.parallel.cores import CORES, Scores
 from ulysses_core.parallel.exchange import HeadPlan, gather_heads, plan_heads, scatter_heads
+from ulysses_core.parallel.kernels import KERNELS, ScoreOptions
 from ulysses_monitor.common.errors import UlyssesError
 
 __all__ = ["NAME", "register", "ulysses_attention"]
 
 NAME = "ulysses"
-"""The attention implementation's name in transformers' registry."""
+"""Name of the attention implementation in transformers' registry."""
 
 
 def register() -> None:
-    """Makes the name known to transformers; a second call does nothing.
+    """Registers the implementation with transformers; a second call does nothing.
 
-    No mask function goes with it: for a name without one transformers builds no mask, which is
-    right, because what a token sees is decided here for whole rows.
+    It registers no mask function, so transformers builds no masks. That is right: masking needs
+    whole rows, and transformers sees only slices.
     """
     AttentionInterface.register(NAME, ulysses_attention)
 
@@ -36,7 +37,7 @@ def ulysses_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - of a slice, so of no use here
+    attention_mask: Tensor | None,  # noqa: ARG001 - it covers a slice, not the whole row
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -44,9 +45,9 @@ def ulysses_attention(
     is_causal: bool | None = None,
     s_aux: Tensor | None = None,
     ulysses: RowContext | None = None,
-    **kwargs: Any,  # noqa: ARG001 - what other attention functions need
+    **kwargs: Any,  # noqa: ARG001 - arguments of other implementations
 ) -> tuple[Tensor, None]:
-    """Attention over whole rows from slices of them.
+    """Computes attention over whole rows from this rank's slices.
 
     Args:
         module: the attention layer.
@@ -55,43 +56,43 @@ def ulysses_attention(
         value: [B, K, s, D].
         attention_mask: ignored, see `register`.
         dropout: attention dropout.
-        scaling: factor on the scores; 1 / sqrt(D) where None.
-        sliding_window: tokens back that a token sees; None for all.
-        softcap: cap of the scores.
-        is_causal: refused where it is false.
-        s_aux: learned attention sinks, which are refused.
-        ulysses: the rows' context, put into the batch by `shard_batch`.
-        **kwargs: what other attention functions need.
+        scaling: factor on the scores; None for 1 / sqrt(D).
+        sliding_window: number of tokens that a token attends to, itself included; None for all.
+        softcap: soft cap of the scores; None for no cap.
+        is_causal: False is not supported.
+        s_aux: learned attention sinks, which are not supported.
+        ulysses: the rows' context, which `shard_batch` puts into the batch.
+        **kwargs: arguments of other attention implementations.
 
     Returns:
-        [B, s, H, D], and no weights.
+        The output [B, s, H, D], and None instead of attention weights.
 
     Raises:
-        UlyssesError: the model was called around the Trainer's `compute_loss`, or needs what
-            is not served.
+        UlyssesError: the model was not called through the Trainer's `compute_loss`, or needs
+            something that is not supported.
     """
     if ulysses is None:
         raise UlyssesError(
-            "ulysses attention was called on a batch that is not sharded; call the model through "
-            "the trainer, or call handle.restore() first"
+            "ulysses attention: the batch is not sharded; call the model through the trainer, or "
+            "call handle.restore() first"
         )
     if is_causal is False or s_aux is not None:
-        what = "attention that looks ahead" if s_aux is None else "attention sinks"
-        raise UlyssesError(f"ulysses attention: {what} is not served; train without it")
+        feature = "attention that is not causal" if s_aux is None else "attention with sinks"
+        raise UlyssesError(f"ulysses attention: {feature} is not supported; use another model")
     group = ulysses.group
     plan = plan_heads(query.shape[1], key.shape[1], group.size)
     q, k, v = scatter_heads(query, key, value, plan, group)
-    out = q  # more ranks than heads: this one only helps with the rest of the layer
+    out = q  # stays empty on a rank without heads
     if q.shape[1]:
-        k, v = _match_heads(k, v, plan, group.rank)
-        scores = Scores(scaling, sliding_window, softcap, dropout)
-        out = CORES[ulysses.core](q, k, v, ulysses.rows, scores)
+        k, v = _align_heads(k, v, plan, group.rank)
+        options = ScoreOptions(scaling, sliding_window, softcap, dropout)
+        out = KERNELS[ulysses.kernel](q, k, v, ulysses.layout, options)
     return gather_heads(out, plan, group), None
 
 
-def _match_heads(k: Tensor, v: Tensor, plan: HeadPlan, rank: int) -> tuple[Tensor, Tensor]:
-    """Key/value heads [B, k, S, D] that the cores can spread evenly over the query heads."""
-    index = plan.key_of_query(rank)
+def _align_heads(k: Tensor, v: Tensor, plan: HeadPlan, rank: int) -> tuple[Tensor, Tensor]:
+    """Repeats key/value heads [B, k, S, D] unless all serve the same number of query heads."""
+    index = plan.key_indices(rank)
     ratio = len(index) // k.shape[1]
     if index == [q // ratio for q in range(len(index))]:
         return k, v

@@ -1,4 +1,4 @@
-"""Turns a batch of whole rows into this rank's slices, and says what attention must know.
+"""Turns a batch of whole rows into this rank's slices and the context that attention needs.
 
 Legend: B rows, S tokens of a whole row (padded to a multiple of n), s = S / n, n ranks.
 """
@@ -18,7 +18,7 @@ from ulysses_core.parallel.groups import SequenceGroup
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX, names_by_slicing
 
-__all__ = ["RowContext", "Rows", "shard_batch"]
+__all__ = ["RowContext", "RowLayout", "shard_batch"]
 
 _T = TypeVar("_T")
 
@@ -26,12 +26,13 @@ _SLICED, _REBUILT = names_by_slicing("sliced"), names_by_slicing("rebuilt")
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Where the documents of whole rows begin and end, as attention must know; made once a step.
+class RowLayout:
+    """Where the documents of a batch's rows begin and end.
 
     Attributes:
         length: tokens of a row before padding to a multiple of n.
-        boundaries: per row, where its documents begin, and S; None where each row is one document.
+        boundaries: for each row the first token of each document, then S; None if each row is one
+            document.
     """
 
     length: int
@@ -39,17 +40,28 @@ class Rows:
     _cache: dict[Hashable, Any] = field(default_factory=dict)
 
     def cached(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """What the first layer to ask has made."""
+        """Returns `make()`, called once; all attention layers of a step share the result."""
         if key not in self._cache:
             self._cache[key] = make()
         made: _T = self._cache[key]
         return made
 
     def cu_seqlens(self, rows: int, size: int, device: torch.device) -> tuple[Tensor, int]:
-        """Where documents begin in all rows end to end, int32 [documents + 1]; and the longest."""
-        return self.cached(("cu_seqlens", device), lambda: self._cu_seqlens(rows, size, device))
+        """Returns cumulative document lengths over all rows, and the longest document.
 
-    def _cu_seqlens(self, rows: int, size: int, device: torch.device) -> tuple[Tensor, int]:
+        Args:
+            rows: number of rows B.
+            size: tokens of a row S.
+            device: where to put the result.
+
+        Returns:
+            int32 [documents + 1], as FlashAttention's varlen functions take it; and a length.
+        """
+        return self.cached(
+            ("cu_seqlens", device), lambda: self._make_cu_seqlens(rows, size, device)
+        )
+
+    def _make_cu_seqlens(self, rows: int, size: int, device: torch.device) -> tuple[Tensor, int]:
         starts = [
             row * size + start
             for row, boundaries in enumerate(self.boundaries or [(0, size)] * rows)
@@ -59,8 +71,8 @@ class Rows:
         longest = max(b - a for a, b in pairwise(cumulative))
         return torch.tensor(cumulative, dtype=torch.int32, device=device), longest
 
-    def documents(self, rows: int, size: int, device: torch.device) -> Tensor:
-        """The number of each token's document within its row [B, S]."""
+    def document_ids(self, rows: int, size: int, device: torch.device) -> Tensor:
+        """Returns the index of each token's document within its row, int64 [B, S]."""
         numbers = torch.zeros(rows, size, dtype=torch.long)
         for row, boundaries in enumerate(self.boundaries or ()):
             for start in boundaries[1:-1]:
@@ -70,71 +82,73 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class RowContext:
-    """What reaches every attention layer.
+    """What every attention layer needs to know of the batch.
 
     Attributes:
         group: the sequence group.
-        rows: the rows' documents.
-        core: key of `cores.CORES`.
+        layout: the documents of the rows.
+        kernel: the attention kernel, a key of `kernels.KERNELS`.
     """
 
     group: SequenceGroup
-    rows: Rows
-    core: str = "sdpa"
+    layout: RowLayout
+    kernel: str = "sdpa"
 
 
 def shard_batch(
     inputs: Mapping[str, Any],
     group: SequenceGroup,
     *,
-    core: str = "sdpa",
+    kernel: str = "sdpa",
     max_positions: int | None = None,
 ) -> dict[str, Any]:
-    """This rank's slice of a batch, ready for the model.
+    """Cuts this rank's slice out of a batch, ready for the model.
 
-    Labels are shifted on the whole row, so that the last token of a slice still learns to predict
-    the first of the next. Rows are padded to a multiple of the group's size.
+    Labels are shifted on the whole row, so the last token of a slice predicts the first token of
+    the next slice. Rows are padded to a multiple of the group's size.
 
     Args:
-        inputs: `input_ids` [B, S'], and where present `labels`, `attention_mask`, `position_ids`
+        inputs: `input_ids` [B, S'], and optionally `labels`, `attention_mask` and `position_ids`
             of the same shape.
         group: the sequence group.
-        core: what attends, a key of `cores.CORES`.
-        max_positions: tokens that a document may have at most; None for any number.
+        kernel: the attention kernel, a key of `kernels.KERNELS`.
+        max_positions: maximum tokens of a document; None for any number.
 
     Returns:
         `input_ids`, `position_ids`, `labels` and `shift_labels` [B, s], and `ulysses`, the
-        `RowContext` that reaches every attention layer as a keyword.
+        `RowContext` that models pass to every attention layer.
 
     Raises:
-        InputError: the batch holds something that cannot be sliced, or too long a document.
+        InputError: a tensor of the batch cannot be sliced, or a document is too long.
     """
     _check_keys(inputs)
     ids: Tensor = inputs["input_ids"]
     positions: Tensor | None = inputs.get("position_ids")
     pad = -ids.shape[1] % group.size
-    rows = _rows(ids, inputs.get("attention_mask"), positions, pad)
-    _check_positions(rows, max_positions)
+    layout = _find_documents(ids, inputs.get("attention_mask"), positions, pad)
+    _check_positions(layout, max_positions)
     if positions is None:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     sharded = {
         "input_ids": _slice(F.pad(ids, (0, pad)), group),
         "position_ids": _slice(F.pad(positions, (0, pad)), group),
-        "ulysses": RowContext(group, rows, core),
+        "ulysses": RowContext(group, layout, kernel),
     }
-    shifted = _shifted_labels(inputs)
+    shifted = _shift_labels(inputs)
     if shifted is not None:
         sharded["shift_labels"] = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
-        # Models compute a loss where `labels` is given, and take `shift_labels` for it.
+        # Models compute a loss if they get `labels`, and then use `shift_labels` for it.
         sharded["labels"] = sharded["shift_labels"]
     rest = {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT}
     return rest | sharded
 
 
 def _check_keys(inputs: Mapping[str, Any]) -> None:
-    """Refuses a batch without `input_ids`, or with values per token that nothing slices."""
+    """Refuses a batch without `input_ids`, or with a tensor that cannot be sliced."""
     if not isinstance(inputs.get("input_ids"), Tensor):
-        raise InputError("sequence parallel: the batch has no input_ids, which are what is sliced")
+        raise InputError(
+            "sequence parallel: the batch has no input_ids; expected a tensor of token ids"
+        )
     unknown = [
         key
         for key, value in inputs.items()
@@ -142,12 +156,12 @@ def _check_keys(inputs: Mapping[str, Any]) -> None:
     ]
     if unknown:
         raise InputError(
-            f"sequence parallel: the batch has {unknown}, which cannot be sliced; "
+            f"sequence parallel: the batch has {', '.join(unknown)}, which cannot be sliced; "
             f"allowed: {', '.join(sorted(_SLICED))}"
         )
 
 
-def _shifted_labels(inputs: Mapping[str, Any]) -> Tensor | None:
+def _shift_labels(inputs: Mapping[str, Any]) -> Tensor | None:
     if inputs.get("shift_labels") is not None:
         shifted: Tensor = inputs["shift_labels"]
         return shifted
@@ -159,39 +173,41 @@ def _slice(rows: Tensor, group: SequenceGroup) -> Tensor:
     return rows.chunk(group.size, dim=1)[group.rank].contiguous()
 
 
-def _rows(ids: Tensor, mask: Tensor | None, positions: Tensor | None, pad: int) -> Rows:
-    """The documents of rows [B, S'] that `pad` tokens are added to.
+def _find_documents(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None, pad: int
+) -> RowLayout:
+    """Finds the documents of rows [B, S'] to which `pad` tokens are added.
 
-    As in transformers, rows are packed where positions restart and no attention mask is given.
-    Padding on the right needs no boundary, since no token looks ahead; padding before a token does.
-    What is added is a document of its own where there are several.
+    As in transformers, rows without an attention mask are packed if their positions restart.
+    Padding on the left needs a boundary; padding on the right does not, because attention is
+    causal. In packed rows the added tokens are a document of their own.
     """
     length = ids.shape[1]
-    starts = _starts(mask, positions)
+    starts = _find_starts(mask, positions)
     if starts is None:
-        return Rows(length, None)
+        return RowLayout(length, None)
     by_row: list[list[int]] = [[0] for _ in ids]
     for row, start in starts.nonzero().tolist():  # one copy to the host for all rows
         by_row[row] += [start] if start else []
     end = (length, length + pad) if pad else (length,)
-    several = any(len(documents) > 1 for documents in by_row)
-    return Rows(length, tuple((*d, *end) for d in by_row) if several else None)
+    is_packed = any(len(documents) > 1 for documents in by_row)
+    return RowLayout(length, tuple((*d, *end) for d in by_row) if is_packed else None)
 
 
-def _starts(mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
-    """Whether a document begins at a token [B, S']; None where there is nothing to look at."""
+def _find_starts(mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
+    """Returns which tokens begin a document, bool [B, S']; None without mask and positions."""
     for name, value in (("attention_mask", mask), ("position_ids", positions)):
         if value is not None and value.dim() != 2:
             raise InputError(
-                f"sequence parallel: {name} has {value.dim()} dimensions; allowed is [B, S]"
+                f"sequence parallel: {name} has {value.dim()} dimensions; expected 2: [B, S]"
             )
     if mask is not None:
-        seen = mask.ne(0)
-        starts = F.pad(seen[:, 1:] & ~seen[:, :-1], (1, 0))
-        if (starts & (seen.cumsum(1) > 1)).any():
+        is_visible = mask.ne(0)
+        starts = F.pad(is_visible[:, 1:] & ~is_visible[:, :-1], (1, 0))
+        if (starts & (is_visible.cumsum(1) > 1)).any():
             raise InputError(
-                "sequence parallel: attention_mask hides tokens between others; allowed is padding "
-                "before a row or after it"
+                "sequence parallel: attention_mask hides tokens in the middle of a row; expected "
+                "padding only at the start or the end"
             )
         return starts
     if positions is None:
@@ -199,12 +215,12 @@ def _starts(mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
     return F.pad(positions[:, 1:] - positions[:, :-1] != 1, (1, 0))
 
 
-def _check_positions(rows: Rows, allowed: int | None) -> None:
-    documents = rows.boundaries or [(0, rows.length)]
-    longest = max(min(b, rows.length) - a for row in documents for a, b in pairwise(row))
+def _check_positions(layout: RowLayout, allowed: int | None) -> None:
+    documents = layout.boundaries or [(0, layout.length)]
+    longest = max(min(b, layout.length) - a for row in documents for a, b in pairwise(row))
     if allowed is not None and longest > allowed:
         raise InputError(
-            f"sequence parallel: a row has {longest} tokens, but the model has positions for "
-            f"{allowed}; cut rows to it (cutoff_len, max_length), or raise the model's "
+            f"sequence parallel: a document has {longest} tokens, but the model has {allowed} "
+            "positions; shorten the rows (cutoff_len, max_length), or raise the model's "
             "max_position_embeddings"
         )

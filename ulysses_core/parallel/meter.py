@@ -1,4 +1,4 @@
-"""What the exchange costs: seconds and bytes, for the metrics ``sp/*``."""
+"""Measures the exchange in seconds and bytes, for the metrics ``sp/*``."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ["ExchangeMeter"]
 
 
 class ExchangeMeter:
-    """Adds up the all-to-alls of this rank, forward and backward.
+    """Adds up the time and bytes of this rank's all-to-alls, forward and backward.
 
-    On a GPU the time is between events on the stream, read once they have passed: it waits for
-    nothing, and an exchange that is still under way counts with the next reading.
+    On a GPU, events on the stream measure the time. They are read without waiting, so an exchange
+    that is still running counts at the next reading.
 
     Attributes:
-        running: whether exchanges are counted; not those of an evaluation between two steps.
+        is_counting: whether to count exchanges; False during evaluations.
     """
 
     def __init__(self) -> None:
-        self.running = True
+        self.is_counting = True
         self._seconds = 0.0
         self._bytes = 0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def measure(self, sent: Tensor, kept: int) -> Iterator[None]:
-        """Around one all-to-all.
+        """Measures one all-to-all in a ``with`` block.
 
         Args:
-            sent: all that this rank gives.
-            kept: elements of it that stay on this rank.
+            sent: the buffer that this rank sends.
+            kept: elements of the buffer that stay on this rank.
         """
-        if not self.running:
+        if not self.is_counting:
             yield
             return
         self._bytes += (sent.numel() - kept) * sent.element_size()
@@ -52,7 +52,7 @@ class ExchangeMeter:
         self._seconds += time.perf_counter() - began
 
     def take(self) -> tuple[float, int]:
-        """Seconds, and bytes sent to other ranks, since the last call."""
+        """Returns the seconds and the bytes sent to other ranks since the last call."""
         while self._events and self._events[0][1].query():
             start, end = self._events.pop(0)
             self._seconds += start.elapsed_time(end) / 1e3

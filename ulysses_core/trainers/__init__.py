@@ -1,4 +1,4 @@
-"""Stages of training, and the manager that runs one."""
+"""The stages of training, and the manager that runs them."""
 
 from ulysses_core.trainers.manager import UlyssesTrainingManager
 

@@ -1,4 +1,4 @@
-"""Tokenizer, model and training arguments from a config."""
+"""Builds the tokenizer, the model and the training arguments of a config."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_a
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer; it must be able to pad.
+    """Loads the tokenizer, with the eos token for padding if it has no pad token.
 
     Raises:
-        InputError: it cannot be loaded, or has neither a pad nor an eos token.
+        InputError: the tokenizer cannot be loaded, or has neither a pad nor an eos token.
     """
     from transformers import AutoTokenizer
 
@@ -40,52 +40,60 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             source, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer {source}: cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"tokenizer {source}: cannot load it: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise InputError(f"tokenizer {source}: has neither a pad token nor an eos token")
+            raise InputError(
+                f"tokenizer {source}: it has neither a pad token nor an eos token; set pad_token "
+                "in its tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Loads the model, or makes it from ``model_config`` with the run's seed; adds adapters.
+    """Loads the model, or makes it from ``model_config`` with the run's seed, and adds adapters.
 
     Raises:
-        InputError: it cannot be loaded or made, or a LoRA target names no module.
+        InputError: the model cannot be loaded or made, or a LoRA target matches no module.
     """
     import torch
     from transformers import set_seed
 
     set_seed(config.training.get("seed", 42))
     dtype = torch.bfloat16 if config.training.get("bf16") else torch.float32
-    model = _base_model(config.model, tokenizer, dtype)
+    model = _build_base_model(config.model, tokenizer, dtype)
     if config.training.get("gradient_checkpointing"):
         model.enable_input_require_grads()
     return add_adapters(model, config.finetuning)
 
 
-def _base_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: Any) -> Any:
+def _build_base_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"attn_implementation": _ATTENTION[config.flash_attn], "dtype": dtype}
     try:
         if config.architecture is not None:
-            made = build_architecture(config.architecture, tokenizer)
-            return AutoModelForCausalLM.from_config(made, **options)
+            architecture = build_architecture(config.architecture, tokenizer)
+            return AutoModelForCausalLM.from_config(architecture, **options)
         return AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
         )
     except (OSError, ValueError, ImportError) as error:
-        what = config.model_name_or_path or "model_config"
-        raise InputError(f"model {what}: cannot be made: {_first_line(error)}") from error
+        path = config.model_name_or_path
+        problem = f"model {path}: cannot load it" if path else "model_config: cannot build a model"
+        raise InputError(f"{problem}: {_first_line(error)}") from error
 
 
 def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A transformers config whose vocabulary and special tokens are the tokenizer's.
+    """Makes a transformers config with the tokenizer's vocabulary size and special tokens.
+
+    Args:
+        entries: ``model_type`` and other entries, which override the tokenizer's.
+        tokenizer: the tokenizer.
 
     Raises:
-        InputError: an entry is not known, or the vocabulary is too small.
+        InputError: an entry is unknown, or the vocabulary is too small.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -94,7 +102,8 @@ def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBa
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         hint = nearest(str(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise InputError(
-            f"model_config: model_type {kind!r} is no causal language model of transformers{hint}"
+            f"model_config: model_type is {kind!r}{hint}; expected a causal language model of "
+            "transformers"
         )
     tokens = {
         "vocab_size": len(tokenizer),
@@ -102,31 +111,32 @@ def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBa
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    made = AutoConfig.for_model(**{**tokens, **entries})
-    unknown = [key for key in entries if not hasattr(type(made)(), key)]
+    config = AutoConfig.for_model(**{**tokens, **entries})
+    defaults = type(config)()
+    unknown = [key for key in entries if not hasattr(defaults, key)]
     if unknown:
-        hint = nearest(unknown[0], type(made)().to_dict())
-        raise InputError(f"model_config: {kind} has no entry {unknown[0]!r}{hint}")
-    if made.vocab_size < len(tokenizer):
+        hint = nearest(unknown[0], defaults.to_dict())
+        raise InputError(f"model_config: unknown key {unknown[0]!r} of {kind}{hint}")
+    if config.vocab_size < len(tokenizer):
         raise InputError(
-            f"model_config: vocab_size is {made.vocab_size}, less than the tokenizer's "
-            f"{len(tokenizer)}; leave it out or raise it"
+            f"model_config: vocab_size is {config.vocab_size}; expected at least "
+            f"{len(tokenizer)}, the size of the tokenizer, so remove or raise it"
         )
-    return made
+    return config
 
 
 def add_adapters(model: Any, config: FinetuningConfig) -> Any:
-    """`model` with LoRA adapters around it, or itself where all of it is trained.
+    """Wraps `model` with LoRA adapters; returns it unchanged for full fine-tuning.
 
     Raises:
-        InputError: a target names no module.
+        InputError: a target matches no module.
     """
     if config.finetuning_type == "full":
         return model
     from peft import LoraConfig, get_peft_model
 
-    targets = "all-linear" if config.lora_target == "all" else _names(config.lora_target)
-    extra = _names(config.additional_target) if config.additional_target else None
+    targets = "all-linear" if config.lora_target == "all" else _split_names(config.lora_target)
+    extra = _split_names(config.additional_target) if config.additional_target else None
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
@@ -141,44 +151,44 @@ def add_adapters(model: Any, config: FinetuningConfig) -> Any:
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
-        raise InputError(f"lora_target={config.lora_target}: {_first_line(error)}") from error
+        raise InputError(f"lora_target is {config.lora_target!r}: {_first_line(error)}") from error
 
 
-def _names(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def build_training_arguments(config: RunConfig) -> TrainingArguments:
-    """Training arguments with the project's defaults, which the config overrides.
+    """Makes the training arguments from the project's defaults and the config.
 
-    Making them starts the process group of a distributed run.
+    This starts the process group of a distributed run.
 
     Raises:
-        InputError: transformers refuses a combination of values.
+        InputError: transformers rejects a combination of values.
     """
     import torch
     from transformers import TrainingArguments
 
     on_cpu = not torch.accelerator.is_available()
     defaults = {
-        "report_to": "none",  # the monitor writes TensorBoard
-        "disable_tqdm": True,  # and shows progress
+        "report_to": "none",  # the monitor writes TensorBoard files
+        "disable_tqdm": True,  # the monitor shows progress
         "ddp_find_unused_parameters": False,
-        "remove_unused_columns": False,  # batches hold what the collator makes, no more
-        "use_cache": False,  # with a cache transformers does not see that rows are packed
+        "remove_unused_columns": False,  # the collator returns only what the model needs
+        "use_cache": False,  # with a cache transformers does not separate packed documents
         "dataloader_pin_memory": not on_cpu,
         "eval_on_start": bool(config.data.eval_dataset or config.data.val_size),
     }
     if on_cpu and "WORLD_SIZE" in os.environ:
         defaults["ddp_backend"] = "gloo"
-    given = {**defaults, **config.training}
-    given["learning_rate"] = given.get("learning_rate", 5e-5) * config.settings.adjust_lr
-    given.pop("resume_from_checkpoint", None)
+    values = {**defaults, **config.training}
+    values["learning_rate"] = values.get("learning_rate", 5e-5) * config.settings.adjust_lr
+    values.pop("resume_from_checkpoint", None)
     try:
-        args = TrainingArguments(deepspeed=config.deepspeed, use_cpu=on_cpu, **given)
+        args = TrainingArguments(deepspeed=config.deepspeed, use_cpu=on_cpu, **values)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {_first_line(error)}") from error
-    logger.debug("device %s", args.device)  # asking for it starts the process group
+    logger.debug("device %s", args.device)  # reading the device starts the process group
     if config.deepspeed is not None:
         start_deepspeed()
     return args

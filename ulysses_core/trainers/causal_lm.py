@@ -1,4 +1,4 @@
-"""Stages `pt` and `sft`: Hugging Face's Trainer on tokenised rows."""
+"""Stages `pt` and `sft`, with Hugging Face's Trainer on tokenised rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_causal_lm_trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: DatasetPair,
 ) -> Trainer:
-    """A Trainer that learns the rows' labels and, where there are any, evaluates held-out rows."""
+    """Builds a Trainer on the rows' labels; it also evaluates held-out rows if there are any."""
     pad = tokenizer.pad_token_id
     label_pad = {} if config.data.ignore_pad_token_for_loss else {"label_pad_id": pad}
     trainer = Trainer(
@@ -38,14 +38,14 @@ def build_causal_lm_trainer(
         eval_dataset=data.eval,
         data_collator=CausalCollator(pad, **label_pad),
         processing_class=tokenizer,
-        callbacks=[_EvaluateAtTheEnd()] if data.eval is not None else None,
+        callbacks=[_FinalEvaluation()] if data.eval is not None else None,
     )
-    trainer.remove_callback(PrinterCallback)  # the monitor's console says it better
+    trainer.remove_callback(PrinterCallback)  # the console sink prints the same numbers
     return trainer
 
 
-class _EvaluateAtTheEnd(TrainerCallback):
-    """Makes the last step end with an evaluation, whatever `eval_strategy` says."""
+class _FinalEvaluation(TrainerCallback):
+    """Evaluates after the last step, whatever `eval_strategy` is."""
 
     def on_step_end(
         self,

@@ -1,9 +1,9 @@
-"""What this package knows of DeepSpeed's Python: its environment, its start, its checkpoints.
+"""The only module here that knows DeepSpeed: its environment, its start and its checkpoints.
 
-A pickle may call any function when it is read. With ``weights_only=True`` torch reads tensors and
-plain containers only, but DeepSpeed turns that off for its own files. Here it is on for the engines
-of one Trainer, with a list of the few types that DeepSpeed's checkpoints hold, so no code of a
-checkpoint ever runs.
+A pickle can call any function when it is loaded. With ``weights_only=True`` torch loads only
+tensors and plain containers, but DeepSpeed turns that off for its own files. This module turns it
+on for the engines of a Trainer and allows the few types that DeepSpeed's checkpoints contain, so no
+code of a checkpoint ever runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ALLOWED = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""Types that a DeepSpeed checkpoint may hold beside tensors and plain containers."""
+"""Types that a DeepSpeed checkpoint may contain besides tensors and plain containers."""
 
 
 def prepare_environment(*, uses_deepspeed: bool) -> None:
@@ -53,7 +53,7 @@ def prepare_environment(*, uses_deepspeed: bool) -> None:
             variables of a launcher describe the process.
     """
     if not torch.accelerator.is_available():
-        # DeepSpeed would take a compiler on the machine for a GPU.
+        # Otherwise DeepSpeed may mistake a compiler on the machine for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if uses_deepspeed and "WORLD_SIZE" not in os.environ:
         with socket.socket() as free:
@@ -74,7 +74,7 @@ def start_deepspeed() -> None:
 
 
 def load_checkpoints_safely(trainer: Any) -> Undo:
-    """Makes every DeepSpeed engine that `trainer` prepares read its checkpoints by `safe_load`.
+    """Makes every DeepSpeed engine that `trainer` prepares load checkpoints with `safe_load`.
 
     Returns:
         A function that restores the Trainer and those engines.
@@ -101,7 +101,7 @@ def safe_load(path: str, map_location: Any = None) -> Any:
     """Reads a file of a DeepSpeed checkpoint.
 
     Raises:
-        InputError: it holds a type that is not in `ALLOWED`.
+        InputError: the file contains a type that is not in `ALLOWED`.
     """
     types = [pkgutil.resolve_name(name) for name in ALLOWED]
     try:
@@ -109,6 +109,6 @@ def safe_load(path: str, map_location: Any = None) -> Any:
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"checkpoint {path}: holds something other than tensors and known settings, so it is "
-            f"not read; torch says: {str(error).splitlines()[0]}"
+            f"checkpoint {path}: it contains something other than tensors and known settings and "
+            f"is not loaded; use another checkpoint ({str(error).splitlines()[0]})"
         ) from error

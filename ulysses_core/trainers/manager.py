@@ -1,4 +1,4 @@
-"""`UlyssesTrainingManager`: one run from a config, the same path for the CLI and for Python."""
+"""`UlyssesTrainingManager`: trains one run from a config, for the CLI and for Python alike."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ State = Literal["created", "ready", "running", "finished", "failed", "stopped"]
 
 
 class UlyssesTrainingManager:
-    """Trains one run; every process of a distributed run makes one.
+    """Trains one run; in a distributed run every process makes its own manager.
 
-    Use it as a context manager, or call `cleanup` when done::
+    Use it as a context manager, or call `cleanup` at the end::
 
         with UlyssesTrainingManager("examples/sft.yaml") as manager:
             manager.run_training()
 
     Args:
-        config: a config file, or a checked config.
-        overrides: ``key=value``, for a file.
-        sinks: further sinks for the monitor.
+        config: a config file, or a validated config.
+        overrides: ``key=value`` overrides of a config file.
+        sinks: more sinks for the monitor.
 
     Raises:
         InputError: the config is wrong.
@@ -75,7 +75,9 @@ class UlyssesTrainingManager:
         self.cleanup()
 
     def initialize(self) -> None:
-        """Loads data and model, builds the trainer, spreads rows, attaches the monitor.
+        """Loads data and model, builds the trainer, and attaches the monitor.
+
+        A second call does nothing.
 
         Raises:
             InputError: data, model or settings are wrong.
@@ -107,12 +109,12 @@ class UlyssesTrainingManager:
         seed = args.data_seed if args.data_seed is not None else args.seed
         data = load_datasets(config.data, config.finetuning.stage, tokenizer, seed)
         if data.train is None:
-            raise InputError("dataset: no training data; set dataset")
+            raise InputError("dataset is not set; set it to a name in dataset_info.json")
         model = build_model(config, tokenizer)
         return build_causal_lm_trainer(config, args, model, tokenizer, data)
 
     def _patch_trainer(self, trainer: Trainer) -> None:
-        """Makes checkpoints safe to read, saves memory, and slices rows; `cleanup` undoes it."""
+        """Adds safe loading, memory savings and sequence parallelism; `cleanup` undoes them."""
         from ulysses_core.memory import save_memory
         from ulysses_core.parallel import sequence_parallel
         from ulysses_core.trainers.deepspeed import load_checkpoints_safely
@@ -136,23 +138,23 @@ class UlyssesTrainingManager:
         from ulysses_monitor.monitor import Monitor
 
         assert self.run_dir is not None  # noqa: S101 - set by initialize
-        own = dict(settings.monitor.model_dump(exclude={"enabled"}))
-        own["sinks"] = [*self._sinks, *settings.monitor.sinks]
+        monitor_settings = dict(settings.monitor.model_dump(exclude={"enabled"}))
+        monitor_settings["sinks"] = [*self._sinks, *settings.monitor.sinks]
         if settings.overwrite_output_dir:
-            own["if_exists"] = "overwrite"
-        monitor = Monitor(self.run_dir, config=self.config.given, **own)
+            monitor_settings["if_exists"] = "overwrite"
+        monitor = Monitor(self.run_dir, config=self.config.raw, **monitor_settings)
         monitor.attach(self.trainer)
         return monitor
 
     def run_training(self) -> dict[str, Any]:
-        """Trains, evaluates before and after where there is held-out data, saves the model.
+        """Trains and saves the model; with held-out data, evaluates before and after.
 
         Returns:
-            What `get_status` says afterwards.
+            The status after training, as from `get_status`.
 
         Raises:
-            TrainingStoppedError: a policy or a person stopped it in good order; what was trained
-                until then is saved.
+            TrainingStoppedError: a policy or a user stopped the run; the model trained so
+                far is saved.
         """
         self.initialize()
         trainer = self.trainer
@@ -164,8 +166,8 @@ class UlyssesTrainingManager:
             trainer.save_model()
             trainer.save_state()
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._state = "stopped" if stopped else "failed"
+            is_interrupt = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._state = "stopped" if is_interrupt else "failed"
             raise
         self._state = "finished"
         if self._monitor is not None and (reason := self._monitor.stopped):
@@ -174,7 +176,7 @@ class UlyssesTrainingManager:
         return self.get_status()
 
     def get_status(self) -> dict[str, Any]:
-        """Where the run stands: state, run directory, step, all steps, the newest numbers."""
+        """Returns state, run directory, step, number of steps and the latest logged values."""
         status: dict[str, Any] = {"state": self._state, "run_dir": self.run_dir}
         if self.trainer is not None:
             state = self.trainer.state
@@ -183,7 +185,7 @@ class UlyssesTrainingManager:
         return status
 
     def cleanup(self) -> None:
-        """Ends the run's records and puts every patched object back; safe to call twice."""
+        """Finishes the run's records and undoes all patches; a second call does nothing."""
         if self._monitor is not None:
             self._monitor.close(self._state if self._state in ("finished", "stopped") else "failed")
             self._monitor.detach()
@@ -192,7 +194,7 @@ class UlyssesTrainingManager:
 
 
 def _agreed_default_dir(name: str, device: torch.device) -> Path:
-    """``runs/<name>-<time>`` with rank 0's time, so that all ranks name one directory."""
+    """Returns ``runs/<name>-<time>`` with rank 0's time, so all ranks get the same directory."""
     import torch
     import torch.distributed as dist
 
@@ -203,5 +205,5 @@ def _agreed_default_dir(name: str, device: torch.device) -> Path:
 
 
 def default_run_dir(name: str, now: float) -> Path:
-    """``runs/<name>-<time>`` in local time."""
+    """Returns ``runs/<name>-<time>`` with local time."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"

@@ -1,4 +1,4 @@
-"""`ulysses attach`, with real commands: what they print and return, and what is recorded."""
+"""`ulysses attach` with real commands: output, exit codes and recorded runs."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def own_lines(error: str) -> list[str]:
-    """What `ulysses` itself said."""
+    """Returns the lines that `ulysses` itself printed."""
     return [line for line in error.splitlines() if line.startswith("ulysses: ")]
 
 
@@ -184,17 +184,17 @@ def own_lines(error: str) -> list[str]:
 
 
 @pytest.mark.timeout(150)
-def test_each_training_of_a_script_gets_a_run_and_those_with_a_monitor_are_left_alone(desk):
+def test_each_training_of_a_script_gets_a_run_unless_it_has_a_monitor(desk):
     script = desk.script(SEVERAL)
     arguments = ("--run-dir", "runs/demo", "--sample-every", "2", "--no-tensorboard")
     done = desk.run(*arguments, "--", sys.executable, script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "the end"
     assert own_lines(done.stderr) == [
-        "ulysses: attached; what a Trainer does is recorded in runs/demo",
-        "ulysses: recorded runs/demo; see it: ulysses report runs/demo",
-        "ulysses: a Trainer with a monitor of its own was left alone",
-        "ulysses: recorded runs/demo-2; see it: ulysses report runs/demo-2",
+        "ulysses: attached; Trainers are recorded to runs/demo",
+        "ulysses: recorded runs/demo; to see it, run: ulysses report runs/demo",
+        "ulysses: skipped a Trainer that has its own monitor",
+        "ulysses: recorded runs/demo-2; to see it, run: ulysses report runs/demo-2",
     ]
     assert sorted(p.name for p in (desk.path / "runs").iterdir()) == ["demo", "demo-2"]
     assert desk.steps("runs/demo") == [1, 2, 3, 4, 5, 6]  # gone on with from its checkpoint
@@ -206,7 +206,7 @@ def test_each_training_of_a_script_gets_a_run_and_those_with_a_monitor_are_left_
 
 
 @pytest.mark.timeout(150)
-def test_all_ranks_of_torchrun_are_watched_and_an_unsupported_engine_trains_on(desk):
+def test_all_ranks_of_torchrun_are_recorded_and_training_continues_without_support(desk):
     script = desk.script(UNSUPPORTED)
     # Each rank's output goes to files of its own: in one stream, lines of two ranks get mixed.
     apart = ("--redirects", "3", "--log-dir", "logs")
@@ -220,7 +220,7 @@ def test_all_ranks_of_torchrun_are_watched_and_an_unsupported_engine_trains_on(d
         assert own_lines((folder / "stderr.log").read_text()) == expected[rank]
     assert own_lines(done.stderr)[1:] == [
         f"ulysses: not recorded: {reason}",
-        "ulysses: recorded runs/two; see it: ulysses report runs/two",
+        "ulysses: recorded runs/two; to see it, run: ulysses report runs/two",
     ]
     run = um.open_run(desk.path / "runs/two")
     assert (run.info["engine"], run.info["world_size"]) == ("ddp", 2)
@@ -235,13 +235,13 @@ def test_a_trl_trainer_under_accelerate_launch_is_watched(desk):
     assert done.returncode == 0, done.stderr
     (run,) = (desk.path / "runs").iterdir()
     assert run.name.startswith("my-sft-")
-    assert f"ulysses: recorded runs/{run.name}; see it" in own_lines(done.stderr)[-1]
+    assert f"ulysses: recorded runs/{run.name}; to see it" in own_lines(done.stderr)[-1]
     assert um.open_run(run).info["trainer"] == "SFTTrainer"
     assert desk.steps(str(run)) == [1, 2]
 
 
 @pytest.mark.timeout(150)
-def test_several_scripts_get_runs_of_their_own_and_a_failure_keeps_its_code_and_record(desk):
+def test_several_scripts_get_their_own_runs_and_a_failure_keeps_its_exit_code(desk):
     good = desk.script("from tiny import make\nmake().train()\n", "good.py")
     fails = desk.script(FAILS, "fails.py")
     both = f"{sys.executable} {good} && {sys.executable} {fails}"
@@ -260,7 +260,7 @@ def test_several_scripts_get_runs_of_their_own_and_a_failure_keeps_its_code_and_
 
 
 @pytest.mark.timeout(60)
-def test_a_command_without_trainer_runs_as_it_is_and_is_told_what_to_do(desk):
+def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
     (desk.path / "sitecustomize.py").write_text("import sys\nsys.own = __file__\n")
     code = (
         "import sys\n"
@@ -276,22 +276,22 @@ def test_a_command_without_trainer_runs_as_it_is_and_is_told_what_to_do(desk):
     assert done.returncode == 0
     assert done.stdout == "typed ['--', '--help', '--local_rank=1'] []\n"
     assert f"{own} {own}" in done.stderr.splitlines()
-    assert "made no transformers or TRL Trainer" in own_lines(done.stderr)[-1]
+    assert "created no transformers or TRL Trainer" in own_lines(done.stderr)[-1]
     assert "monitor.watch(model, optimizer)" in own_lines(done.stderr)[-1]
     assert not (desk.path / "runs").exists()
 
 
 @pytest.mark.timeout(60)
-def test_a_signal_that_ends_the_command_is_128_and_its_number(desk):
+def test_the_exit_code_after_a_signal_is_128_and_its_number(desk):
     done = desk.run("--", "bash", "-c", "kill -KILL $$")
     assert done.returncode == 137
     assert own_lines(done.stderr)[-1].endswith(
-        "no Trainer was made before the command ended with code 137"
+        "the command created no Trainer before it exited with 137"
     )
 
 
 @pytest.mark.timeout(150)
-def test_sigterm_ends_every_rank_and_the_record_opens(desk):
+def test_sigterm_ends_every_rank_and_the_run_can_be_opened(desk):
     script = desk.script(ENDLESS)
     with desk.start("--run-dir", "runs/stopped", "--", *TORCHRUN, script) as process:
         wait_for(lambda: (desk.path / "runs/stopped/events.jsonl").exists())
@@ -307,7 +307,7 @@ def test_sigterm_ends_every_rank_and_the_record_opens(desk):
 
 
 @pytest.mark.timeout(90)
-def test_what_a_launcher_leaves_running_is_ended_too(desk):
+def test_processes_that_a_launcher_leaves_running_are_ended(desk):
     sleeper = desk.script("import time\nopen('started', 'w')\ntime.sleep(1000)\n")
     with desk.start("--", "bash", "-c", f"{sys.executable} {sleeper}; true") as process:
         wait_for(lambda: (desk.path / "started").exists())
@@ -382,12 +382,12 @@ def refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "no command; write it after --: ulysses attach -- python train.py"),
+        ([], "no command; add it after --, as in ulysses attach -- python train.py"),
         (["--"], "no command"),
         (["--", "no-such-program", "--x"], "command no-such-program is not on PATH"),
         (["--", "./none.py"], "command ./none.py: no such file"),
-        (["--", "./train.py"], "command ./train.py: is not executable; try python ./train.py"),
-        (["--", "folder"], "command folder: is a folder; name a program"),
+        (["--", "./train.py"], "command ./train.py is not executable; try python ./train.py"),
+        (["--", "folder"], "command folder is a folder; expected a program"),
         (["--bogus", "--", "true"], "No such option: --bogus"),
         (["--sample-every", "0", "--", "true"], "greater than or equal to 1"),
         (["--if-exists", "ask", "--", "true"], "not one of 'refuse', 'resume', 'overwrite'"),
@@ -418,7 +418,7 @@ def test_a_run_directory_in_use_is_refused(tmp_path, refused, if_exists):
     used.finish("finished")
 
 
-def test_a_program_that_the_system_cannot_start_is_one_line(tmp_path, monkeypatch, capsys):
+def test_the_error_about_a_program_that_cannot_start_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken").write_text("no first line that says how\n")
     (tmp_path / "broken").chmod(0o755)
     monkeypatch.chdir(tmp_path)

@@ -28,17 +28,17 @@ def make_run(path: Path) -> Path:
     return path
 
 
-def test_runs_go_by_the_names_of_their_folders(tmp_path: Path) -> None:
+def test_runs_have_the_names_of_their_folders(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("pt", "sft")]
     assert find_runs(runs) == {"pt": runs[0], "sft": runs[1]}
 
 
-def test_runs_of_the_same_name_go_by_the_folders_above_them_too(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_get_the_names_of_parent_folders_too(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("a/sft", "b/sft")]
     assert list(find_runs(runs)) == ["a/sft", "b/sft"]
 
 
-def test_a_folder_of_runs_is_all_of_them_each_once(tmp_path: Path) -> None:
+def test_a_folder_of_runs_gives_each_run_once(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("a", "b")]
     (tmp_path / "notes").mkdir()
     assert list(find_runs([runs[1], tmp_path]).values()) == [runs[1], runs[0]]
@@ -46,9 +46,15 @@ def test_a_folder_of_runs_is_all_of_them_each_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("missing", "no such folder"), ("empty", "no run there"), ("plain", "tensorboard=false")],
+    [
+        ("missing", "no such folder"),
+        ("empty", "no run in this folder"),
+        ("plain", "tensorboard=false"),
+    ],
 )
-def test_a_wrong_path_is_one_clear_line(tmp_path: Path, path: str, words: str) -> None:
+def test_the_error_about_a_wrong_path_says_what_is_missing(
+    tmp_path: Path, path: str, words: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/run.json").write_text("{}")
@@ -56,7 +62,7 @@ def test_a_wrong_path_is_one_clear_line(tmp_path: Path, path: str, words: str) -
         find_runs([tmp_path / path])
 
 
-def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None:
+def test_the_command_exits_with_2_after_wrong_input(tmp_path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "nothing"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )

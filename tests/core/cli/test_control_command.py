@@ -1,4 +1,4 @@
-"""`ulysses control`: what it sends, what it prints of the answer, and what it refuses."""
+"""`ulysses control`: the commands it sends, the answers it prints, and the input it refuses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def training(tmp_path: Path) -> Iterator[Training]:
     training.close()
 
 
-def test_what_the_run_did_is_one_line(ulysses: Ulysses, training: Training) -> None:
+def test_the_answer_of_the_run_is_printed_on_one_line(ulysses: Ulysses, training: Training) -> None:
     training.answer(result="policies to shadow; saved")
     code, out, error = ulysses("control", "run", "policy=shadow", "save", "--why", "It jumps.")
     assert (code, out, error) == (0, "step 120: done: policies to shadow; saved\n", "")
@@ -87,7 +87,7 @@ def test_what_the_run_did_is_one_line(ulysses: Ulysses, training: Training) -> N
     assert abs(got.time - time.time()) < 60
 
 
-def test_a_user_without_a_name_goes_by_number(
+def test_a_user_without_a_name_is_recorded_by_number(
     ulysses: Ulysses, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -98,14 +98,16 @@ def test_a_user_without_a_name_goes_by_number(
     assert training.got[0].who == str(os.geteuid())
 
 
-def test_what_the_run_refused_is_wrong_input(ulysses: Ulysses, training: Training) -> None:
+def test_a_command_that_the_run_refuses_is_wrong_input(
+    ulysses: Ulysses, training: Training
+) -> None:
     training.answer(refused="no policy 'clip' here")
     code, out, error = ulysses("control", "run", "policy.clip=off")
     assert (code, out) == (2, "")
     assert error == "ulysses: step 120: refused: no policy 'clip' here\n"
 
 
-def test_only_the_answer_to_this_command_counts(ulysses: Ulysses, training: Training) -> None:
+def test_answers_to_other_commands_are_ignored(ulysses: Ulysses, training: Training) -> None:
     training.tell('{"kind": "control", "step": 1, "id": "x", "result": "old"}\n{"kind": "al')
     others = ['ert"}', "junk", "[1]", '{"kind": "control", "step": 2, "id": "y", "result": "no"}']
     training.answer("\n".join(others) + "\n", result="yes")
@@ -113,7 +115,7 @@ def test_only_the_answer_to_this_command_counts(ulysses: Ulysses, training: Trai
 
 
 @pytest.mark.parametrize("key", ["result", "refused"])
-def test_no_escape_code_of_an_answer_gets_out(
+def test_escape_codes_in_an_answer_are_replaced(
     ulysses: Ulysses, training: Training, key: str
 ) -> None:
     training.answer(**{key: "[red]a\x1b[2Jb\nc\x07"})
@@ -122,33 +124,38 @@ def test_no_escape_code_of_an_answer_gets_out(
     assert (out + error).count("\n") == 1
 
 
-def test_a_run_that_does_not_answer_in_time_does_it_later(
+def test_a_run_that_does_not_answer_in_time_applies_the_command_later(
     ulysses: Ulysses, training: Training
 ) -> None:
     code, out, error = ulysses("control", "run", "stop", "--wait", "0")
     assert (code, out) == (0, "")
-    assert error == "run: sent; it has not reached its next step yet, and does it then\n"
+    assert error == "run: sent; no answer yet, the run applies it at its next step\n"
     assert json.loads((training.path / CONTROL_FILE).read_text())["stop"] is True
 
 
-def test_a_run_that_ends_without_an_answer_is_told(ulysses: Ulysses, training: Training) -> None:
+def test_a_run_that_ends_without_an_answer_is_an_error(
+    ulysses: Ulysses, training: Training
+) -> None:
     training.answer(end=True)
     code, out, error = ulysses("control", "run", "save")
-    assert (code, out, error) == (2, "", "ulysses: run run: ended before it did this\n")
+    assert (code, out) == (2, "")
+    assert error == "ulysses: run run: it ended before it applied the command\n"
 
 
-def test_an_answer_that_is_a_runs_last_word_counts(ulysses: Ulysses, training: Training) -> None:
+def test_an_answer_just_before_the_end_of_a_run_is_printed(
+    ulysses: Ulysses, training: Training
+) -> None:
     training.answer(end=True, result="stopping")
     assert ulysses("control", "run", "stop") == (0, "step 120: done: stopping\n", "")
 
 
-def test_a_run_that_does_not_run_is_refused_and_left_alone(
+def test_a_run_that_has_ended_is_refused_and_unchanged(
     ulysses: Ulysses, training: Training
 ) -> None:
     training.end()
     code, _, error = ulysses("control", "run", "save")
     assert (code, error.count("\n")) == (2, 1)
-    assert "run run: is not running" in error
+    assert "run run: it is not running" in error
     assert not (training.path / CONTROL_FILE).exists()
 
 
@@ -156,7 +163,7 @@ def test_a_folder_without_a_run_is_refused(ulysses: Ulysses, tmp_path: Path) -> 
     for place in ("nowhere", "."):
         code, _, error = ulysses("control", place, "save")
         assert (code, error.count("\n")) == (2, 1)
-        assert "no run.json there; name a run directory such as runs/sft" in error
+        assert "no run.json in this folder; expected a run directory such as runs/sft" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,7 +172,7 @@ def test_the_run_of_another_user_is_refused(ulysses: Ulysses, training: Training
     os.chown(training.path / "run.json", 65534, -1)
     code, _, error = ulysses("control", "run", "save")
     assert code == 2
-    assert "belongs to user 65534" in error
+    assert "it belongs to user 65534" in error
     assert not (training.path / CONTROL_FILE).exists()
 
 
@@ -182,7 +189,7 @@ def test_the_run_of_another_user_is_refused(ulysses: Ulysses, training: Training
         (["save", "--wait", "-1"], "--wait"),
     ],
 )
-def test_wrong_words_are_one_line_and_nothing_is_sent(
+def test_the_error_about_a_wrong_change_is_one_line_and_nothing_is_sent(
     ulysses: Ulysses, training: Training, words: list[str], expected: str
 ) -> None:
     code, out, error = ulysses("control", "run", *words)
@@ -202,7 +209,7 @@ def test_a_control_file_that_others_can_write_is_refused(
     assert "is open to others (mode 666)" in error
 
 
-def test_control_c_ends_the_waiting_and_the_command_stays(training: Training) -> None:
+def test_control_c_ends_the_wait_but_the_command_still_applies(training: Training) -> None:
     command = [sys.executable, "-m", "ulysses_core.cli", "control", str(training.path), "save"]
     process = subprocess.Popen(
         command,

@@ -79,7 +79,7 @@ def write(path: Path, losses: list[float]) -> None:
     directory.finish("finished")
 
 
-def test_the_decisions_of_a_run_are_summed_up_and_listed(ulysses: Ulysses, run: Path) -> None:
+def test_decisions_are_summarized_and_listed(ulysses: Ulysses, run: Path) -> None:
     given = ("--policies", "ulysses-pro", "--policies", "autoclip")
     code, out, error = ulysses("replay", "runs/one", *given, "--all")
     assert (code, error) == (0, "")
@@ -93,21 +93,21 @@ def test_the_decisions_of_a_run_are_summed_up_and_listed(ulysses: Ulysses, run: 
     assert summary["autoclip"] == [number, str(clipped[0]), str(clipped[-1]), "clip_norm", number]
     assert summary["clip_threshold"][0] == "0"
     assert summary["nonfinite"] == ["1", "5", "5", "skip", "1"]
-    assert lines[8].startswith("without lora_balance: its metric lora/grad_ratio_B_A/total is not")
+    assert lines[8].startswith("skipped lora_balance: its metric lora/grad_ratio_B_A/total is not")
     assert lines[10].split() == ["step", "policy", "action", "values", "reason"]
     rows = [line.split()[:3] for line in lines[11:]]
     assert rows == [[str(e["step"]), e["policy"], e["action"]] for e in told]
     assert re.search(r"factor 1\.2 +grad/abs_mean/tensor_mean is below 0\.001", out)
 
 
-def test_only_the_first_are_shown_if_not_all_are_asked_for(ulysses: Ulysses, run: Path) -> None:
+def test_only_the_first_decisions_are_shown_without_all(ulysses: Ulysses, run: Path) -> None:
     number = len(um.open_run(run).event_list("action"))
     given = ("--policies", "ulysses-pro", "--policies", "autoclip")
     *_, last = ulysses("replay", "runs/one", *given)[1].splitlines()
-    assert last == f"and {number - 50} decisions more; --all shows them"
+    assert last == f"and {number - 50} decisions more; use --all to show them"
 
 
-def test_json_is_for_machines(ulysses: Ulysses, run: Path) -> None:
+def test_json_has_the_summary_and_all_decisions(ulysses: Ulysses, run: Path) -> None:
     given = ("--policies", "ulysses-pro", "--policies", "autoclip", "--rules", "default")
     code, out, error = ulysses("replay", "runs/one", *given, "--json")
     assert (code, error) == (0, "")
@@ -130,7 +130,7 @@ def test_json_is_for_machines(ulysses: Ulysses, run: Path) -> None:
     ]
 
 
-def test_the_default_rules_are_asked_where_nothing_is_named(ulysses: Ulysses, run: Path) -> None:
+def test_the_default_rules_are_replayed_without_policies(ulysses: Ulysses, run: Path) -> None:
     code, out, error = ulysses("replay", "runs/one")
     assert (code, error) == (0, "")
     assert ulysses("replay", "runs/one", "--rules", "default")[1] == out
@@ -173,7 +173,7 @@ def test_policies_come_from_a_file_and_from_the_current_directory(
     assert "it is [bold]even\ufffd[0m" in out
 
 
-def test_a_run_in_which_nothing_would_have_fired_says_so(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_a_run_without_decisions_or_alerts_says_so(ulysses: Ulysses, tmp_path: Path) -> None:
     write(tmp_path / "calm", [2.0, 1.5])
     code, out, _ = ulysses("replay", "calm", "--policies", "agc:")  # a typo, and no policy
     assert (code, out) == (2, "")
@@ -191,7 +191,7 @@ def test_a_run_without_metrics_says_so(ulysses: Ulysses, tmp_path: Path) -> None
     for given in ((), ("--policies", "spike_escalation")):
         assert ulysses("replay", "empty", *given) == (
             0,
-            "empty: no step was recorded, so there is nothing to replay\n",
+            "empty: no steps were recorded, so there is nothing to replay\n",
             "",
         )
     answer = json.loads(ulysses("replay", "empty", "--policies", "autoclip", "--json")[1])

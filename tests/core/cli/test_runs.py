@@ -1,4 +1,4 @@
-"""`ulysses runs` and `ulysses report`: what is listed, and what untrusted text may do."""
+"""`ulysses runs` and `ulysses report`: their output, also with untrusted text in runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def record(
     directory.release() if status is None else directory.finish(status)
 
 
-def test_runs_are_listed_by_when_they_started(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_runs_are_listed_in_the_order_of_their_starts(ulysses: Ulysses, tmp_path: Path) -> None:
     record(tmp_path / "runs/later-in-the-alphabet", [2.0, 1.5], alerts=2)
     record(tmp_path / "runs/a-crash", [3.0], None)
     record(tmp_path / "runs/b-failure", [float("nan")], "failed")
@@ -51,7 +51,7 @@ def test_runs_are_listed_by_when_they_started(ulysses: Ulysses, tmp_path: Path) 
     assert rows[2][5] == "nan"
 
 
-def test_json_is_for_machines(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_json_has_every_run_and_problem(ulysses: Ulysses, tmp_path: Path) -> None:
     record(tmp_path / "elsewhere/one", [2.0, float("inf")], "stopped", alerts=1)
     (tmp_path / "elsewhere/broken").mkdir()
     (tmp_path / "elsewhere/broken/run.json").write_text("{")
@@ -72,7 +72,9 @@ def test_json_is_for_machines(ulysses: Ulysses, tmp_path: Path) -> None:
     assert list(answer["problems"]) == [str(tmp_path / "elsewhere/broken")]
 
 
-def test_an_empty_folder_is_no_error_and_a_missing_one_is(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_but_an_empty_one_is_not(
+    ulysses: Ulysses, tmp_path: Path
+) -> None:
     code, out, error = ulysses("runs")
     assert (code, out) == (2, "")
     assert error == (
@@ -83,7 +85,7 @@ def test_an_empty_folder_is_no_error_and_a_missing_one_is(ulysses: Ulysses, tmp_
     assert json.loads(ulysses("runs", "--json")[1]) == {"runs": [], "problems": {}}
 
 
-def test_a_broken_run_is_named_beside_the_others(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_a_damaged_run_is_named_after_the_others(ulysses: Ulysses, tmp_path: Path) -> None:
     record(tmp_path / "runs/good", [1.0])
     (tmp_path / "runs/bad").mkdir()
     (tmp_path / "runs/bad/run.json").write_text("{")
@@ -94,7 +96,9 @@ def test_a_broken_run_is_named_beside_the_others(ulysses: Ulysses, tmp_path: Pat
     assert len(error.splitlines()) == 1
 
 
-def test_names_are_shown_as_text(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_markup_and_escape_codes_in_names_are_shown_as_text(
+    ulysses: Ulysses, tmp_path: Path
+) -> None:
     for name in ("[red]x", "a\x1b[2Jb", "[link=x]"):
         record(tmp_path / "runs" / name, [1.0])
     (tmp_path / "runs/[bold]lost\x1b]0;title\x07/metrics").mkdir(parents=True)
@@ -109,7 +113,7 @@ def test_names_are_shown_as_text(ulysses: Ulysses, tmp_path: Path) -> None:
     assert "[bold]lost" in error
 
 
-def test_a_name_in_run_json_is_never_a_path(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_a_name_in_run_json_is_not_used_as_a_path(ulysses: Ulysses, tmp_path: Path) -> None:
     record(tmp_path / "deep/runs/one", [1.0])
     file = tmp_path / "deep/runs/one/run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "../../x"}))
@@ -120,7 +124,7 @@ def test_a_name_in_run_json_is_never_a_path(ulysses: Ulysses, tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]
 
 
-def test_a_report_of_a_run_at_a_url_needs_a_file_to_write(ulysses: Ulysses, tmp_path: Path) -> None:
+def test_a_report_of_a_run_at_a_url_needs_an_output_file(ulysses: Ulysses, tmp_path: Path) -> None:
     record(tmp_path / "one", [1.0, 0.5])
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "one"), "/for-the-report/one", recursive=True)

@@ -51,12 +51,12 @@ def test_a_damaged_part_is_named_and_kept(ulysses: Ulysses, crashed: Path) -> No
     part.write_bytes(part.read_bytes()[:-20])
     code, _, error = ulysses("store", "compact", str(crashed))
     assert code == 0
-    assert f"damaged, left as it is: metrics/{part.name}" in error
+    assert f"skipped damaged file metrics/{part.name}" in error
     assert {"metrics.parquet", part.name} < set(files(crashed))
     assert len(um.open_run(crashed).metrics()) == 15
 
 
-def test_a_run_that_is_written_and_a_folder_without_a_run_are_refused(
+def test_a_run_in_use_and_a_folder_without_a_run_are_refused(
     ulysses: Ulysses, crashed: Path
 ) -> None:
     writer = RunDirectory(crashed, "resume")
@@ -68,5 +68,5 @@ def test_a_run_that_is_written_and_a_folder_without_a_run_are_refused(
     writer.release()
     code, _, error = ulysses("store", "compact", str(crashed.parent))
     assert (code, error.count("\n")) == (2, 1)
-    assert "no run.json there" in error
+    assert "no run.json in this folder" in error
     assert sorted(p.name for p in crashed.parent.iterdir()) == ["run"]

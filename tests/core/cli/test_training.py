@@ -66,7 +66,7 @@ def test_the_table_says_before_and_after(trained):
         "gradient norm",
         "tokens per second",
         "alerts",
-        "monitor's share",
+        "time in the monitor",
     ):
         assert label in out
     assert "runs/pt/report.html" in out
@@ -175,7 +175,7 @@ def test_interrupting_the_launcher_stops_the_ranks_and_says_so(trained):
         finally:
             launcher.kill()
     assert launcher.returncode == 1
-    assert "stopped by SIGINT; what was recorded is kept" in error
+    assert "stopped by SIGINT; the recorded steps are kept" in error
     assert "Traceback" not in error
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert um.open_run(trained.path / "runs/interrupted").info["status"] == "stopped"

@@ -55,24 +55,24 @@ def follow(run: FakeRun) -> Follower:
     return Follower(run)  # type: ignore[arg-type]
 
 
-def test_each_step_is_served_once() -> None:
+def test_each_step_is_read_once() -> None:
     run = FakeRun()
     follower = follow(run)
-    assert steps(list(follower.news())) == []
+    assert steps(list(follower.read_new())) == []
     run.train(1, 2)
-    assert steps(list(follower.news())) == [1, 2]
+    assert steps(list(follower.read_new())) == [1, 2]
     run.train(3)
-    assert steps(list(follower.news())) == [3]
-    assert list(follower.news()) == []
+    assert steps(list(follower.read_new())) == [3]
+    assert list(follower.read_new()) == []
 
 
-def test_events_and_evaluations_come_in_the_order_of_steps() -> None:
+def test_events_and_evaluations_are_in_the_order_of_steps() -> None:
     run = FakeRun()
     run.train(1, 3)
     run.train(2, eval__loss__total=2.5)
     alert = Alert(rule="r", step=2, metric="a/a/a", value=1.0, threshold=0.0, message="Bad.")
     run.lines.append({"kind": "alert", "step": 2, "time": 2.0, **alert.to_event(0.0).data})
-    items = list(follow(run).news())
+    items = list(follow(run).read_new())
     assert [item.step for item in items] == [0, 1, 2, 2, 2, 3]
     (found,) = [i for i in items if isinstance(i, Event) and i.kind == "alert"]
     assert found.data["message"] == "Bad."
@@ -80,25 +80,25 @@ def test_events_and_evaluations_come_in_the_order_of_steps() -> None:
     assert held_out["eval/loss/total"] == 2.5
 
 
-def test_a_run_that_was_resumed_goes_on_from_where_it_was() -> None:
+def test_a_resumed_run_continues_at_the_step_of_its_start() -> None:
     run = FakeRun()
     run.train(*range(1, 11))
     follower = follow(run)
-    list(follower.news())
+    list(follower.read_new())
     run.lines.append({**START, "step": 6})
     run.rows = {step: run.rows[step] for step in range(1, 7)}
     run.train(7, 8)
-    items = list(follower.news())
+    items = list(follower.read_new())
     assert [i.kind for i in items if isinstance(i, Event)] == ["start"]
     assert steps(items) == [7, 8]
 
 
-def test_a_loss_that_was_not_a_number_is_served_as_such_and_sampled_ones_are_left_out() -> None:
+def test_a_nan_loss_is_kept_and_metrics_that_were_not_sampled_are_left_out() -> None:
     run = FakeRun()
     run.train(1, param__norm__total=2.0)
     run.train(2)
     run.rows[2]["train/loss/total"] = math.nan
-    (_, first, second) = list(follow(run).news())
+    (_, first, second) = list(follow(run).read_new())
     assert isinstance(first, StepRecord)
     assert isinstance(second, StepRecord)
     assert first["param/norm/total"] == 2.0
@@ -106,15 +106,15 @@ def test_a_loss_that_was_not_a_number_is_served_as_such_and_sampled_ones_are_lef
     assert "param/norm/total" not in second
 
 
-def test_of_a_long_run_only_the_end_is_read_into_the_table() -> None:
+def test_only_the_last_steps_of_a_long_run_are_shown() -> None:
     run = FakeRun()
     run.train(*range(1, 2001))
-    served = steps(list(follow(run).news()))
+    served = steps(list(follow(run).read_new()))
     assert len(served) == 500
     assert served[-1] == 2000
 
 
-def test_it_follows_until_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_follows_a_run_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun()
     run.lines = [{**START, "max_steps": 3.0}]
     monkeypatch.setattr(watching, "_PAUSE", 0.01)
@@ -134,7 +134,7 @@ def test_it_follows_until_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"step 3/3 +100%  crashed", shown)
 
 
-def test_control_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_ends_it_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun()
     monkeypatch.setattr("ulysses_monitor.reading.open_run", lambda _: run)
 
@@ -145,12 +145,12 @@ def test_control_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch) -> No
     watch("x", Console(file=io.StringIO()))
 
 
-def test_no_run_is_wrong_input(tmp_path: Path) -> None:
+def test_a_path_without_a_run_is_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing"):
         watch(tmp_path / "nothing")
 
 
-def test_a_finished_run_is_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_a_finished_run_is_printed_as_lines_without_a_terminal(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     monitor = um.Monitor(tmp_path / "runs/demo", tensorboard=False)

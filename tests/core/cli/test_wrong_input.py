@@ -1,4 +1,4 @@
-"""Wrong input: one line on standard error, exit code 2, nothing started and nothing written."""
+"""Wrong input gives one line on standard error and exit code 2; nothing starts or is written."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ def _must_not_launch(*_: object) -> int:
             "unknown key 'lerning_rate' (did you mean 'learning_rate'?)",
         ),
         (["pt.yaml", "dataset=txt"], "dataset 'txt' is not in"),
-        (["pt.yaml", "dataset_dir=nowhere"], "dataset_dir='nowhere' is not a folder"),
+        (["pt.yaml", "dataset_dir=nowhere"], "dataset_dir is 'nowhere', which is not a folder"),
         (["pt.yaml", "dataset=", "val_size=0"], "dataset is not set"),
-        (["pt.yaml", "--nproc", "3"], "must divide the number of processes: use one of [1, 3]"),
-        (["pt.yaml", "--nproc", "0"], "--nproc is 0; allowed is 1 or more"),
+        (["pt.yaml", "--nproc", "3"], "does not divide 3 processes; allowed: 1, 3, or start 2"),
+        (["pt.yaml", "--nproc", "0"], "--nproc is 0; expected an integer of 1 or more"),
         (
             ["pt.yaml", "tokenizer_name_or_path=./nope"],
-            "tokenizer_name_or_path ./nope: no such folder",
+            "tokenizer_name_or_path is './nope', but there is no such folder; expected a folder",
         ),
-        (["pt.yaml", "tokenizer_name_or_path=runs/none"], "no such folder; make train makes it"),
-        (["pt.yaml", "resume_from_checkpoint=true"], "has no checkpoint to resume from"),
+        (["pt.yaml", "tokenizer_name_or_path=runs/none"], "such folder (make train creates it)"),
+        (["pt.yaml", "resume_from_checkpoint=true"], "but runs/pt has no checkpoints"),
         (
             ["pt.yaml", "resume_from_checkpoint=runs/x"],
-            "resume_from_checkpoint runs/x: no such folder",
+            "resume_from_checkpoint is 'runs/x', but there is no such folder",
         ),
         (
             ["pt.yaml", "model_config.max_position_embeddings=16"],
-            "cutoff_len is 32 but the model has positions for 16: set cutoff_len=16",
+            "cutoff_len is 32, but the model has 16 positions; set cutoff_len=16",
         ),
-        (["pt.yaml", "loss_chunk=0"], "loss_chunk"),
-        ([], "Missing argument 'config'"),
+        (["pt.yaml", "loss_chunk=0"], "loss_chunk is 0; expected a number above 0"),
+        ([], "Missing argument 'CONFIG'"),
         (["pt.yaml", "--bogus"], "No such option: --bogus"),
     ],
 )
@@ -94,10 +94,10 @@ def test_a_config_that_is_not_yaml_is_refused(world, ulysses):
     code, error = ulysses("train", "bad.yaml")
     assert code == 2
     assert "bad.yaml, line" in error
-    assert "not YAML" in error
+    assert "not valid YAML" in error
 
 
-def test_a_directory_that_holds_a_run_is_left_alone(world, ulysses):
+def test_a_directory_with_a_run_is_refused_and_unchanged(world, ulysses):
     world.config()
     run = world.path / "runs/pt"
     run.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_a_directory_in_use_is_refused_even_for_overwriting(world, ulysses):
     assert "in use by a running training" in error
 
 
-def test_report_of_no_run_is_refused(world, ulysses):
+def test_a_report_of_a_folder_without_a_run_is_refused(world, ulysses):
     code, error = ulysses("report", "data")
     assert code == 2
     assert "no run.json there" in error
@@ -132,7 +132,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(world, ulysses):
     assert not (world.path / "runs").exists()
 
 
-def test_doctor_says_how_heads_fall_on_ranks(world, monkeypatch, capsys):
+def test_doctor_shows_the_heads_of_each_rank(world, monkeypatch, capsys):
     world.config()
     monkeypatch.chdir(world.path)
     monkeypatch.setenv("COLUMNS", "160")
@@ -141,15 +141,16 @@ def test_doctor_says_how_heads_fall_on_ranks(world, monkeypatch, capsys):
         main()
     assert not caught.value.code
     out = capsys.readouterr().out
-    assert "data 1 x sequence 2" in out
+    assert "2: 1 data-parallel x 2 sequence-parallel" in out
     assert "2, 2" in out
     assert "1, 1" in out
     assert "exchange" in out
-    assert "sent by a rank for each micro-batch" in out
+    assert "a rank sends" in out
+    assert "per micro-batch" in out
     assert "about" in out
 
 
-def test_doctor_says_what_to_switch_on_where_it_does_not_fit(world, monkeypatch, capsys):
+def test_doctor_suggests_settings_if_memory_is_too_small(world, monkeypatch, capsys):
     monkeypatch.setattr("ulysses_core.cli.doctor._memory_per_process", lambda _: 1 << 20)
     world.config()
     monkeypatch.chdir(world.path)
@@ -158,4 +159,4 @@ def test_doctor_says_what_to_switch_on_where_it_does_not_fit(world, monkeypatch,
     with pytest.raises(SystemExit):
         main()
     out = " ".join(capsys.readouterr().out.split())
-    assert "it does not fit; switch on, in this order: gradient_checkpointing=true" in out
+    assert "does not fit in memory; add in this order: gradient_checkpointing=true" in out

@@ -1,4 +1,4 @@
-"""Policies in a YAML are checked when the config is read, and doubted by the doctor."""
+"""Policies in a config are checked when it is read, and the doctor warns about them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ulysses_core.cli.doubts import doubts
+from ulysses_core.cli.policy_warnings import find_policy_warnings
 from ulysses_core.config import RunConfig, load_config
 from ulysses_monitor.common.errors import InputError
 
@@ -24,7 +24,7 @@ def load(folder: Path, monitor: str, *overrides: str) -> RunConfig:
     return load_config(path, overrides)
 
 
-def test_a_preset_a_list_a_mode_and_a_seed_are_taken(tmp_path: Path) -> None:
+def test_a_config_sets_policies_their_mode_and_their_seed(tmp_path: Path) -> None:
     monitor = load(tmp_path, "  policies: adaptive\n  mode: off\n  seed: 3").settings.monitor
     assert (monitor.policies, monitor.mode, monitor.seed) == ("adaptive", "off", 3)
     text = """
@@ -46,47 +46,47 @@ def test_a_preset_a_list_a_mode_and_a_seed_are_taken(tmp_path: Path) -> None:
         ("  policies: [{zclip: {z: -3}}]", "z is -3; expected a number above 0"),
         ("  policies: [{zclip: {late_start: 0.5}}]", "late_start"),
         ("  policies: nowhere.yaml", "nowhere.yaml: No such file"),
-        ("  mode: sometimes", "'off', 'shadow' or 'active'"),
+        ("  mode: sometimes", "monitor.mode is 'sometimes'; allowed: off, shadow, active"),
     ],
 )
-def test_a_wrong_policy_is_an_error_of_the_config_in_one_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_wrong_policy_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         load(tmp_path, text)
     assert message in str(error.value)
     assert str(error.value).count("\n") == 0
 
 
-def doubted(folder: Path, monitor: str, trained: int, *overrides: str) -> dict[str, str]:
-    return dict(doubts(load(folder, monitor, *overrides), trained))
+def warn(folder: Path, monitor: str, trained: int, *overrides: str) -> dict[str, str]:
+    return dict(find_policy_warnings(load(folder, monitor, *overrides), trained))
 
 
-def test_thresholds_are_doubted_by_the_size_of_the_model(tmp_path: Path) -> None:
-    large = doubted(tmp_path, "  policies: [lr_boost, clip_threshold]", 16_800_000)
+def test_a_threshold_that_does_not_suit_the_size_of_the_model_gives_a_warning(
+    tmp_path: Path,
+) -> None:
+    large = warn(tmp_path, "  policies: [lr_boost, clip_threshold]", 16_800_000)
     # 16.8 million elements of a gradient of norm 1 have a mean size of 2e-4.
-    assert "is always so" in large["lr_boost"]
+    assert "it always acts" in large["lr_boost"]
     assert "0.0002" in large["lr_boost"]
     assert "25," in large["clip_threshold"].split("norm of ")[1]
-    assert doubted(tmp_path, "  policies: [lr_boost]", 1_000) == {}
+    assert warn(tmp_path, "  policies: [lr_boost]", 1_000) == {}
     relative = "  policies: [{lr_boost: {relative: true, below: 0.01}}, zclip]"
-    assert doubted(tmp_path, relative, 16_800_000) == {}
+    assert warn(tmp_path, relative, 16_800_000) == {}
 
 
-def test_noise_louder_than_the_gradient_is_doubted(tmp_path: Path) -> None:
-    found = doubted(tmp_path, "  policies: [annealed_noise]", 1_000_000)
+def test_noise_larger_than_the_gradient_gives_a_warning(tmp_path: Path) -> None:
+    found = warn(tmp_path, "  policies: [annealed_noise]", 1_000_000)
     assert "norm of 100" in found["annealed_noise"]
-    assert doubted(tmp_path, "  policies: [{annealed_noise: {eta: 1e-10}}]", 1_000_000) == {}
+    assert warn(tmp_path, "  policies: [{annealed_noise: {eta: 1e-10}}]", 1_000_000) == {}
 
 
-def test_scaling_is_doubted_under_adam_and_not_under_sgd(tmp_path: Path) -> None:
+def test_scaling_gives_a_warning_under_adam_but_not_under_sgd(tmp_path: Path) -> None:
     text = "  policies: [{scale_small: {relative: true, below: 0.5, own_below: 0.5}}]"
-    assert "under Adam" in doubted(tmp_path, text, 1000)["scale_small"]
-    assert doubted(tmp_path, text, 1000, "optim=sgd") == {}
+    assert "under Adam" in warn(tmp_path, text, 1000)["scale_small"]
+    assert warn(tmp_path, text, 1000, "optim=sgd") == {}
 
 
-def test_policies_that_are_off_are_not_doubted(tmp_path: Path) -> None:
-    assert doubted(tmp_path, "  policies: ulysses-pro\n  mode: off", 16_800_000) == {}
+def test_policies_that_are_off_give_no_warning(tmp_path: Path) -> None:
+    assert warn(tmp_path, "  policies: ulysses-pro\n  mode: off", 16_800_000) == {}
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,7 @@ def test_rules_are_named_like_policies(tmp_path: Path, text: str, rules: Any) ->
         ("  rules: {loss_spike: {}}", "rules: got dict; expected a list of rules"),
     ],
 )
-def test_a_wrong_rule_is_an_error_of_the_config_in_one_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_wrong_rule_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         load(tmp_path, text)
     assert message in str(error.value)

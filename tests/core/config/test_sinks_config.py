@@ -1,4 +1,4 @@
-"""Sinks in a YAML are checked when the config is read, before anything is trained."""
+"""Sinks in a config are checked when it is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(folder: Path, sinks: str) -> RunConfig:
     return load_config(path)
 
 
-def test_names_arguments_and_import_paths_are_taken(tmp_path: Path) -> None:
+def test_a_config_sets_sinks_by_name_and_import_path(tmp_path: Path) -> None:
     text = """
     - csv
     - jsonl: {metrics: [train/*]}
@@ -36,7 +36,7 @@ def test_names_arguments_and_import_paths_are_taken(tmp_path: Path) -> None:
     ]
 
 
-def test_an_override_names_sinks_too(tmp_path: Path) -> None:
+def test_an_override_sets_sinks(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("model_name_or_path: some/model\ndataset: a\n")
     assert load_config(path, ["monitor.sinks=[csv]"]).settings.monitor.sinks == ["csv"]
@@ -53,9 +53,7 @@ def test_an_override_names_sinks_too(tmp_path: Path) -> None:
         ("    csv: {}", "run.yaml: sinks: got dict; expected a list of sinks"),
     ],
 )
-def test_a_wrong_sink_is_an_error_of_the_config_in_one_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_wrong_sink_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as refused:
         load(tmp_path, text)
     assert "\n" not in str(refused.value)
@@ -70,7 +68,7 @@ def test_a_wrong_sink_is_an_error_of_the_config_in_one_line(
         "    - webhook: https://hooks.example.org/s3cr3t",
     ],
 )
-def test_a_url_that_is_a_secret_is_not_repeated(tmp_path: Path, text: str) -> None:
+def test_errors_do_not_show_a_secret_url(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError) as refused:
         load(tmp_path, text)
     assert "s3cr3t" not in str(refused.value)

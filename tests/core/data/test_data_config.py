@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from ulysses_core.data import DataConfig
 
 
-def test_dataset_names_come_as_a_list_or_as_one_string_with_commas() -> None:
+def test_dataset_names_are_a_list_or_a_comma_separated_string() -> None:
     assert DataConfig(dataset="a, b,").dataset == ["a", "b"]
     assert DataConfig(dataset=["a", "b"], eval_dataset=None).eval_dataset == []
     assert DataConfig().dataset_dir == Path("data")
@@ -19,10 +19,10 @@ def test_dataset_names_come_as_a_list_or_as_one_string_with_commas() -> None:
         ({"cutoff_len": 0}, "greater than 0"),
         ({"max_samples": 0}, "greater than 0"),
         ({"val_size": -0.1, "dataset": "a"}, "greater than or equal to 0"),
-        ({"val_size": 2.5, "dataset": "a"}, "neither a fraction below 1 nor a whole number"),
-        ({"val_size": 0.1}, "val_size needs a dataset"),
+        ({"val_size": 2.5, "dataset": "a"}, "expected a fraction below 1 or a whole number"),
+        ({"val_size": 0.1}, "val_size is 0.1 but dataset is not set"),
         ({"val_size": 1, "dataset": "a", "eval_dataset": "b"}, "val_size and eval_dataset"),
-        ({"mask_history": True, "train_on_prompt": True}, "contradict each other"),
+        ({"mask_history": True, "train_on_prompt": True}, "are both set; keep one of them"),
         ({"cutof_len": 5}, "Extra inputs are not permitted"),
     ],
 )
@@ -37,12 +37,12 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_packing_is_on_for_pt_and_off_for_sft_unless_set() -> None:
-    assert DataConfig().packs("pt")
-    assert not DataConfig().packs("sft")
-    assert not DataConfig(packing=False).packs("pt")
-    assert DataConfig(packing=True).packs("sft")
-    assert DataConfig(neat_packing=True).packs("sft")
+    assert DataConfig().is_packed("pt")
+    assert not DataConfig().is_packed("sft")
+    assert not DataConfig(packing=False).is_packed("pt")
+    assert DataConfig(packing=True).is_packed("sft")
+    assert DataConfig(neat_packing=True).is_packed("sft")
 
 
-def test_every_setting_is_described() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in DataConfig.model_fields.values())

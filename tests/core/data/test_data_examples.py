@@ -16,7 +16,7 @@ def spec(columns: Columns = ALPACA, **changes: Any) -> DatasetSpec:
         "ranking": False,
         "num_samples": None,
         "columns": columns,
-        "columns_given": columns is not ALPACA,
+        "has_columns": columns is not ALPACA,
         "tags": Tags(),
     }
     return DatasetSpec(**(settings | changes))

@@ -19,7 +19,7 @@ def answers(dataset: object, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return [tokenizer.decode(row["input_ids"])[1:] for row in dataset]  # type: ignore[attr-defined]
 
 
-def test_datasets_are_joined_and_each_is_cut_to_max_samples(
+def test_datasets_are_truncated_to_max_samples_and_joined(
     write_dataset: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     write_dataset(rows(3), name="a")
@@ -61,15 +61,15 @@ def test_val_size_splits_by_seed(
     assert splits[0] == splits[1] != splits[2]
 
 
-def test_val_size_that_leaves_nothing_is_refused(
+def test_a_val_size_that_leaves_nothing_to_train_on_is_refused(
     write_dataset: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     config = DataConfig(dataset="toy", dataset_dir=write_dataset(rows(3)), val_size=3)
-    with pytest.raises(InputError, match=r"val_size=3 leaves no row to train on: .* 3 rows"):
+    with pytest.raises(InputError, match=r"val_size is 3, .* no examples to train on; .* has 3"):
         load_datasets(config, "sft", tokenizer)
 
 
-def test_eval_dataset_is_read_on_its_own(
+def test_eval_dataset_is_read_with_or_without_dataset(
     write_dataset: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     write_dataset(rows(3), name="a")
@@ -79,7 +79,7 @@ def test_eval_dataset_is_read_on_its_own(
     assert (len(pair.train), len(pair.eval)) == (3, 1)
     alone = load_datasets(DataConfig(eval_dataset="b", dataset_dir=folder), "sft", tokenizer)
     assert alone.train is None
-    with pytest.raises(InputError, match="no dataset is set"):
+    with pytest.raises(InputError, match="dataset is not set"):
         load_datasets(DataConfig(), "sft", tokenizer)
 
 
@@ -95,7 +95,7 @@ def test_packed_rows_have_position_ids(
     assert pair.train[0]["position_ids"] == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_pt_reads_a_text_file(
+def test_pt_reads_text_files(
     write_dataset: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     folder = write_dataset(None, file_name="toy.txt", raw="12\n34\n")

@@ -25,7 +25,7 @@ def test_every_item_is_packed_once_and_no_bin_overflows() -> None:
     assert len(bins) <= 11 / 9 * -(-sum(lengths) // 64) + 1
 
 
-def test_documents_of_a_block_are_apart_in_labels_and_positions() -> None:
+def test_labels_and_positions_separate_the_documents_of_a_block() -> None:
     [block] = pack_rows([TokenRow([1, 2, 3], [1, 2, 3]), TokenRow([4, 5], [X, 5])], capacity=5)
     assert block.input_ids == [1, 2, 3, 4, 5]
     assert block.position_ids == [0, 1, 2, 0, 1]
@@ -63,7 +63,7 @@ def test_rows_are_padded_to_a_multiple(multiple: int | None, width: int) -> None
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_model_sees_packed_documents_as_if_they_were_alone(attention: str) -> None:
+def test_packed_documents_give_the_logits_of_single_ones(attention: str) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32,

@@ -1,4 +1,4 @@
-"""What is read from dataset_info.json and data files, and what is said where they are wrong."""
+"""Reading dataset_info.json and data files, and the errors about wrong ones."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from ulysses_monitor.common.errors import InputError
 ROW = {"instruction": "hi", "input": "", "output": "hello"}
 
 
-def refused(config: DataConfig, stage: Any = "sft") -> str:
+def refuse(config: DataConfig, stage: Any = "sft") -> str:
     """Returns the message of the error, which must be one line."""
     with pytest.raises(InputError) as caught:
         check_sources(config, stage)
@@ -31,9 +31,9 @@ def refused(config: DataConfig, stage: Any = "sft") -> str:
     return message
 
 
-def refused_rows(write_dataset: Callable[..., Path], rows: Any, **entry: Any) -> str:
+def refuse_rows(write_dataset: Callable[..., Path], rows: Any, **entry: Any) -> str:
     folder = write_dataset(rows, **entry)
-    return refused(DataConfig(dataset="toy", dataset_dir=folder))
+    return refuse(DataConfig(dataset="toy", dataset_dir=folder))
 
 
 def test_an_entry_becomes_a_spec_with_default_columns(write_dataset: Callable[..., Path]) -> None:
@@ -45,104 +45,109 @@ def test_an_entry_becomes_a_spec_with_default_columns(write_dataset: Callable[..
         "input",
         "output",
     )
-    assert not spec.columns_given
+    assert not spec.has_columns
 
 
-def test_naming_a_column_switches_the_default_names_off(write_dataset: Callable[..., Path]) -> None:
+def test_naming_a_column_disables_the_default_names(write_dataset: Callable[..., Path]) -> None:
     [spec] = find_datasets(["toy"], write_dataset([ROW], columns={"prompt": "instruction"}))
     assert spec.columns.prompt == "instruction"
     assert spec.columns.query is None
     assert spec.columns.response is None
 
 
-def test_no_dataset_is_refused() -> None:
-    assert "no dataset is set" in refused(DataConfig())
+def test_a_config_without_datasets_is_refuse() -> None:
+    assert "dataset is not set" in refuse(DataConfig())
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    message = refused(DataConfig(dataset="toy", dataset_dir=tmp_path / "nowhere"))
-    assert "nowhere' is not a folder" in message
+    message = refuse(DataConfig(dataset="toy", dataset_dir=tmp_path / "nowhere"))
+    assert "nowhere', which is not a folder" in message
     assert "dataset_info.json" in message
 
 
 def test_a_missing_or_broken_info_file_is_named(tmp_path: Path) -> None:
     config = DataConfig(dataset="toy", dataset_dir=tmp_path)
-    assert f"{tmp_path / 'dataset_info.json'} does not exist" in refused(config)
+    assert f"{tmp_path / 'dataset_info.json'}: no such file" in refuse(config)
     (tmp_path / "dataset_info.json").write_text("{'toy': 1}")
-    assert "cannot be read as JSON" in refused(config)
+    assert "not valid JSON" in refuse(config)
     (tmp_path / "dataset_info.json").write_text("[]")
-    assert "must hold one object" in refused(config)
+    assert "not a JSON object" in refuse(config)
     (tmp_path / "dataset_info.json").write_text('{"toy": "toy.json"}')
-    assert "must be an object with a file_name" in refused(config)
+    assert "expected an object with a file_name" in refuse(config)
 
 
-def test_an_unknown_dataset_names_the_nearest_and_the_known(
+def test_the_error_about_an_unknown_dataset_names_the_nearest_and_all_others(
     write_dataset: Callable[..., Path],
 ) -> None:
     folder = write_dataset([ROW], name="alpaca_en")
-    message = refused(DataConfig(dataset="alpaca_em", dataset_dir=folder))
+    message = refuse(DataConfig(dataset="alpaca_em", dataset_dir=folder))
     assert "'alpaca_em'" in message
     assert "did you mean 'alpaca_en'?" in message
-    assert "known: alpaca_en" in message
+    assert "allowed: alpaca_en" in message
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"hf_hub_url": "org/data"}, "hf_hub_url is not served, only local files are"),
-        ({"script_url": "script"}, "script_url is not served"),
-        ({"cloud_file_name": "s3://x"}, "cloud_file_name is not served"),
+        ({"hf_hub_url": "org/data"}, "hf_hub_url is not supported; download the data and set"),
+        ({"script_url": "script"}, "script_url is not supported"),
+        ({"cloud_file_name": "s3://x"}, "cloud_file_name is not supported"),
         ({}, "file_name is missing"),
-        ({"file_name": "none.json"}, "file_name='none.json' does not exist"),
-        ({"file_name": "a.json", "formatting": "sharegtp"}, "formatting='sharegtp' is not allowed"),
+        ({"file_name": "none.json"}, "file_name is 'none.json'; no such file"),
+        (
+            {"file_name": "a.json", "formatting": "sharegtp"},
+            "formatting is 'sharegtp' (did you mean 'sharegpt'?); allowed: alpaca, sharegpt",
+        ),
         ({"file_name": "a.json", "formating": "alpaca"}, "did you mean 'formatting'?"),
         ({"file_name": "a.json", "columns": {"promt": "x"}}, "did you mean 'prompt'?"),
-        ({"file_name": "a.json", "columns": {"images": "x"}}, "columns.images is not served"),
+        ({"file_name": "a.json", "columns": {"images": "x"}}, "columns.images is not supported"),
         ({"file_name": "a.json", "tags": {"rol_tag": "x"}}, "did you mean 'role_tag'?"),
-        ({"file_name": "a.json", "num_samples": 0}, "num_samples=0 is not allowed"),
+        ({"file_name": "a.json", "num_samples": 0}, "num_samples is 0; expected a number above 0"),
     ],
 )
-def test_a_wrong_entry_says_what_is_wrong(
+def test_the_error_about_an_entry_names_the_dataset_and_the_key(
     tmp_path: Path, entry: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps({"toy": entry}))
     (tmp_path / "a.json").write_text(json.dumps([ROW]))
-    said = refused(DataConfig(dataset="toy", dataset_dir=tmp_path))
-    assert "dataset 'toy'" in said
-    assert message in said
+    error = refuse(DataConfig(dataset="toy", dataset_dir=tmp_path))
+    assert "dataset 'toy'" in error
+    assert message in error
 
 
 @pytest.mark.parametrize(
     ("file_name", "raw", "message"),
     [
-        ("t.jsonl", '{"a": 1}\n\n{"a": }\n', "t.jsonl, line 3 is not valid JSON: Expecting value"),
-        ("t.jsonl", '{"a": 1}\n[1]\n', "t.jsonl, line 2 is a list, an object is needed"),
-        ("t.jsonl", "\n", "t.jsonl holds no rows"),
-        ("t.json", "", "t.json holds no rows"),
-        ("t.json", "[]", "t.json holds no rows"),
-        ("t.json", '{"a": 1}', "t.json holds an object, a list of objects is needed"),
-        ("t.json", '[{"a": 1}, null]', "t.json, row 2 is null, an object is needed"),
-        ("t.json", '{"a": 1}\n{"a": 2}', "must be named .jsonl"),
-        ("t.csv", "", "t.csv holds no rows"),
-        ("t.csv", 'a,b\n"1,2\n', "t.csv is not valid CSV"),
-        ("t.parquet", "text", "t.parquet is not valid parquet"),
-        ("t.xml", "<a/>", "no known suffix, got '.xml'; allowed: .json, .jsonl"),
+        ("t.jsonl", '{"a": 1}\n\n{"a": }\n', "t.jsonl, line 3: not valid JSON: Expecting value"),
+        ("t.jsonl", '{"a": 1}\n[1]\n', "t.jsonl, line 2 is a list; expected an object"),
+        ("t.jsonl", "\n", "t.jsonl: no rows"),
+        ("t.json", "", "t.json: no rows"),
+        ("t.json", "[]", "t.json: no rows"),
+        ("t.json", '{"a": 1}', "t.json is an object; expected a list of objects"),
+        ("t.json", '[{"a": 1}, null]', "t.json, row 2 is null; expected an object"),
+        ("t.json", '{"a": 1}\n{"a": 2}', "if it has one object on each line, name it .jsonl"),
+        ("t.csv", "", "t.csv: no rows"),
+        ("t.csv", 'a,b\n"1,2\n', "t.csv: not valid CSV"),
+        ("t.parquet", "text", "t.parquet: not valid Parquet"),
+        ("t.xml", "<a/>", "the suffix is '.xml'; allowed: .json, .jsonl"),
     ],
 )
-def test_a_broken_file_says_where(tmp_path: Path, file_name: str, raw: str, message: str) -> None:
+def test_the_error_about_a_damaged_file_says_where_it_is_damaged(
+    tmp_path: Path, file_name: str, raw: str, message: str
+) -> None:
     file = tmp_path / file_name
     file.write_text(raw)
     with pytest.raises(InputError, match=re.escape(message)):
         read_rows(file)
 
 
-def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refuse(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read it"):
         read_rows(tmp_path / "t.jsonl")
 
 
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+def test_every_file_type_gives_the_same_rows(tmp_path: Path) -> None:
     rows = [{"prompt": "007", "answer": "NA"}, {"prompt": "", "answer": 'a "b",\nc'}]
     frame = pd.DataFrame(rows)
     (tmp_path / "t.json").write_text(json.dumps(rows))
@@ -158,24 +163,24 @@ def test_a_short_csv_line_has_empty_columns(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "t.csv")[0].values == {"a": "x", "b": ""}
 
 
-def test_a_text_file_has_one_document_a_line_and_skips_blank_ones(tmp_path: Path) -> None:
+def test_each_line_of_a_text_file_that_is_not_blank_is_a_document(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("first\n\n second \n")
     rows = read_rows(tmp_path / "t.txt")
     assert [row.values["text"] for row in rows] == ["first", " second "]
     assert rows[1].where.endswith("t.txt, line 3")
 
 
-def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
+def test_all_data_files_of_a_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"a": 2}')
     (tmp_path / "a.json").write_text('[{"a": 1}]')
     (tmp_path / "notes.md").write_text("not data")
     assert [row.values["a"] for row in read_rows(tmp_path)] == [1, 2]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no data file"):
+    with pytest.raises(InputError, match="no data files in this folder"):
         read_rows(tmp_path / "empty")
 
 
-def test_sources_are_counted(write_dataset: Callable[..., Path]) -> None:
+def test_the_rows_of_each_dataset_are_counted(write_dataset: Callable[..., Path]) -> None:
     write_dataset([ROW, ROW], name="a")
     folder = write_dataset([ROW], name="b")
     config = DataConfig(dataset="a", eval_dataset="b,a", dataset_dir=folder)
@@ -183,7 +188,7 @@ def test_sources_are_counted(write_dataset: Callable[..., Path]) -> None:
 
 
 def test_an_unknown_template_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    message = refused(DataConfig(dataset="toy", template="qwen33", dataset_dir=tmp_path))
+    message = refuse(DataConfig(dataset="toy", template="qwen33", dataset_dir=tmp_path))
     assert "did you mean 'qwen3'?" in message
 
 
@@ -194,38 +199,41 @@ def test_an_unknown_template_is_refused_before_anything_is_read(tmp_path: Path) 
         ([{"instruction": "x"}], {}, "row 1: column 'output' (response) is missing"),
         ([{**ROW, "output": None}], {}, "column 'output' (response) is null"),
         ([{**ROW, "output": "a\ud800"}], {}, "surrogates not allowed at character 1"),
-        ([{**ROW, "output": 3}], {}, "column 'output' is int, a string is needed"),
-        ([ROW], {"columns": {"prompt": "instruction"}}, "names no response column"),
+        ([{**ROW, "output": 3}], {}, "column 'output' is a number; expected a string"),
+        (
+            [ROW],
+            {"columns": {"prompt": "instruction"}},
+            "does not name this dataset's response column",
+        ),
         (
             [ROW],
             {"columns": {"prompt": "instruction", "response": "reply"}},
-            "has no column 'reply', which dataset_info.json names as toy.columns.response; "
-            "columns: input, instruction, output",
+            "toy.json does not have; allowed: input, instruction, output",
         ),
         (
             [{"q": "x", "a": "y", "h": [["only one"]]}],
             {"columns": {"prompt": "q", "response": "a", "history": "h"}},
-            "column 'h' (history), entry 1 must be [prompt, answer]",
+            "column 'h' (history), entry 1: expected two strings, [prompt, answer]",
         ),
         (
             [{"q": "x", "a": "y", "h": "text"}],
             {"columns": {"prompt": "q", "response": "a", "history": "h"}},
-            "must be a list of [prompt, answer] pairs",
+            "expected a list of [prompt, answer] pairs",
         ),
-        ([ROW], {"ranking": True}, "preference dataset (ranking: true): it needs stage dpo or rm"),
+        ([ROW], {"ranking": True}, "preference dataset (ranking: true), for stages dpo and rm"),
         (
             [{"q": "x", "a": "y", "k": True}],
             {"columns": {"prompt": "q", "response": "a", "kto_tag": "k"}},
-            "it needs stage kto",
+            "for stage kto",
         ),
     ],
 )
-def test_a_wrong_alpaca_row_says_where(
+def test_the_error_about_an_alpaca_row_names_the_row_or_the_column(
     write_dataset: Callable[..., Path], rows: Any, entry: dict[str, Any], message: str
 ) -> None:
-    said = refused_rows(write_dataset, rows, **entry)
-    assert message in said
-    assert "toy" in said
+    error = refuse_rows(write_dataset, rows, **entry)
+    assert message in error
+    assert "toy" in error
 
 
 def turns(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
@@ -236,36 +244,36 @@ def turns(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
     ("rows", "message"),
     [
         ([{"messages": []}], "column 'conversations' (messages) is missing"),
-        ([{"conversations": []}], "must be a list of turns"),
-        ([{"conversations": ["hi"]}], "turn 1 must be an object with 'from', 'value'"),
-        (turns(("human", 3)), "turn 1 needs a string under 'value'"),
-        (turns(("human", "q"), ("bot", "a")), "turn 2 has from='bot'; allowed: human, gpt, obs"),
+        ([{"conversations": []}], "is an empty list; expected a list of turns"),
+        ([{"conversations": ["hi"]}], "turn 1 is a string; expected an object with 'from' and 'v"),
+        (turns(("human", 3)), "turn 1 has no string under 'value'"),
+        (turns(("human", "q"), ("bot", "a")), "turn 2: from is 'bot'; allowed: human, gpt, obs"),
         (turns(("human", "q")), "ends with a user turn"),
         (turns(("system", "s")), "has no turns"),
-        (turns(("gpt", "a"), ("human", "q")), "turn 1 is 'assistant', user or observation must"),
-        (turns(("system", "s"), ("human", "q"), ("human", "q")), "turn 3 is 'user', assistant or"),
+        (turns(("gpt", "a"), ("human", "q")), "of turn 1 is 'assistant'; expected user or obs"),
+        (turns(("system", "s"), ("human", "q"), ("human", "q")), "of turn 3 is 'user'; expected"),
         (turns(("human", "q"), ("function_call", "f(x)")), "turn 2 (function_call) is not a JSON"),
-        (turns(("human", "q"), ("function_call", '{"f": 1}')), "needs the keys name and arguments"),
+        (turns(("human", "q"), ("function_call", '{"f": 1}')), "the keys name and arguments"),
     ],
 )
-def test_a_wrong_sharegpt_row_says_where(
+def test_the_error_about_a_sharegpt_row_names_the_turn(
     write_dataset: Callable[..., Path], rows: Any, message: str
 ) -> None:
-    said = refused_rows(write_dataset, rows, formatting="sharegpt")
-    assert message in said
-    assert "toy.json, row 1: " in said
+    error = refuse_rows(write_dataset, rows, formatting="sharegpt")
+    assert message in error
+    assert "toy.json, row 1: " in error
 
 
-def test_pt_does_not_read_conversations(write_dataset: Callable[..., Path]) -> None:
+def test_stage_pt_refuses_conversations(write_dataset: Callable[..., Path]) -> None:
     folder = write_dataset(turns(("human", "q"), ("gpt", "a")), formatting="sharegpt")
-    message = refused(DataConfig(dataset="toy", dataset_dir=folder), "pt")
+    message = refuse(DataConfig(dataset="toy", dataset_dir=folder), "pt")
     assert "stage pt reads documents" in message
 
 
-def test_checking_sources_loads_no_heavy_library(write_dataset: Callable[..., Path]) -> None:
+def test_checking_data_imports_no_heavy_library(write_dataset: Callable[..., Path]) -> None:
     folder = write_dataset([ROW])
     root = Path(__file__).parents[3]
-    # Bare parent packages: what those load by themselves is not this package's doing.
+    # Bare parent packages, because their own imports are not under test.
     code = f"""
 import sys, types
 for name in ("ulysses_core", "ulysses_monitor"):

@@ -165,14 +165,14 @@ def test_every_template_has_an_expected_text() -> None:
 
 
 @pytest.mark.parametrize("name", CHAT_TEXTS)
-def test_a_chat_is_written_as_the_template_says(
+def test_a_chat_is_rendered_with_the_template(
     tokenizer: PreTrainedTokenizerFast, name: str
 ) -> None:
     assert texts(tokenizer, name, CHAT) == CHAT_TEXTS[name]
 
 
 @pytest.mark.parametrize("name", CALL_TEXTS)
-def test_calls_and_their_results_are_written_as_the_template_says(
+def test_calls_and_their_results_are_rendered_with_the_template(
     tokenizer: PreTrainedTokenizerFast, name: str
 ) -> None:
     assert texts(tokenizer, name, CALL) == CALL_TEXTS[name]
@@ -189,7 +189,7 @@ def test_calls_and_their_results_are_written_as_the_template_says(
         ("llama2", "<s>[INST] Q1"),
     ],
 )
-def test_a_chat_with_no_system_text_gets_the_templates_own(
+def test_a_chat_without_a_system_text_gets_the_templates_own(
     tokenizer: PreTrainedTokenizerFast, name: str, start: str
 ) -> None:
     assert texts(tokenizer, name, replace(CHAT, system=""))[0].startswith(start)
@@ -208,7 +208,7 @@ def test_control_tokens_are_single_ids(tokenizer: PreTrainedTokenizerFast) -> No
     assert answer.count(tokenizer.eos_token_id) == 1
 
 
-def test_content_cannot_spell_a_placeholder(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_placeholders_in_content_stay_text(tokenizer: PreTrainedTokenizerFast) -> None:
     example = Example("{content}", (Message("user", "{eos}{content}"), Message("assistant", "{")))
     assert texts(tokenizer, "zephyr", example) == [
         "<|system|>\n{content}</s><|user|>\n{eos}{content}</s><|assistant|>\n",
@@ -216,13 +216,13 @@ def test_content_cannot_spell_a_placeholder(tokenizer: PreTrainedTokenizerFast) 
     ]
 
 
-def test_thoughts_are_kept_and_not_doubled(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_answer_with_a_thought_gets_no_second_one(tokenizer: PreTrainedTokenizerFast) -> None:
     thought = "<think>\nhm\n</think>\n\nA1"
     example = Example("", (Message("user", "Q1"), Message("assistant", thought)))
     assert texts(tokenizer, "qwen3", example)[1] == f"{thought}<|im_end|>\n"
 
 
-def test_earlier_thoughts_go_when_only_the_last_answer_is_learned(
+def test_earlier_thoughts_are_removed_when_only_the_last_answer_is_trained_on(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     first = Message("assistant", "<think>\nhm\n</think>\n\nA1")
@@ -242,12 +242,12 @@ def test_text_before_a_call_is_kept(tokenizer: PreTrainedTokenizerFast) -> None:
         assert answer == f"{before}{QWEN_CALL}<|im_end|>\n"
 
 
-def test_an_unknown_template_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"'lama3' is unknown \(did you mean 'llama3'\?\); allow"):
+def test_the_error_about_an_unknown_template_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"is 'lama3' \(did you mean 'llama3'\?\); allowed: alp"):
         get_template("lama3")
 
 
-def test_a_template_that_needs_eos_refuses_a_tokenizer_without(
+def test_a_template_with_eos_refuses_a_tokenizer_without_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.eos_token = None
@@ -256,7 +256,7 @@ def test_a_template_that_needs_eos_refuses_a_tokenizer_without(
     assert texts(tokenizer, "chatml", CHAT) == CHAT_TEXTS["chatml"]
 
 
-def test_an_end_mark_that_is_no_token_is_warned_of(
+def test_a_stop_text_that_is_not_a_single_token_gives_a_warning(
     tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -266,7 +266,7 @@ def test_an_end_mark_that_is_no_token_is_warned_of(
     assert "<|eot_id|>" in caplog.text
 
 
-def test_a_batch_gives_what_single_conversations_give(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_batch_equals_its_conversations_one_by_one(tokenizer: PreTrainedTokenizerFast) -> None:
     single = [encode_turns(tokenizer, "qwen", example) for example in (CHAT, CALL)]
     assert encode_batch(tokenizer, "qwen", [CHAT, CALL]) == single
 
@@ -279,7 +279,7 @@ OWN = (
 )
 
 
-def test_without_a_name_the_tokenizers_own_template_is_taken(
+def test_without_a_name_the_tokenizers_own_template_is_used(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.chat_template = OWN
@@ -296,21 +296,21 @@ def test_without_a_name_the_tokenizers_own_template_is_taken(
     assert named == "<s>[system] Be brief.\n[user] Q1\n[assistant] "
 
 
-def test_without_a_name_and_without_an_own_template_default_is_taken(
+def test_without_a_name_and_a_template_of_the_tokenizer_default_is_used(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     assert texts(tokenizer, None, CHAT) == CHAT_TEXTS["default"]
 
 
-def test_an_own_template_that_rewrites_earlier_turns_is_refused(
+def test_a_chat_template_that_rewrites_earlier_turns_is_refused(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.chat_template = "{{ messages | length }}" + OWN
-    with pytest.raises(InputError, match=r"cannot be cut at turn 2.*set template to"):
+    with pytest.raises(InputError, match=r"cannot be split at turn 2.*set template to"):
         encode_turns(tokenizer, None, replace(CHAT, system=""))
 
 
-def test_an_own_template_that_refuses_a_conversation_says_why(
+def test_the_error_about_a_chat_template_that_rejects_a_conversation_says_why(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"

@@ -31,12 +31,12 @@ def test_mask_history_labels_the_last_answer_only() -> None:
     assert row.labels == [X, X, X, X, X, X, X, 8, 9]
 
 
-def test_turns_for_which_no_room_is_left_are_dropped() -> None:
+def test_turns_that_do_not_fit_are_dropped() -> None:
     row = build_row(TURNS, DataConfig(cutoff_len=5))
     assert row.input_ids == [1, 2, 3, 4, 5]
 
 
-def test_mask_history_gives_the_last_turns_the_room() -> None:
+def test_mask_history_gives_the_last_turns_priority() -> None:
     row = build_row(TURNS, DataConfig(cutoff_len=4, mask_history=True))
     assert row.input_ids == [6, 7, 8, 9]
     assert row.labels == [X, X, 8, 9]
@@ -46,9 +46,9 @@ def test_mask_history_gives_the_last_turns_the_room() -> None:
     ("prompt", "answer", "budget", "kept"),
     [
         (3, 4, 10, (3, 4)),  # both fit
-        (100, 4, 10, (6, 4)),  # a short answer is kept whole
-        (4, 100, 10, (4, 6)),  # a short prompt is kept whole
-        (100, 100, 10, (5, 5)),  # both are long: in proportion
+        (100, 4, 10, (6, 4)),  # a short answer is kept in full
+        (4, 100, 10, (4, 6)),  # a short prompt is kept in full
+        (100, 100, 10, (5, 5)),  # both are long and cut in proportion
         (30, 10, 16, (12, 4)),
         (0, 100, 10, (0, 10)),
         (100, 0, 10, (10, 0)),
@@ -79,20 +79,20 @@ def test_conversations_are_tokenised_and_counted(tokenizer: PreTrainedTokenizerF
     assert (stats.tokens, stats.trained_tokens) == (12, 2)
 
 
-def test_no_label_left_anywhere_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_cutoff_len_that_leaves_no_labels_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     config = DataConfig(template="empty", cutoff_len=1)
-    with pytest.raises(InputError, match=r"none of the 2 examples .* cutoff_len=1: raise"):
+    with pytest.raises(InputError, match=r"cutoff_len is 1, .* of the 2 examples; raise"):
         tokenize_sft([example("1", "2")] * 2, tokenizer, config)
 
 
-def test_sft_packs_when_asked_to(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_sft_packs_rows_with_packing(tokenizer: PreTrainedTokenizerFast) -> None:
     config = DataConfig(template="empty", cutoff_len=4, packing=True)
     rows, stats = tokenize_sft([example("1", "2")] * 3, tokenizer, config)
     assert [row.position_ids for row in rows] == [[0, 1, 0, 1], [0, 1]]
     assert (stats.examples, stats.rows, stats.trained_tokens) == (3, 2, 3)
 
 
-def test_documents_form_one_stream_that_is_cut_into_blocks(
+def test_documents_form_a_stream_that_is_cut_into_blocks(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     rows, stats = tokenize_pt(["123", " ", "45678", "9"], tokenizer, DataConfig(cutoff_len=4))
@@ -110,7 +110,7 @@ def test_a_short_remainder_is_dropped_unless_it_is_the_only_block(
     assert [tokenizer.decode(row.input_ids) for row in rows] == ["12345</s>"]
 
 
-def test_documents_that_are_not_packed_are_cut_off(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_documents_are_truncated_without_packing(tokenizer: PreTrainedTokenizerFast) -> None:
     config = DataConfig(cutoff_len=4, packing=False)
     rows, stats = tokenize_pt(["12", "123456"], tokenizer, config)
     assert [tokenizer.decode(row.input_ids) for row in rows] == ["12</s>", "1234"]
@@ -124,7 +124,7 @@ def test_neat_packing_keeps_documents_apart(tokenizer: PreTrainedTokenizerFast) 
     assert [row.labels[0] for row in rows] == [X, X, X]
 
 
-def test_a_tokenizer_that_begins_texts_with_bos_begins_each_document_so(
+def test_a_tokenizer_that_adds_bos_adds_it_to_each_document(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.add_bos_token = True
@@ -133,8 +133,8 @@ def test_a_tokenizer_that_begins_texts_with_bos_begins_each_document_so(
 
 
 def test_pt_needs_an_eos_token_and_some_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="all of the 2 documents are blank"):
+    with pytest.raises(InputError, match="all 2 documents are blank"):
         tokenize_pt(["", "\n"], tokenizer, DataConfig())
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="has none: set the tokenizer's eos_token"):
+    with pytest.raises(InputError, match=r"no end-of-sequence.*set the tokenizer's eos_token"):
         tokenize_pt(["1"], tokenizer, DataConfig())

@@ -1,4 +1,4 @@
-"""The estimate before a start, against what a step takes, and what it advises."""
+"""The memory estimate against a real forward pass, and the settings it suggests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ulysses_core.memory.estimate import Footprint, what_fits
+from ulysses_core.memory.estimate import Footprint, suggest_settings
 
 ROWS, TOKENS = 2, 256
 
@@ -34,9 +34,13 @@ def model(**more: Any) -> Any:
 
 
 SETTINGS: dict[str, Any] = {
-    "processes": 1, "stage": 0, "master": False, "width": 4, "tokens": ROWS * TOKENS
-}  # fmt: skip
-NEED = Footprint.of(model(), **SETTINGS)
+    "processes": 1,
+    "zero_stage": 0,
+    "has_master_weights": False,
+    "element_size": 4,
+    "tokens": ROWS * TOKENS,
+}
+NEED = Footprint.from_model(model(), **SETTINGS)
 
 
 def id_of(tensor: Tensor) -> int:
@@ -65,7 +69,7 @@ class Saved(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_and_logits_are_about_what_a_forward_pass_keeps(checkpointing: bool) -> None:
+def test_activations_and_logits_match_what_a_forward_pass_keeps(checkpointing: bool) -> None:
     made = model()
     if checkpointing:
         made.gradient_checkpointing_enable()
@@ -74,37 +78,37 @@ def test_activations_and_logits_are_about_what_a_forward_pass_keeps(checkpointin
     with Saved() as saved:
         made.train()(input_ids=ids, labels=ids, use_cache=False)
     need = replace(NEED, checkpointing=checkpointing)
-    assert need.activations() + need.logits() == pytest.approx(saved.peak, rel=0.3)
+    assert need.activation_bytes() + need.logit_bytes() == pytest.approx(saved.peak, rel=0.3)
 
 
-def test_zero_shares_out_states_gradients_and_weights() -> None:
-    stages = [replace(NEED, processes=4, stage=s).states() for s in range(4)]
-    n = NEED.total
+def test_zero_shards_states_gradients_and_weights_by_stage() -> None:
+    stages = [replace(NEED, processes=4, zero_stage=s).state_bytes() for s in range(4)]
+    n = NEED.parameters
     assert stages[0] == 16 * n
     assert stages[1:] == pytest.approx([10 * n, 7 * n, 4 * n], rel=1e-3)
-    assert replace(NEED, trained=0).states() == 4 * n
+    assert replace(NEED, trained_parameters=0).state_bytes() == 4 * n
 
 
-def test_every_switch_lowers_what_it_is_for() -> None:
-    assert replace(NEED, loss_chunk=8).logits() < NEED.logits()
-    assert replace(NEED, mlp_chunk=8).activations() < NEED.activations()
+def test_every_switch_lowers_its_part_of_the_estimate() -> None:
+    assert replace(NEED, loss_chunk=8).logit_bytes() < NEED.logit_bytes()
+    assert replace(NEED, mlp_chunk=8).activation_bytes() < NEED.activation_bytes()
     checkpointed = replace(NEED, checkpointing=True)
-    assert checkpointed.activations() < NEED.activations()
-    assert replace(checkpointed, mlp_chunk=8).at_work() < checkpointed.at_work()
+    assert checkpointed.activation_bytes() < NEED.activation_bytes()
+    assert replace(checkpointed, mlp_chunk=8).recomputed_bytes() < checkpointed.recomputed_bytes()
     offloaded = replace(checkpointed, offload_checkpoints=True)
-    assert offloaded.activations() < checkpointed.activations()
+    assert offloaded.activation_bytes() < checkpointed.activation_bytes()
 
 
-def test_what_fits_needs_no_advice_and_what_cannot_says_so() -> None:
-    assert what_fits(NEED, NEED.whole(), on_gpu=True) == []
+def test_settings_are_suggested_until_the_estimate_fits() -> None:
+    assert suggest_settings(NEED, NEED.peak_bytes(), on_gpu=True) == []
     long = replace(NEED, tokens=1 << 17)
-    saved = what_fits(long, long.whole() - 1, on_gpu=False)
+    saved = suggest_settings(long, long.peak_bytes() - 1, on_gpu=False)
     assert saved == ["gradient_checkpointing=true"]
     all_of_it = replace(long, checkpointing=True, loss_chunk=1024, mlp_chunk=4096)
-    tight = what_fits(long, all_of_it.whole(), on_gpu=False)
+    tight = suggest_settings(long, all_of_it.peak_bytes(), on_gpu=False)
     assert tight[0] == "gradient_checkpointing=true"
     assert sorted(tight[1:]) == ["loss_chunk=1024", "mlp_chunk=4096"]
-    never = what_fits(replace(NEED, processes=4), 1, on_gpu=True)
+    never = suggest_settings(replace(NEED, processes=4), 1, on_gpu=True)
     assert "deepspeed=zero3" in never
     assert "deepspeed=zero2" not in never
     assert "a larger sequence_parallel_size" in never[-1]

@@ -1,4 +1,4 @@
-"""Every switch against the same training without it, in float64; and what it saves."""
+"""Every switch against the same training without it, in float64, and the memory it saves."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def train(
 
 
 def bound_of(name: str) -> float:
-    """transformers takes the loss in float32, also of a float64 model; the chunks do not."""
+    """transformers computes the loss of a float64 model in float32; a chunked loss is float64."""
     return 1e-12 if name in ("mlp", "offload") else 1e-6
 
 
@@ -88,7 +88,7 @@ def assert_same(got: dict[str, Any], truth: dict[str, Any], bound: float) -> Non
 
 
 @pytest.fixture(scope="module")
-def plain() -> Callable[..., dict[str, Any]]:
+def unswitched() -> Callable[..., dict[str, Any]]:
     known: dict[Any, dict[str, Any]] = {}
 
     def get(case: Case, **more: Any) -> dict[str, Any]:
@@ -102,19 +102,19 @@ def plain() -> Callable[..., dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.label)
 @pytest.mark.parametrize("name", SWITCHES)
-def test_a_switch_changes_no_number(plain: Any, name: str, case: Case) -> None:
-    assert_same(train(case.alone, SWITCHES[name]), plain(case), bound_of(name))
+def test_a_switch_changes_no_result(unswitched: Any, name: str, case: Case) -> None:
+    assert_same(train(case.alone, SWITCHES[name]), unswitched(case), bound_of(name))
 
 
 @pytest.mark.parametrize("name", ["loss", "mlp", "all"])
-def test_a_switch_changes_no_number_of_adapters(plain: Any, name: str) -> None:
+def test_a_switch_changes_no_result_with_adapters(unswitched: Any, name: str) -> None:
     case = CASES[0].alone
     got = train(case, SWITCHES[name], adapters=True)
-    assert_same(got, plain(case, adapters=True), bound_of(name))
+    assert_same(got, unswitched(case, adapters=True), bound_of(name))
 
 
-def test_an_evaluation_that_needs_logits_has_them(plain: Any) -> None:
-    truth = plain(CASES[0], compute_metrics=fingerprint)
+def test_an_evaluation_that_needs_logits_gets_them(unswitched: Any) -> None:
+    truth = unswitched(CASES[0], compute_metrics=fingerprint)
     assert "eval_logits" in truth["eval"]
     got = train(CASES[0].alone, SWITCHES["all"], compute_metrics=fingerprint)
     assert_same(got, truth, bound_of("all"))
@@ -135,7 +135,7 @@ def predicted_on_ranks() -> list[dict[str, Any]]:
     return [predicted(switches, size=2) for switches in (None, {"loss_chunk": 5})]
 
 
-def test_predictions_are_whole_rows_of_logits_with_and_without_switches() -> None:
+def test_predictions_have_the_logits_of_whole_rows_with_and_without_switches() -> None:
     truth = predicted(None)
     assert truth["logits"].shape[1] == 61
     found = [predicted({"loss_chunk": 5})]
@@ -154,17 +154,17 @@ def train_on_ranks(names: list[str]) -> dict[str, Any]:
                 key = f"{name} {first} {i}"
                 try:
                     results[key] = train(case, SWITCHES[name], first=first)
-                except Exception:  # noqa: BLE001 - it is told by the test of this case
+                except Exception:  # noqa: BLE001 - the test of this case reports it
                     results[key] = {"error": traceback.format_exc()}
                     forget_last_trainer()
     return results
 
 
-def test_switches_go_with_sequence_parallelism_in_either_order(plain: Any) -> None:
+def test_switches_and_sequence_parallelism_work_in_either_order(unswitched: Any) -> None:
     for results in spawn(train_on_ranks, 2, args=[["loss", "all"]], timeout=150):
         for key, result in results.items():
             assert "error" not in result, result["error"]
-            assert_same(result, plain(CASES[int(key.split()[-1])]), bound_of("loss"))
+            assert_same(result, unswitched(CASES[int(key.split()[-1])]), bound_of("loss"))
 
 
 class Largest(TorchDispatchMode):
@@ -194,7 +194,7 @@ def largest_of_a_step(**switches: Any) -> int:
     return largest.elements
 
 
-def test_no_tensor_holds_all_logits_or_the_inside_of_an_mlp() -> None:
+def test_no_tensor_holds_all_logits_or_a_whole_mlp_activation() -> None:
     tokens, vocabulary, inside, width = 600, 2003, 1001, 32
     assert largest_of_a_step() == tokens * vocabulary
     assert largest_of_a_step(loss_chunk=20) == tokens * inside
@@ -214,15 +214,15 @@ def attributes_after_training(switches: dict[str, Any]) -> dict[str, dict[str, A
     }
 
 
-def test_restore_leaves_the_model_as_a_training_without_switches_does() -> None:
+def test_restore_leaves_the_model_as_training_without_switches_does() -> None:
     assert attributes_after_training(SWITCHES["all"]) == attributes_after_training({})
 
 
 @pytest.mark.parametrize(
     ("switches", "word"),
     [
-        ({"loss_chunk": 0}, "loss_chunk is 0; allowed is 1 or more"),
-        ({"mlp_chunk": -1}, "mlp_chunk is -1; allowed is 1 or more"),
+        ({"loss_chunk": 0}, "loss_chunk is 0; expected an integer of 1 or more"),
+        ({"mlp_chunk": -1}, "mlp_chunk is -1; expected an integer of 1 or more"),
         ({"offload": True}, "set gradient_checkpointing to true"),
     ],
 )
@@ -236,11 +236,11 @@ def test_wrong_values_are_refused(switches: dict[str, Any], word: str) -> None:
 @pytest.mark.parametrize(
     ("model", "switches", "word"),
     [
-        ("gemma2", {"loss_chunk": 4}, "does not know final_logit_softcapping of Gemma2"),
+        ("gemma2", {"loss_chunk": 4}, "does not support final_logit_softcapping of Gemma2"),
         ("qwen3_moe", {"mlp_chunk": 4}, "finds no dense MLP in Qwen3Moe"),
     ],
 )
-def test_a_model_that_a_switch_does_not_fit_is_refused_and_left_alone(
+def test_a_model_that_does_not_support_a_switch_is_refused_and_unchanged(
     model: str, switches: dict[str, Any], word: str
 ) -> None:
     trainer = build_trainer(Case(model=model, checkpointing=True))

@@ -1,4 +1,4 @@
-"""The exchange of heads for rows against slicing on one process, in float64."""
+"""The exchange against slicing on one process, in float64."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = [
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("key_heads", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("ratio", [1, 2, 3, 7])
-def test_a_plan_shares_every_query_head_once_with_the_key_heads_it_uses(
+def test_a_plan_gives_every_query_head_to_one_rank_with_the_key_heads_it_uses(
     ranks: int, key_heads: int, ratio: int
 ) -> None:
     heads = key_heads * ratio
@@ -47,7 +47,7 @@ def test_a_plan_shares_every_query_head_once_with_the_key_heads_it_uses(
         (q0, q1), (k0, k1) = plan.query[rank], plan.key[rank]
         used = sorted({q // ratio for q in range(q0, q1)})
         assert used == list(range(k0, k1))
-        assert [k0 + k for k in plan.key_of_query(rank)] == [q // ratio for q in range(q0, q1)]
+        assert [k0 + k for k in plan.key_indices(rank)] == [q // ratio for q in range(q0, q1)]
 
 
 def whole(heads: int, key_heads: int, ranks: int) -> list[Tensor]:
@@ -88,7 +88,7 @@ def exchange_one(ranks: int, heads: int, key_heads: int, process_group: Any) -> 
     )
     identity = gather_heads(q, plan, group)
     gathered = worst(identity, slices[0].transpose(1, 2))
-    index = torch.tensor(plan.key_of_query(rank), dtype=torch.long)
+    index = torch.tensor(plan.key_indices(rank), dtype=torch.long)
     out = gather_heads(mix(q, k[:, index], v[:, index]), plan, group)
     ratio = heads // key_heads
     truth = mix(rows[0], *(t.repeat_interleave(ratio, dim=1) for t in rows[1:]))
@@ -123,27 +123,27 @@ def test_the_exchange_and_its_gradient_equal_one_process(
     results: dict[tuple[int, int, int], list[dict[str, float]]], case: tuple[int, int, int]
 ) -> None:
     for errors in results[case]:
-        assert errors["scatter"] == 0.0  # moved, not computed
+        assert errors["scatter"] == 0.0  # it only moves values
         assert errors["gather"] == 0.0
         assert errors["forward"] < 1e-14
         assert errors["backward"] < 1e-13
 
 
-def test_the_cases_hold_one_where_a_rank_has_no_head() -> None:
+def test_the_cases_include_one_with_a_rank_without_heads() -> None:
     assert any(ranks > heads for ranks, heads, _ in CASES)
 
 
-def test_sizes_that_do_not_fill_the_world_are_refused_with_those_that_do() -> None:
+def test_the_error_about_a_size_that_does_not_divide_the_processes_names_those_that_do() -> None:
     check_size(3, 6)
-    with pytest.raises(InputError, match=r"is 4 but 6 processes are launched.*\[1, 2, 3, 6\]"):
+    with pytest.raises(InputError, match=r"is 4, which does not divide 6 pro.*: 1, 2, 3, 6, or"):
         check_size(4, 6)
-    with pytest.raises(InputError, match="is 2 but 1 process is launched"):
+    with pytest.raises(InputError, match="is 2, which does not divide 1 process;"):
         make_groups(2)
-    with pytest.raises(InputError, match="allowed is 1 or more"):
+    with pytest.raises(InputError, match="expected an integer of 1 or more"):
         check_size(0, 4)
 
 
-def test_one_process_is_a_group_of_its_own() -> None:
+def test_one_process_is_a_group() -> None:
     group = make_groups(1)
     assert (group.size, group.rank, group.data_rank, group.data_size) == (1, 0, 0, 1)
     assert group.group is None

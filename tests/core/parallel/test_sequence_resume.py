@@ -1,4 +1,4 @@
-"""A checkpoint of one number of processes goes on with another, as if nothing had been."""
+"""A checkpoint can be resumed on another number of processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 4)])
-def test_training_goes_on_with_another_number_of_processes(
+def test_training_resumes_on_another_number_of_processes(
     straight: dict[str, Any], tmp_path: Path, first: int, then: int
 ) -> None:
     spawn(train, first, args=[str(tmp_path), 2, False], timeout=90)

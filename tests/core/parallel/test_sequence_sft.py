@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, the user's own, spread over two ranks, against one process in float64."""
+"""TRL's SFTTrainer on two ranks against one process, in float64."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def train_all(names: list[str]) -> dict[str, Any]:
     for name in names:
         try:
             results[name] = train(name)
-        except Exception:  # noqa: BLE001 - it is told by the test of this case
+        except Exception:  # noqa: BLE001 - the test of this case reports it
             results[name] = {"error": traceback.format_exc()}
         forget_last_trainer()
     return results

@@ -1,6 +1,6 @@
-"""What `sequence_parallel` does to a Trainer, what it refuses, and that it can be undone.
+"""What `sequence_parallel` changes in a Trainer, what it refuses, and how to undo it.
 
-A check runs within two children, on every rank, and says there what is wrong.
+The checks run on the ranks of two child processes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ulysses_core.parallel.exchange import plan_heads
 from ulysses_monitor.common.errors import InputError, UlyssesError
 
 
-def metrics_of_nothing(prediction: Any) -> dict[str, float]:
-    """Its presence makes the Trainer gather logits."""
+def no_metrics(prediction: Any) -> dict[str, float]:
+    """Makes the Trainer gather logits."""
     return {}
 
 
 def logits_of(trainer: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Whole rows of logits [B, S, V], through the Trainer as an evaluation does it."""
+    """Returns the logits of whole rows [B, S, V], computed as in an evaluation."""
     trainer.model.eval()
     with torch.no_grad():
         _, outputs = trainer.compute_loss(trainer.model, dict(inputs), return_outputs=True)
@@ -59,9 +59,9 @@ def counted(counts: Counter[str]) -> Iterator[None]:
 # -- checks -----------------------------------------------------------------------------------
 
 
-def check_a_changed_document_leaves_the_other_bit_by_bit_as_it_was() -> None:
+def check_changing_a_document_leaves_the_logits_of_others_bitwise_equal() -> None:
     for model in ("llama", "mistral", "qwen3"):
-        trainer = build_trainer(Case(model=model), compute_metrics=metrics_of_nothing)
+        trainer = build_trainer(Case(model=model), compute_metrics=no_metrics)
         handle = uc.sequence_parallel(trainer, 2)
         ids = torch.arange(1, 12).repeat(2, 1)
         positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]]).repeat(2, 1)
@@ -75,7 +75,7 @@ def check_a_changed_document_leaves_the_other_bit_by_bit_as_it_was() -> None:
         forget_last_trainer()
 
 
-def check_an_attention_layer_makes_two_exchanges_forward_and_two_backward() -> None:
+def check_an_attention_layer_exchanges_twice_forward_and_twice_backward() -> None:
     trainer = build_trainer(Case())
     uc.sequence_parallel(trainer, 2)
     ids = torch.arange(1, 12).repeat(2, 1)
@@ -93,16 +93,16 @@ def differing(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {k for k in before | after if before.get(k) is not after.get(k)}
 
 
-def check_restore_puts_everything_back() -> None:
-    untouched = build_trainer(Case(), compute_metrics=metrics_of_nothing)
+def check_restore_undoes_every_change() -> None:
+    untouched = build_trainer(Case(), compute_metrics=no_metrics)
     start = dict(vars(untouched))
     evaluated = untouched.evaluate()
-    by_evaluating = differing(start, vars(untouched)) | {"gather_function"}
+    changed_by_evaluating = differing(start, vars(untouched)) | {"gather_function"}
     forget_last_trainer()
-    trainer = build_trainer(Case(), compute_metrics=metrics_of_nothing)
+    trainer = build_trainer(Case(), compute_metrics=no_metrics)
     before = dict(vars(trainer))
     accelerator = set(vars(trainer.accelerator))
-    core = trainer.model.config._attn_implementation
+    implementation = trainer.model.config._attn_implementation
     handle = uc.sequence_parallel(trainer, 2)
     assert trainer.model.config._attn_implementation == "ulysses"
     assert trainer.get_cp_size() == 2
@@ -110,42 +110,42 @@ def check_restore_puts_everything_back() -> None:
     handle.restore()
     handle.restore()  # a second time changes nothing
     changed = differing(before, vars(trainer))
-    assert changed <= by_evaluating, changed - by_evaluating
+    assert changed <= changed_by_evaluating, changed - changed_by_evaluating
     assert trainer.gather_function is before["gather_function"]
     assert set(vars(trainer.accelerator)) == accelerator
-    assert trainer.model.config._attn_implementation == core
+    assert trainer.model.config._attn_implementation == implementation
     again = trainer.evaluate()
     assert again["eval_loss"] == evaluated["eval_loss"]
 
 
-def check_a_training_after_restore_is_as_if_nothing_had_been() -> None:
+def check_training_after_restore_equals_training_without_sequence_parallelism() -> None:
     trainer = build_trainer(Case())
     uc.sequence_parallel(trainer, 2).restore()
     trainer.train()
     forget_last_trainer()
-    plain = build_trainer(Case())
-    plain.train()
-    state = plain.model.state_dict()
+    unpatched = build_trainer(Case())
+    unpatched.train()
+    state = unpatched.model.state_dict()
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, state[name]), name
 
 
-def check_loaders_of_persistent_workers_are_made_anew() -> None:
-    """The Trainer keeps them; they hold other shares of the rows with and without."""
+def check_cached_dataloaders_of_persistent_workers_are_replaced() -> None:
+    """They would distribute rows as before `sequence_parallel` or `restore`."""
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     trainer = build_trainer(Case(), **workers)
-    plain = trainer.evaluate()["eval_loss"]
+    unsharded = trainer.evaluate()["eval_loss"]
     handle = uc.sequence_parallel(trainer, 2)
     sharded = trainer.evaluate()["eval_loss"]
     handle.restore()
-    assert trainer.evaluate()["eval_loss"] == plain
+    assert trainer.evaluate()["eval_loss"] == unsharded
     forget_last_trainer()
     fresh = build_trainer(Case())
     uc.sequence_parallel(fresh, 2)
     assert fresh.evaluate()["eval_loss"] == sharded
 
 
-def check_a_size_of_one_touches_nothing() -> None:
+def check_a_size_of_one_changes_nothing() -> None:
     trainer = build_trainer(Case())
     before = set(vars(trainer))
     uc.sequence_parallel(trainer, 1).restore()
@@ -153,14 +153,14 @@ def check_a_size_of_one_touches_nothing() -> None:
     assert trainer.model.config._attn_implementation != "ulysses"
 
 
-def check_a_call_around_the_trainer_says_what_to_do() -> None:
+def check_the_error_about_a_call_outside_the_trainer_says_what_to_change() -> None:
     trainer = build_trainer(Case())
     uc.sequence_parallel(trainer, 2)
     with pytest.raises(UlyssesError, match=r"call handle.restore\(\) first"):
         trainer.model(input_ids=torch.arange(6).unsqueeze(0))
 
 
-def refused(build: Callable[[], Any], word: str, size: int = 2, train: bool = False) -> None:
+def assert_refused(build: Callable[[], Any], word: str, size: int = 2, train: bool = False) -> None:
     trainer = build()
     implementation = trainer.model.config._attn_implementation
     before = set(vars(trainer))
@@ -176,7 +176,7 @@ def refused(build: Callable[[], Any], word: str, size: int = 2, train: bool = Fa
     forget_last_trainer()
 
 
-def check_what_cannot_be_run_on_slices_is_refused() -> None:
+def check_settings_that_do_not_work_on_slices_are_refused() -> None:
     def flash() -> Any:
         trainer = build_trainer(Case())
         trainer.model.config._attn_implementation_internal = "flash_attention_2"
@@ -192,28 +192,35 @@ def check_what_cannot_be_run_on_slices_is_refused() -> None:
         trainer.model.config.output_router_logits = True
         return trainer
 
-    refused(lambda: build_trainer(Case()), r"is 3 but 2 processes .*\[1, 2\]", size=3)
-    refused(lambda: build_trainer(Case()), "allowed is 1 or more", size=0)
-    refused(flash, "attn_implementation is 'flash_attention_2', but flash_attn is not installed")
-    refused(soft_cap, "needs a soft cap")
-    refused(balance, "output_router_logits")
-    refused(lambda: build_trainer(Case(), label_smoothing_factor=0.1), "label_smoothing_factor")
+    assert_refused(
+        lambda: build_trainer(Case()), "is 3, which does not divide 2 processes; .*: 1, 2,", size=3
+    )
+    assert_refused(lambda: build_trainer(Case()), "expected an integer of 1 or more", size=0)
+    assert_refused(
+        flash, "attn_implementation is 'flash_attention_2', but flash_attn is not installed"
+    )
+    assert_refused(soft_cap, "has no soft cap, and the model needs one")
+    assert_refused(balance, "output_router_logits")
+    assert_refused(
+        lambda: build_trainer(Case(), label_smoothing_factor=0.1),
+        "label_smoothing_factor is 0.1; expected 0",
+    )
 
 
-def check_rows_that_the_sampler_cannot_share_are_refused() -> None:
+def check_a_streamed_dataset_is_refused() -> None:
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[dict[str, Tensor]]:
             row = torch.arange(1, 9)
             return iter([{"input_ids": row, "labels": row}] * 20)
 
-    refused(lambda: build_trainer(Case(), train_dataset=Stream()), "streaming", train=True)
+    assert_refused(lambda: build_trainer(Case(), train_dataset=Stream()), "streamed", train=True)
 
 
 def check_rows_longer_than_the_models_positions_are_refused() -> None:
     long = {"input_ids": torch.arange(1, 61).repeat(2)[:65] % 60, "labels": torch.ones(65).long()}
-    refused(
+    assert_refused(
         lambda: build_trainer(Case(), train_dataset=[long] * 6),
-        "a row has 65 tokens, but the model has positions for 64; cut rows",
+        "a document has 65 tokens, but the model has 64 positions; shorten",
         train=True,
     )
 
@@ -222,14 +229,14 @@ def check_attention_that_is_not_causal_is_refused() -> None:
     trainer = build_trainer(Case())
     uc.sequence_parallel(trainer, 2)
     inputs = {"input_ids": torch.arange(6).repeat(2, 1), "labels": torch.arange(6).repeat(2, 1)}
-    with pytest.raises(UlyssesError, match="looks ahead is not served"):
+    with pytest.raises(UlyssesError, match="attention that is not causal is not supported"):
         trainer.compute_loss(trainer.model, inputs | {"is_causal": False})
-    with pytest.raises(UlyssesError, match="attention sinks is not served"):
+    with pytest.raises(UlyssesError, match="attention with sinks is not supported"):
         trainer.compute_loss(trainer.model, inputs | {"s_aux": torch.ones(4)})
 
 
 def gradients_of(trainer: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of two micro-batches, as the Trainer makes them, averaged over ranks by the engine."""
+    """Returns the gradients of two micro-batches, averaged over ranks by the engine."""
     trainer.model.train()
     trainer.args.gradient_accumulation_steps = 1
     for half in (slice(0, 1), slice(1, 3)):
@@ -243,7 +250,7 @@ def gradients_of(trainer: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def check_gradients_under_fsdp2_are_those_of_one_process() -> None:
+def check_gradients_under_fsdp2_equal_one_process() -> None:
     from torch.distributed.fsdp import fully_shard
 
     generator = torch.Generator().manual_seed(3)
@@ -266,7 +273,7 @@ def check_gradients_under_fsdp2_are_those_of_one_process() -> None:
         assert float((gradient - truth[name]).norm() / truth[name].norm()) < 1e-6, name
 
 
-def check_the_exchange_is_measured_in_steps_and_not_in_evaluations() -> None:
+def check_the_exchange_is_measured_in_training_but_not_in_evaluations() -> None:
     import tempfile
 
     import ulysses_monitor as um
@@ -286,7 +293,7 @@ def check_the_exchange_is_measured_in_steps_and_not_in_evaluations() -> None:
             # 2 rows, 4 + 2 * 2 + 4 heads of 8 float64 in 2 layers, forward and backward; half stays
             tokens = 2 * (size + size % 2)
             assert record["sp/all_to_all_bytes/total"] == tokens * 12 * 8 * 8 * 2 * 2 / 2
-            vectors = sum(plan_heads(4, 2, 2).sent(rank, tokens // 2) for rank in (0, 1))
+            vectors = sum(plan_heads(4, 2, 2).count_sent(rank, tokens // 2) for rank in (0, 1))
             assert record["sp/all_to_all_bytes/total"] == vectors * 8 * 8 * 2 * 2
             assert 0 < record["sp/all_to_all_seconds/total"] < 60
     assert trainer.callback_handler.callbacks
@@ -294,7 +301,7 @@ def check_the_exchange_is_measured_in_steps_and_not_in_evaluations() -> None:
     assert SP_METRICS[0].startswith("sp/")
 
 
-def check_the_model_trains_on_after_an_input_error() -> None:
+def check_the_model_can_train_after_an_input_error() -> None:
     trainer = build_trainer(Case(), label_smoothing_factor=0.1)
     with pytest.raises(InputError):
         uc.sequence_parallel(trainer, 2)
@@ -312,7 +319,7 @@ def run_checks() -> dict[str, str]:
         try:
             check()
             words[name] = ""
-        except Exception:  # noqa: BLE001 - it is told by the test of this check
+        except Exception:  # noqa: BLE001 - the test of this check reports it
             words[name] = traceback.format_exc()
         forget_last_trainer()
     return words
@@ -329,5 +336,5 @@ def test_on_two_ranks(words: list[dict[str, str]], name: str) -> None:
         assert each[name] == ""
 
 
-def test_the_model_of_the_checks_has_the_layers_they_count() -> None:
+def test_the_model_of_the_checks_has_two_layers() -> None:
     assert build_model(Case()).config.num_hidden_layers == 2

@@ -1,7 +1,7 @@
 """Training with sequence parallelism against the same training on one process, in float64.
 
-Weights are compared after two SGD steps, per parameter and relative to its norm: Adam would hide a
-wrong scale, an absolute tolerance would hide a wrong small parameter.
+Weights are compared after two SGD steps, for each parameter relative to its norm. Adam would hide
+a wrong scale, and an absolute tolerance would hide a wrong small parameter.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ TWO = [
     Case(zero=2, accumulate=3, rows=2, data="short_epoch"),
     Case(zero=3),
     Case(zero=3, accumulate=3, rows=1, key_heads=4, data="packed"),
-    Case(acts=True),
-    Case(acts=True, zero=1),
-    Case(acts=True, zero=2),
-    Case(acts=True, zero=3),
+    Case(has_policy=True),
+    Case(has_policy=True, zero=1),
+    Case(has_policy=True, zero=2),
+    Case(has_policy=True, zero=3),
 ]
 FOUR = [
-    Case(size=2, groups=2, rows=2, evaluated=6, acts=True),
+    Case(size=2, groups=2, rows=2, evaluated=6, has_policy=True),
     Case(size=2, groups=2, rows=2, evaluated=6),
     Case(size=4, groups=1),
     Case(size=2, groups=2, rows=1, accumulate=3, zero=2, evaluated=6),
@@ -50,7 +50,7 @@ FOUR = [
 
 
 def grid(size: int, zero: int | None) -> list[Case]:
-    """Four ranks: heads, accumulation and packing of the whole grid."""
+    """Returns the cases on four ranks: heads, accumulation and packing."""
     return [
         Case(
             size=size,
@@ -96,7 +96,7 @@ def four() -> list[dict[str, Any]]:
 def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -> None:
     truth = one[case.alone.label]
     assert "error" not in truth, truth["error"]
-    # ZeRO keeps its master weights in float32; Gemma takes norms and softmax in it.
+    # ZeRO keeps its master weights in float32, and Gemma computes norms and softmax in it.
     bound = 1e-6 if case.zero is not None or case.model.startswith("gemma") else 1e-12
     start = build_model(case).state_dict()
     for result in (each[case.label] for each in results):
@@ -109,8 +109,8 @@ def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -
         assert moved > 1e-4  # otherwise there is nothing to compare
         assert result["losses"] == pytest.approx(truth["losses"], rel=1e-4)
         for name, value in truth["eval"].items():
-            # With no sequence parallelism it is transformers' own evaluation, which weighs the
-            # batches of several ranks by their tokens and those of one process alike.
+            # Without sequence parallelism, transformers' own evaluation weighs the batches of
+            # several ranks by their tokens, but gives all batches of one process the same weight.
             if name == "eval_loss" and case.size == 1:
                 continue
             assert result["eval"][name] == pytest.approx(value, rel=1e-5), name
@@ -118,7 +118,7 @@ def assert_same_training(results: list[dict], one: dict[str, Any], case: Case) -
 
 
 def assert_same_metrics(records: list[dict], truths: list[dict]) -> None:
-    """Also a wrong scale of the gradients, which the weights show only through the rate."""
+    """Compares loss and gradient norms, which show a wrong scale of the gradients directly."""
     assert len(records) == len(truths) == 2
     for record, truth in zip(records, truths, strict=True):
         assert record["train/loss_tokens/total"] == truth["train/loss_tokens/total"]

@@ -26,7 +26,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> Non
     ran, path = tmp_path / "ran", tmp_path / "state.pt"
     torch.save({"weights": torch.ones(2), "more": Evil(ran)}, path)
     with pytest.raises(
-        InputError, match=r"state.pt: holds something other than tensors and known settings"
+        InputError, match=r"state.pt: contains something other than tensors and known settings"
     ):
         safe_load(str(path))
     assert not ran.exists()
