@@ -320,9 +320,9 @@ def test_steps_with_no_finite_loss_are_marked_and_counted(tmp_path: Path) -> Non
 def test_a_large_run_gives_a_small_file_in_little_time(tmp_path: Path) -> None:
     steps = (step_metrics(s, layers=32, extra=340) for s in range(1, 1001))
     run = make_run(tmp_path / "r", steps)
-    began = time.perf_counter()
+    began = time.process_time()  # others may use the processor, too
     path = write_report(run)
-    assert time.perf_counter() - began < 6
+    assert time.process_time() - began < 6
     assert path.stat().st_size < 2_000_000
 
 
