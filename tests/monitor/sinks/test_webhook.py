@@ -14,11 +14,11 @@ from tests.monitor.sinks.sink_items import (
     Receiver,
     alert,
     deliver,
-    free_port,
     on_a_thread,
     record,
     stop,
 )
+from tests.support.ports import free_port
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.sinks.webhook import WebhookError, WebhookSink
 
