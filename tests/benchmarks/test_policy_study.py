@@ -38,13 +38,13 @@ def test_the_interval_is_the_paired_t_interval() -> None:
     assert verdict(effect, acted=True) == "no effect seen"
 
 
-def test_one_seed_says_nothing() -> None:
+def test_one_seed_gives_no_verdict() -> None:
     effect = paired_effect([-5.0])
     assert (effect.mean, effect.low, effect.high) == (-5.0, -math.inf, math.inf)
     assert verdict(effect, acted=True) == "no effect seen"
 
 
-def test_quantiles_fall_and_stay_above_those_of_the_normal() -> None:
+def test_quantiles_fall_and_stay_above_the_normals() -> None:
     found = [t_quantile(degrees) for degrees in range(1, 40)]
     assert found == sorted(found, reverse=True)
     assert found[6] == 2.365
@@ -61,14 +61,16 @@ def test_quantiles_fall_and_stay_above_those_of_the_normal() -> None:
         (0.0, 0.0, False, "nothing"),
     ],
 )
-def test_a_verdict_goes_by_the_interval(low: float, high: float, acted: bool, word: str) -> None:
+def test_a_verdict_follows_from_the_interval(
+    low: float, high: float, acted: bool, word: str
+) -> None:
     assert verdict(Effect((low + high) / 2, low, high, 8), acted=acted) == word
 
 
 @pytest.mark.parametrize(
     ("end", "score"), [(2.0, 2.0), (9.0, 5.0), (math.nan, 5.0), (math.inf, 5.0)]
 )
-def test_a_training_that_diverged_scores_as_one_that_never_began(end: float, score: float) -> None:
+def test_a_diverged_training_scores_like_one_that_never_started(end: float, score: float) -> None:
     assert score_of(5.0, end) == score
 
 
@@ -76,13 +78,13 @@ def test_a_training_that_diverged_scores_as_one_that_never_began(end: float, sco
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_a_task_names_its_problem_and_what_its_trouble_is(task: Task) -> None:
+def test_a_task_names_its_problem_and_its_fault(task: Task) -> None:
     assert task.problem in PROBLEMS
     assert bool(task.sound) != task.name.startswith("healthy-")
     assert (task.without_trouble() != task) == bool(task.sound)
 
 
-def test_presets_go_everywhere_and_everything_somewhere() -> None:
+def test_presets_run_on_every_task_and_every_intervention_on_some() -> None:
     for name, intervention in INTERVENTIONS.items():
         tasks = [task for task in TASKS if intervention.goes_to(task)]
         assert tasks
@@ -125,7 +127,7 @@ def test_a_study_has_each_training_once(jobs: list[Job]) -> None:
     assert len({job.key for job in jobs}) == len(jobs) == 2 + 2 + 2 * (1 + 2)
 
 
-def test_shadow_and_inaction_leave_the_weights_bit_by_bit(rows: list[Row]) -> None:
+def test_shadow_and_inaction_leave_the_weights_bit_equal(rows: list[Row]) -> None:
     off = of_kind(rows, "off")
     assert off[0]["weights"] != off[1]["weights"]
     shadow = of_kind(rows, "shadow", "scaling")[0]
@@ -146,7 +148,7 @@ def test_another_process_gives_the_same_weights(
 
 
 @pytest.mark.parametrize("name", ["spikes-poisoned-adamw", "healthy-lora"])
-def test_a_model_of_text_trains_alike_with_no_monitor_and_in_shadow(
+def test_a_text_model_trains_the_same_without_a_monitor_and_in_shadow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("policy_study.problems.PRETRAINING_STEPS", 3)
@@ -162,7 +164,7 @@ def test_a_model_of_text_trains_alike_with_no_monitor_and_in_shadow(
     assert not list(tmp_path.glob("tmp*"))  # runs are gone
 
 
-def test_the_report_says_what_came_of_it(jobs: list[Job], rows: list[Row]) -> None:
+def test_the_report_states_the_outcome(jobs: list[Job], rows: list[Row]) -> None:
     results = results_of(rows)
     assert results["waits"].verdict == "nothing"
     assert results["scaling"].acted_in == 2
@@ -173,7 +175,7 @@ def test_the_report_says_what_came_of_it(jobs: list[Job], rows: list[Row]) -> No
     assert "2 seeds (0 to 1); 10 trainings" in text
 
 
-def test_the_report_says_what_must_not_be(jobs: list[Job], rows: list[Row]) -> None:
+def test_the_report_names_broken_guarantees(jobs: list[Job], rows: list[Row]) -> None:
     def spoilt(row: Row) -> Row:
         if row["kind"] == "shadow":
             return {**row, "weights": "others"}
@@ -190,12 +192,12 @@ def test_the_report_says_what_must_not_be(jobs: list[Job], rows: list[Row]) -> N
     assert "| scaling | not trained |" in text
 
 
-def test_a_training_that_cannot_be_is_a_row_with_its_error(tmp_path: Path) -> None:
+def test_an_impossible_training_is_a_row_with_its_error(tmp_path: Path) -> None:
     job = Job(task=TINY, seed=0, kind="active", intervention="x", policies=["zlcip"])
     assert "did you mean 'zclip'" in run_job(job, tmp_path)["error"]
 
 
-def test_a_killed_study_goes_on_where_it_was(
+def test_a_killed_study_resumes_where_it_was(
     jobs: list[Job], rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = tmp_path / "raw.jsonl"

@@ -65,7 +65,7 @@ def pairs_of(tmp_path: Path) -> Any:
 
 
 class TestBuild:
-    def test_has_enough_pairs_and_holds_out_the_asked_share(self, built: Path) -> None:
+    def test_has_enough_pairs_and_holds_out_the_requested_share(self, built: Path) -> None:
         train = read_rows(built / "stdlib_qa_train.jsonl")
         heldout = read_rows(built / "stdlib_qa_heldout.jsonl")
         total = len(train) + len(heldout)
@@ -132,7 +132,7 @@ class TestTokenizer:
         texts = [row["text"] for row in read_rows(built / "stdlib_text_heldout.jsonl")]
         assert tokenizer.batch_decode(tokenizer(texts)["input_ids"]) == texts
 
-    def test_has_the_asked_size_and_special_tokens(self, tokenizer: Any) -> None:
+    def test_has_the_requested_size_and_special_tokens(self, tokenizer: Any) -> None:
         assert len(tokenizer) == VOCAB_SIZE
         assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == (
             "<|pad|>",
@@ -225,7 +225,7 @@ class TestCleanDocstring:
     def test_useless_docstrings_are_empty(self, docstring: str) -> None:
         assert script.clean_docstring(docstring) == ""
 
-    def test_banners_and_notes_are_cut_from_useful_ones(self) -> None:
+    def test_banners_and_notes_are_cut_from_useful_docstrings(self) -> None:
         docstring = """Encode and decode the documents.
 
             Written by Some Body.

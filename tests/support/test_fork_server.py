@@ -37,7 +37,7 @@ def disorder() -> list[object]:
     return found
 
 
-def test_what_one_process_changes_the_next_does_not_see() -> None:
+def test_changes_of_one_process_are_invisible_to_the_next() -> None:
     first, second = (spawn(disorder, 1, timeout=60)[0] for _ in range(2))
     assert first == second
     assert first[0] is None

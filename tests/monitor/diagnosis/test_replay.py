@@ -247,13 +247,15 @@ def test_a_live_run_can_be_replayed(tmp_path: Path) -> None:
     assert found[0][-1][0] >= 19
 
 
-def test_a_long_run_is_replayed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_is_replayed_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ulysses_monitor.diagnosis.recorded_steps._CHUNK", 7)
     run = trained(tmp_path / "run", [fingerprint])
     assert replayed(run, [fingerprint]) == recorded(run)
 
 
-def test_a_replay_of_a_run_without_policies_says_what_they_would_have_said(tmp_path: Path) -> None:
+def test_a_replay_of_a_run_without_policies_shows_what_they_would_have_decided(
+    tmp_path: Path,
+) -> None:
     trained(tmp_path / "with", ["autoclip", fingerprint])
     run = trained(tmp_path / "without", [])
     assert not recorded(run)
@@ -262,7 +264,7 @@ def test_a_replay_of_a_run_without_policies_says_what_they_would_have_said(tmp_p
 
 @pytest.mark.parametrize("remembered", [True, False])
 @pytest.mark.parametrize("compacted", [True, False])
-def test_a_resumed_run_is_replayed_as_it_went_on_in_the_end(
+def test_a_resumed_run_is_replayed_as_it_finally_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: bool, compacted: bool
 ) -> None:
     if not compacted:
@@ -283,7 +285,7 @@ def test_a_resumed_run_is_replayed_as_it_went_on_in_the_end(
     assert replayed(um.open_run(path), policies) == first + told[given_up:]
 
 
-def test_a_policy_of_a_preset_that_cannot_act_is_left_out_and_a_named_one_is_refused(
+def test_a_presets_policy_that_cannot_act_is_left_out_and_a_named_one_is_refused(
     tmp_path: Path,
 ) -> None:
     run = trained(tmp_path / "run", [], max_steps=None)
@@ -305,7 +307,7 @@ def test_a_policy_of_a_preset_that_cannot_act_is_left_out_and_a_named_one_is_ref
     assert replay_policies(run, [{"lora_balance": {"mode": "off"}}]) == []
 
 
-def test_what_a_training_looked_for_and_never_found_is_no_mistake(tmp_path: Path) -> None:
+def test_a_metric_that_a_training_collects_but_never_has_is_not_an_error(tmp_path: Path) -> None:
     policies = [{"clip_threshold": {"metric": "optim/exp_avg_norm/total"}}, "autoclip"]
     run = trained(tmp_path / "run", policies, steps=3)
     assert "optim/exp_avg_norm/total" not in run.names()
@@ -329,7 +331,7 @@ def test_a_replay_leaves_the_policies_and_the_run_as_they_are(tmp_path: Path) ->
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in tmp_path.rglob("*")} == before
 
 
-def test_policies_of_the_project_read_only_their_own_metrics(
+def test_builtin_policies_read_only_their_own_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, asked = trained(tmp_path / "run", []), []
@@ -350,7 +352,7 @@ def test_a_run_without_steps_has_no_decisions_and_no_alerts(tmp_path: Path) -> N
         replay_policies(run, ["zlip"])
 
 
-def test_events_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
+def test_malformed_events_are_ignored(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", curve("grad/norm/total", [1.0] * 12 + [9.0] * 3))
     (tmp_path / "run/events.jsonl").write_text(
         '{"kind": "start", "step": "x", "max_steps": "many", "policies": 3}\n'
@@ -359,7 +361,7 @@ def test_events_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
     assert [row[0] for row in replayed(run, ["autoclip"])] == [13, 14, 15]
 
 
-def test_what_a_trainer_left_can_be_replayed(tmp_path: Path) -> None:
+def test_a_trainers_own_log_can_be_replayed(tmp_path: Path) -> None:
     log = [{"step": s, "loss": 2.0 - s / 100, "grad_norm": 1.0 + s % 2} for s in range(1, 40)]
     log[30]["grad_norm"] = 100.0
     log.append({"step": 39, "eval_loss": 1.0})
@@ -409,7 +411,7 @@ def numbers_of(events: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 @pytest.mark.parametrize("compacted", [True, False])
-def test_rules_give_the_alerts_that_they_gave(
+def test_rules_raise_the_same_alerts_as_while_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compacted: bool
 ) -> None:
     if not compacted:
@@ -425,7 +427,7 @@ def test_rules_give_the_alerts_that_they_gave(
     assert live.seen == later.seen
 
 
-def test_rules_begin_anew_where_a_training_resumes(tmp_path: Path) -> None:
+def test_rules_start_without_history_when_a_training_resumes(tmp_path: Path) -> None:
     path, training, live, later = tmp_path / "run", Training(), Looks(), Looks()
     training.run(monitor_of(path, rules=[*default_rules(), Looks()]), 1, 10, 20)
     given_up = len(um.open_run(path).event_list("alert"))
@@ -441,7 +443,7 @@ def test_rules_begin_anew_where_a_training_resumes(tmp_path: Path) -> None:
     assert [step for step, _ in live.seen] == [step for step, _ in later.seen if step > 4]
 
 
-def test_a_rule_that_raises_costs_the_others_nothing(
+def test_a_rule_that_raises_does_not_affect_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(tmp_path / "run", [])
@@ -461,7 +463,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
         replay_rules(run, [3])  # type: ignore[list-item]
 
 
-def test_nobody_needs_to_hold_the_run(tmp_path: Path) -> None:
+def test_a_replay_does_not_need_the_run_in_memory(tmp_path: Path) -> None:
     trained(tmp_path / "run", [])
     directory = RunDirectory(tmp_path / "run", "resume")  # as a training that goes on
     try:

@@ -207,14 +207,16 @@ def all_ranks(ranks: list[dict[str, Any]], name: str) -> Tensor:
 
 
 @each_case
-def test_a_step_is_what_accumulation_ends_with(facts: Facts, case: str) -> None:
+def test_a_step_ends_with_the_accumulation(facts: Facts, case: str) -> None:
     assert facts(case)[0]["steps"] == [1, 2, 3, 4, 5, 6]
     assert len(facts(case)[0]["norm"]) == 6
     assert all(seen["steps"] == [] for seen in facts(case)[1:])
 
 
 @each_case
-def test_the_norm_is_that_before_clipping_where_the_loop_says_so(facts: Facts, case: str) -> None:
+def test_the_norm_is_read_before_clipping_if_the_loop_calls_before_clip(
+    facts: Facts, case: str
+) -> None:
     norms, truth = recorded(facts(case), "grad/norm/total"), facts(case)[0]["norm"]
     assert min(truth) > 2 * CLIP
     if "unsaid" in case:
@@ -238,7 +240,7 @@ def test_loss_tokens_and_rate_are_the_steps_own(facts: Facts, case: str) -> None
 
 
 @each_case
-def test_the_training_is_bit_equal_and_no_hook_is_left(facts: Facts, case: str) -> None:
+def test_the_training_is_bit_equal_and_no_hook_remains(facts: Facts, case: str) -> None:
     for seen in facts(case):
         assert seen["changed"] == []
         assert seen["hooks_alike"]

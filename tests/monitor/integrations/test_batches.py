@@ -26,7 +26,7 @@ def test_the_pairs_are_the_squared_lengths_of_rows_and_documents(batch, pairs) -
     assert float(attended_pairs(tensors)) == pairs
 
 
-def test_a_step_takes_six_operations_a_parameter_and_token_and_four_of_a_frozen_one() -> None:
+def test_a_step_takes_six_operations_per_parameter_and_token_and_four_if_frozen() -> None:
     model = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
     model[1].requires_grad_(False)
     model.config = type("Config", (), {"num_hidden_layers": 2, "hidden_size": 10})
@@ -35,7 +35,9 @@ def test_a_step_takes_six_operations_a_parameter_and_token_and_four_of_a_frozen_
     assert flops.of_step(tokens=0, attended=5) == 5 * 12 * 2 * 10
 
 
-def test_the_utilisation_is_done_over_possible(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_utilisation_is_achieved_over_peak_operations(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ulysses_monitor as um
 
     monkeypatch.setattr("ulysses_monitor.session.training_step.peak_flops", lambda _: 1e6)
@@ -52,5 +54,5 @@ def test_the_utilisation_is_done_over_possible(tmp_path, monkeypatch: pytest.Mon
     assert record["train/mfu/total"] == pytest.approx(7 * 6 * 100 / possible)
 
 
-def test_a_device_that_is_not_known_has_no_utilisation() -> None:
+def test_an_unknown_device_has_no_utilisation() -> None:
     assert peak_flops(torch.device("cpu")) is None

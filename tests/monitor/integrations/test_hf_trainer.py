@@ -43,7 +43,7 @@ def monitored(engine: str, folder: Path, **more: Any) -> tuple[Any, um.Monitor, 
 # -- checks -----------------------------------------------------------------------------------
 
 
-def check_weights_are_bit_equal_and_no_patch_is_left(engine: str, folder: Path) -> None:
+def check_weights_are_bit_equal_and_no_patch_remains(engine: str, folder: Path) -> None:
     bare = build_trainer(engine, folder)
     bare.train()
     forget_last_trainer()
@@ -189,7 +189,7 @@ def check_a_sink_that_always_raises_does_not_stop_the_training(engine: str, fold
         assert um.open_run(folder / "run").info["status"] == "finished"
 
 
-def check_a_taken_directory_is_the_users_error_on_every_rank(engine: str, folder: Path) -> None:
+def check_a_taken_directory_is_refused_on_every_rank(engine: str, folder: Path) -> None:
     if rank() == 0:
         (folder / "run").mkdir()
         (folder / "run/run.json").write_text("{}")
@@ -228,7 +228,7 @@ def check_resuming_from_a_checkpoint_continues_the_run(engine: str, folder: Path
     assert {"checkpoint-2", "checkpoint-4"} <= set(checkpoints["path"])
 
 
-def check_a_training_that_raises_can_be_repeated_and_counts_nothing_twice(
+def check_a_training_that_raised_can_be_repeated_without_counting_twice(
     engine: str, folder: Path
 ) -> None:
     from transformers import TrainerCallback

@@ -89,7 +89,7 @@ WITH_MEMORY: list[Any] = [
 ]
 
 
-def check_resuming_gives_the_weights_of_never_stopping(engine: str, folder: Path) -> None:
+def check_resuming_gives_the_same_weights_as_never_stopping(engine: str, folder: Path) -> None:
     saves = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8, "max_grad_norm": 0.0}
     once, whole = train(engine, folder / "once", WITH_MEMORY, more_policies=[looks_back], **saves)
     assert once.state.global_step == 8
@@ -111,7 +111,7 @@ def check_resuming_gives_the_weights_of_never_stopping(engine: str, folder: Path
         assert len(actions(folder / "once", "run-2")) == 8
 
 
-def check_without_the_state_policies_begin_anew_and_say_so(engine: str, folder: Path) -> None:
+def check_policies_without_a_saved_state_start_fresh_and_warn(engine: str, folder: Path) -> None:
     saves = {"save_strategy": "steps", "save_steps": 2}
     train(engine, folder, [looks_back], **saves)
     if rank() == 0:
@@ -124,7 +124,7 @@ def check_without_the_state_policies_begin_anew_and_say_so(engine: str, folder: 
         assert event["policies_anew"] == ["looks_back"]
 
 
-def check_a_damaged_state_is_the_users_error_on_every_rank(engine: str, folder: Path) -> None:
+def check_a_damaged_policy_state_is_refused_on_every_rank(engine: str, folder: Path) -> None:
     saves = {"save_strategy": "steps", "save_steps": 2}
     train(engine, folder, [looks_back], **saves)
     if rank() == 0:
@@ -153,7 +153,7 @@ def check_a_policy_saves_and_stops_the_training(engine: str, folder: Path) -> No
         assert run.event_list("stop")[-1]["reason"] == "saves_and_stops: good enough"
 
 
-def check_the_late_phase_goes_by_the_steps_of_an_epoch_run(engine: str, folder: Path) -> None:
+def check_the_late_phase_counts_the_steps_of_an_epoch_run(engine: str, folder: Path) -> None:
     policies = [
         {"annealed_noise": {"late": "off", "late_start": 0.5}},
         {"lr_boost": {"below": 1e3, "factor": 2.0, "late": {"factor": 1.5}, "late_start": 0.75}},
@@ -173,7 +173,7 @@ def check_the_late_phase_goes_by_the_steps_of_an_epoch_run(engine: str, folder: 
         assert used == pytest.approx([r * f for r, f in zip(logged, factors, strict=True)])
 
 
-def check_a_step_that_is_not_finite_is_left_out(engine: str, folder: Path) -> None:
+def check_a_step_that_is_not_finite_is_skipped(engine: str, folder: Path) -> None:
     from transformers import Trainer
 
     seen = []
@@ -201,7 +201,9 @@ def check_a_step_that_is_not_finite_is_left_out(engine: str, folder: Path) -> No
         assert told[4]["policy"] == "looks_back"
 
 
-def check_what_cannot_work_is_refused_before_the_first_step(engine: str, folder: Path) -> None:
+def check_policies_that_cannot_work_are_refused_before_the_first_step(
+    engine: str, folder: Path
+) -> None:
     cases = [
         ([{"lora_balance": {}}], "lora/grad_ratio_B_A/total is not collected"),
         ([{"zclip": {"warmup": 50}}], "it never acts"),
@@ -214,7 +216,7 @@ def check_what_cannot_work_is_refused_before_the_first_step(engine: str, folder:
         forget_last_trainer()
 
 
-def check_presets_leave_out_what_does_not_fit(engine: str, folder: Path) -> None:
+def check_presets_leave_out_policies_that_cannot_act(engine: str, folder: Path) -> None:
     for name in ("ulysses-pro", "ulysses-pro-2025-03", "adaptive"):
         trainer, _ = train(engine, folder / name, name)
         assert trainer.state.global_step == 4

@@ -340,7 +340,7 @@ def test_tokens_are_those_that_ran_with_gradients_on_all_ranks(facts: Facts, cas
 
 
 @each_case
-def test_adapters_are_recorded_where_there_are_any(facts: Facts, case: str) -> None:
+def test_adapters_are_recorded_if_there_are_any(facts: Facts, case: str) -> None:
     for record in facts(case)[0]["records"]:
         assert (record.get("lora/grad_ratio_B_A/total", 0) > 0) == case.endswith("lora")
 
@@ -351,7 +351,7 @@ def test_the_weights_are_bit_equal_to_an_unwatched_training(facts: Facts, case: 
 
 
 @each_case
-def test_nothing_is_left_on_what_the_trainer_owns(facts: Facts, case: str) -> None:
+def test_nothing_remains_on_what_the_trainer_owns(facts: Facts, case: str) -> None:
     assert [seen["left"] for seen in facts(case)] == [[]] * len(facts(case))
 
 

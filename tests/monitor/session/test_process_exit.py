@@ -102,7 +102,7 @@ def test_sigterm_writes_everything_and_the_process_still_dies_of_it(
     assert_recorded(tmp_path / "run", "stopped")
 
 
-def test_a_handler_of_the_users_own_decides_and_the_exit_closes_the_run(tmp_path: Path) -> None:
+def test_the_users_own_handler_decides_and_the_exit_closes_the_run(tmp_path: Path) -> None:
     before = """
     def mine(number, frame):
         import json
@@ -119,7 +119,7 @@ def test_a_handler_of_the_users_own_decides_and_the_exit_closes_the_run(tmp_path
     assert_recorded(tmp_path / "run", "stopped")
 
 
-def test_a_training_whose_handler_lets_it_go_on_is_watched_to_its_end(tmp_path: Path) -> None:
+def test_a_training_whose_handler_lets_it_continue_is_watched_to_its_end(tmp_path: Path) -> None:
     body = """
     with monitor.watch(model, optimizer):
         train(2)
@@ -158,7 +158,7 @@ def test_a_second_sigterm_does_not_cut_the_closing_short(tmp_path: Path) -> None
     assert [p.name for p in (tmp_path / "run/metrics").iterdir()] == ["metrics.parquet"]
 
 
-def test_a_training_that_ignores_sigterm_goes_on(tmp_path: Path) -> None:
+def test_a_training_that_ignores_sigterm_continues(tmp_path: Path) -> None:
     body = WAITS.replace("time.sleep(60)", "time.sleep(1)")
     before = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     assert signalled(tmp_path / "run", body, signal.SIGTERM, before) == 0
@@ -211,7 +211,9 @@ trainer.train()
         ("sys.exit(3)", "failed"),
     ],
 )
-def test_a_trainer_that_ends_early_says_how(tmp_path: Path, how: str, status: str) -> None:
+def test_a_trainer_that_ends_early_records_its_status(
+    tmp_path: Path, how: str, status: str
+) -> None:
     child = run_python("-c", TRAINER.replace("HOW", how), str(tmp_path / "run"), folder=tmp_path)
     assert child.returncode != 0
     assert_recorded(tmp_path / "run", status)
@@ -241,7 +243,7 @@ def test_a_forked_worker_that_is_terminated_or_exits_leaves_the_run_alone(tmp_pa
     assert_recorded(tmp_path / "run", "finished")
 
 
-def test_after_a_run_the_signal_is_what_it_was(tmp_path: Path) -> None:
+def test_after_a_run_the_signal_handler_is_restored(tmp_path: Path) -> None:
     body = """
     before = signal.getsignal(signal.SIGTERM)
     with monitor.watch(model, optimizer):

@@ -94,7 +94,7 @@ def test_the_weights_are_bit_equal_with_and_without_the_monitor(tmp_path: Path) 
     assert torch.equal(*results)
 
 
-def test_after_the_loop_no_hook_is_left_on_the_optimizer(tmp_path: Path) -> None:
+def test_after_the_loop_no_hook_remains_on_the_optimizer(tmp_path: Path) -> None:
     model, optimizer = build()
     before = {k: repr(v) for k, v in vars(optimizer).items() if "hook" in k}
     sink = um.MemorySink()
@@ -108,7 +108,7 @@ def test_after_the_loop_no_hook_is_left_on_the_optimizer(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "stopped")]
 )
-def test_a_loop_that_is_left_by_an_error_closes_the_run(
+def test_a_loop_that_raises_closes_the_run(
     tmp_path: Path, error: type[BaseException], status: str
 ) -> None:
     model, optimizer = build()
@@ -164,7 +164,7 @@ class RaisingRule:
         raise RuntimeError("broken")
 
 
-def test_failing_sinks_and_rules_cost_neither_the_training_nor_the_run(tmp_path: Path) -> None:
+def test_failing_sinks_and_rules_harm_neither_the_training_nor_the_run(tmp_path: Path) -> None:
     model, optimizer = build()
     monitor = um.Monitor(
         tmp_path / "run", tensorboard=False, sinks=[RaisingSink()], rules=[RaisingRule()]
@@ -188,7 +188,7 @@ def test_one_schema_serves_all_records_with_the_same_names(tmp_path: Path) -> No
     assert len({record.schema for record in sink.records}) == 5
 
 
-def test_a_further_metric_with_a_wrong_name_is_refused(tmp_path: Path) -> None:
+def test_logging_a_metric_with_a_wrong_name_is_refused(tmp_path: Path) -> None:
     model, optimizer = build()
     monitor = um.Monitor(tmp_path / "run", tensorboard=False)
     with monitor.watch(model, optimizer), pytest.raises(um.InputError, match="eval_loss"):
@@ -219,7 +219,7 @@ def test_wrong_arguments_are_refused_with_what_is_allowed(tmp_path: Path) -> Non
         pass
 
 
-def test_a_directory_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model, optimizer = build()
     with (
@@ -258,7 +258,7 @@ def test_importing_the_package_imports_no_optional_dependency() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_can_be_had_and_an_unknown_one_is_an_attribute_error() -> None:
+def test_every_public_name_can_be_imported_and_an_unknown_one_is_an_attribute_error() -> None:
     for name in um.__all__:
         assert getattr(um, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
@@ -307,7 +307,7 @@ def test_a_defect_that_persists_costs_the_records_and_not_the_training(
     assert told == [("recording", "failed", 2), ("recording", "off", 4)]
 
 
-def test_adapters_that_cannot_be_looked_into_cost_their_metrics_alone(
+def test_adapters_that_cannot_be_read_cost_only_their_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from peft import LoraConfig, get_peft_model

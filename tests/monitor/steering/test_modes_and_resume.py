@@ -71,7 +71,7 @@ def loop(
     return monitor, model
 
 
-def test_a_factor_stays_until_it_is_one_again_and_says_who_and_why(tmp_path: Path) -> None:
+def test_a_factor_stays_until_it_is_one_and_the_event_says_who_and_why(tmp_path: Path) -> None:
     said = {2: command("lr_factor=0.5", why="too fast"), 5: command("lr_factor=1")}
     loop(tmp_path / "run", said)
     run = um.open_run(tmp_path / "run")
@@ -110,7 +110,7 @@ def test_a_policy_is_switched_off_to_shadow_and_on_again(tmp_path: Path) -> None
         (["save"], "give watch\\(..., save=\\)"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_the_record_and_nothing_of_it_is_done(
+def test_an_impossible_command_is_refused_with_an_event_and_changes_nothing(
     tmp_path: Path, words: list[str], message: str
 ) -> None:
     _, model = loop(tmp_path / "run", {1: command("lr_factor=0.1", *words)}, [halves])
@@ -121,7 +121,7 @@ def test_what_cannot_be_done_is_refused_in_the_record_and_nothing_of_it_is_done(
     assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
-def test_stop_leaves_the_loop_at_the_end_of_the_step_and_save_calls_the_loops_own(
+def test_stop_leaves_the_loop_at_the_end_of_the_step_and_save_calls_the_loops_save(
     tmp_path: Path,
 ) -> None:
     saved: list[int] = []
@@ -136,7 +136,7 @@ def test_stop_leaves_the_loop_at_the_end_of_the_step_and_save_calls_the_loops_ow
     assert run.metrics("grad/norm/total").index.tolist() == [1, 2, 3, 4]
 
 
-def test_a_file_that_others_may_write_is_not_obeyed_and_the_record_says_so(tmp_path: Path) -> None:
+def test_a_control_file_that_others_may_write_is_refused_with_an_event(tmp_path: Path) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     with monitor_of(tmp_path / "run").watch(model, optimizer):
@@ -175,7 +175,7 @@ def test_all_ranks_obey_at_the_same_step(tmp_path: Path) -> None:
     assert used == pytest.approx([LR, LR, LR / 4, LR / 4, LR / 4])
 
 
-def test_what_a_function_asks_for_and_cannot_be_done_is_told(tmp_path: Path) -> None:
+def test_an_action_that_cannot_be_performed_has_a_note(tmp_path: Path) -> None:
     asked = [
         um.Action(kind="save"),
         um.Action(kind="scale", values={"factor": 0.5}, targets=("nobody.*",)),
@@ -194,7 +194,7 @@ def test_what_a_function_asks_for_and_cannot_be_done_is_told(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_two_monitors_on_one_optimizer_leave_each_other_alone(tmp_path: Path, turned: bool) -> None:
+def test_two_monitors_on_one_optimizer_do_not_interfere(tmp_path: Path, turned: bool) -> None:
     def slower(_: Sequence[um.StepRecord]) -> list[um.Action]:
         return [um.Action(kind="lr_factor", values={"factor": 0.5})]
 
@@ -261,7 +261,7 @@ def ranks_that_disagree(folder: str, how: str) -> list[float]:
     ("how", "message"),
     [("fail", "acting failed on 1 of 2 ranks"), ("decide", "the ranks decided differently")],
 )
-def test_where_ranks_do_not_act_alike_all_stop_acting_one_step_later(
+def test_if_ranks_act_differently_all_stop_acting_one_step_later(
     tmp_path: Path, how: str, message: str
 ) -> None:
     asked = spawn(ranks_that_disagree, 2, args=[str(tmp_path), how], timeout=60)
@@ -319,7 +319,7 @@ def test_a_plain_loop_that_keeps_the_state_resumes_as_if_it_had_not_stopped(tmp_
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
-def test_a_person_s_factor_and_modes_come_back_too(tmp_path: Path) -> None:
+def test_a_persons_factor_and_modes_survive_a_resume(tmp_path: Path) -> None:
     model, state = model_of(), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     monitor = monitor_of(tmp_path / "run", [halves])
@@ -336,7 +336,7 @@ def test_a_person_s_factor_and_modes_come_back_too(tmp_path: Path) -> None:
     assert [e["mode"] for e in run.event_list("action")] == ["shadow", "shadow"]
 
 
-def test_what_a_policy_remembers_is_of_one_training(tmp_path: Path) -> None:
+def test_a_policys_memory_belongs_to_one_training(tmp_path: Path) -> None:
     policy = AutoClip(percentile=50, warmup=2)
     monitor = monitor_of(tmp_path / "run", [policy, Counts()], if_exists="overwrite")
     told = []
@@ -352,7 +352,7 @@ def test_what_a_policy_remembers_is_of_one_training(tmp_path: Path) -> None:
     assert policy.memory == {}
 
 
-def test_a_preset_acts_where_nobody_knows_the_number_of_steps(tmp_path: Path) -> None:
+def test_a_preset_acts_when_the_number_of_steps_is_unknown(tmp_path: Path) -> None:
     policies = ["ulysses-pro", {"gradient_noise": {"below": 1e6}}]
     loop(tmp_path / "run", {}, policies, steps=2)
     start = um.open_run(tmp_path / "run").event_list("start")[0]["policies"]
@@ -368,7 +368,7 @@ def test_a_preset_acts_where_nobody_knows_the_number_of_steps(tmp_path: Path) ->
     assert {"gradient_noise", "lr_boost", "centralize"} <= told
 
 
-def test_a_state_that_cannot_be_kept_costs_its_policy_its_memory_alone(tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_saved_costs_only_that_policys_memory(tmp_path: Path) -> None:
     class Odd(Counts):
         def state_dict(self) -> Any:
             return {"count": torch.ones(1)}
@@ -395,7 +395,7 @@ def test_a_state_that_cannot_be_kept_costs_its_policy_its_memory_alone(tmp_path:
         (["lr_boost", {"warmup_cosine": {}}], "both set the learning rate"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_step(
+def test_policies_that_cannot_work_are_refused_before_the_first_step(
     tmp_path: Path, policies: Any, message: str
 ) -> None:
     model = model_of()

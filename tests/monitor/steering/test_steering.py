@@ -90,7 +90,7 @@ def warms(history: Sequence[um.StepRecord]) -> list[um.Action]:
 # -- acting -----------------------------------------------------------------------------------
 
 
-def test_a_function_of_the_history_acts_and_says_so(tmp_path: Path) -> None:
+def test_a_function_of_the_history_acts_and_its_action_is_an_event(tmp_path: Path) -> None:
     model, _ = train(tmp_path / "run", [doubles], steps=1)
     by_hand = model_of()
     by_hand(batch(1)).square().sum().backward()
@@ -108,7 +108,7 @@ def test_a_function_of_the_history_acts_and_says_so(tmp_path: Path) -> None:
     assert event["read"]["grad/norm/total"] == pytest.approx(norm)
 
 
-def test_in_shadow_mode_weights_are_those_of_no_monitor_bit_by_bit(tmp_path: Path) -> None:
+def test_in_shadow_mode_weights_are_bit_equal_to_an_unwatched_training(tmp_path: Path) -> None:
     policies = [doubles, warms, lambda _: [um.Action(kind="add_noise", values={"std": 1.0})]]
     shadow, _ = train(tmp_path / "run", policies, shadow=True)
     alone, _ = train(tmp_path / "none", watched=False)
@@ -168,7 +168,7 @@ def test_a_factor_lasts_one_step_and_never_compounds_with_a_scheduler(
     assert used.tolist() == pytest.approx((scheduled * [1.0, 3.0, 1.0, 1.0]).tolist(), rel=1e-6)
 
 
-def test_a_factor_is_used_by_the_step_and_by_one_group_alone(tmp_path: Path) -> None:
+def test_a_factor_applies_to_the_step_and_to_one_group_only(tmp_path: Path) -> None:
     def groups(model: nn.Module) -> Any:
         first, second = list(model[0].parameters()), list(model[3].parameters())  # type: ignore[index]
         return [{"params": first, "lr": LR}, {"params": second, "lr": 16 * LR}]
@@ -203,7 +203,7 @@ def test_a_loop_that_fails_within_a_step_gets_its_rate_back(tmp_path: Path) -> N
 # -- standing back, failing, wrong input ------------------------------------------------------
 
 
-def test_policies_stand_back_where_gradients_are_not_finite(tmp_path: Path) -> None:
+def test_policies_are_not_asked_when_gradients_are_not_finite(tmp_path: Path) -> None:
     model, _ = train(tmp_path / "run", [doubles], steps=3, poison=3)
     before, _ = train(tmp_path / "before", [doubles], steps=2)
     assert equal(model, before)  # the step is left out
@@ -214,7 +214,7 @@ def test_policies_stand_back_where_gradients_are_not_finite(tmp_path: Path) -> N
     assert last["targets"] == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
-def test_a_policy_that_raises_costs_nobody_else_anything(
+def test_a_policy_that_raises_does_not_affect_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = []
@@ -256,7 +256,7 @@ def test_a_defect_in_the_steering_never_reaches_the_training(
     assert caplog.text.count("steering is switched off") == 1
 
 
-def test_policies_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+def test_policies_with_the_same_name_get_distinct_names(tmp_path: Path) -> None:
     train(tmp_path / "run", [doubles, doubles], steps=1)
     assert um.open_run(tmp_path / "run").events("action")["policy"].tolist() == [
         "doubles",
@@ -269,7 +269,7 @@ class NoDecide:
 
 
 @pytest.mark.parametrize("policies", ["all", [NoDecide()], [um.MemorySink], 3])
-def test_what_is_no_policy_is_refused_at_once(tmp_path: Path, policies: Any) -> None:
+def test_an_object_that_is_not_a_policy_is_refused_at_once(tmp_path: Path, policies: Any) -> None:
     with pytest.raises(um.InputError, match=r"policy|policies"):
         um.Monitor(tmp_path / "run", policies=policies)
 
@@ -318,7 +318,7 @@ def replicas_after(steps: int, folder: str) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def test_replicas_stay_bit_by_bit_alike(tmp_path: Path) -> None:
+def test_replicas_stay_bit_equal(tmp_path: Path) -> None:
     one, other = spawn(replicas_after, 2, args=[50, str(tmp_path)], timeout=100)
     assert all(map(torch.equal, one, other))
     run = um.open_run(tmp_path / "run")

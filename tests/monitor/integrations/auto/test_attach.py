@@ -74,7 +74,7 @@ def test_without_settings_the_error_says_how_to_start_the_command():
 # -- notes ------------------------------------------------------------------------------------
 
 
-def test_notes_come_once_each_and_in_order_and_are_dropped_where_nobody_reads(tmp_path):
+def test_notes_are_read_once_each_in_order_and_dropped_if_nobody_reads(tmp_path):
     path = tmp_path / "notes"
     write_note(path, Note("made"))
     write_note(None, Note("made"))
@@ -100,7 +100,7 @@ def leave_run(path: Path, settings: AttachSettings | None = None, output_dir: st
     (path / "run.json").write_text(json.dumps({"config": config}))
 
 
-def test_the_next_trainings_of_a_command_get_numbers_and_pass_over_what_is_there(tmp_path):
+def test_later_trainings_of_a_command_get_numbers_and_skip_existing_runs(tmp_path):
     settings = settings_for(tmp_path)
     assert choose_place(settings, "out", 0) == Place(tmp_path / "demo", "refuse")
     leave_run(tmp_path / "demo", settings)
@@ -127,7 +127,7 @@ def test_only_runs_of_this_family_are_replaced_or_continued(tmp_path, if_exists)
     assert taken == ["demo", "demo-3", "demo-4"]
 
 
-def test_a_training_that_goes_on_is_known_by_its_output_dir(tmp_path):
+def test_a_resumed_training_is_found_by_its_output_dir(tmp_path):
     before = settings_for(tmp_path, "before")
     leave_run(tmp_path / "demo", before, "a")
     leave_run(tmp_path / "demo-2", before, "b")
@@ -141,7 +141,7 @@ def test_a_training_that_goes_on_is_known_by_its_output_dir(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": null}', '{"config": {"attach": 1}}'])
-def test_a_run_json_of_any_kind_is_somebody_elses(tmp_path, text):
+def test_a_run_json_without_our_entry_belongs_to_somebody_else(tmp_path, text):
     for name in ("demo", "demo-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
@@ -182,7 +182,7 @@ def test_without_settings_nothing_waits_for_a_trainer(tmp_path):
     assert python(WAITS, ULYSSES_ATTACH="{}").stdout == "1\n"
 
 
-def test_the_sitecustomize_behind_it_runs_in_its_place_and_fails_as_it_would(tmp_path):
+def test_the_shadowed_sitecustomize_runs_and_fails_as_it_would_alone(tmp_path):
     own = tmp_path / "sitecustomize.py"
     own.write_text("import sys\nsys.own = __name__\n")
     code = "import sys; print(sys.own, sys.modules['sitecustomize'].__file__)"
@@ -193,7 +193,7 @@ def test_the_sitecustomize_behind_it_runs_in_its_place_and_fails_as_it_would(tmp
     assert "mine" in python("", tmp_path).stderr
 
 
-def test_what_goes_wrong_while_attaching_is_one_line_and_a_note(tmp_path):
+def test_a_failure_while_attaching_is_one_line_and_a_note(tmp_path):
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers/__init__.py").write_text("__version__ = '4.9'\n")
     (tmp_path / "transformers/trainer.py").write_text("x = 1\n")
@@ -291,10 +291,10 @@ def train_with_the_callback(root: str) -> None:
         c for c in trainer.callback_handler.callbacks if isinstance(c, AttachedCallback)
     ]
     build_trainer("plain", folder, callbacks=[handed_on]).train()
-    check_a_stop_that_a_rule_asks_for_is_not_swallowed(build_trainer, folder)
+    check_a_requested_stop_is_not_swallowed(build_trainer, folder)
     recorded = [n.text for n in read_notes(notes) if n.outcome == "recorded"]
     assert recorded == [str(folder / name) for name in ("run", "run-2", "run-3", "run-4", "run-5")]
-    check_versions_that_are_not_known_are_refused()
+    check_unknown_versions_are_refused()
 
 
 def check_a_failing_event_costs_neither_the_training_nor_the_record(
@@ -318,7 +318,7 @@ def check_a_failing_event_costs_neither_the_training_nor_the_record(
     assert failed == ["ValueError: not a metric"]
 
 
-def check_a_stop_that_a_rule_asks_for_is_not_swallowed(build_trainer: Any, folder: Path) -> None:
+def check_a_requested_stop_is_not_swallowed(build_trainer: Any, folder: Path) -> None:
     def stops(*args: Any) -> None:
         raise TrainingStoppedError("loss is NaN")
 
@@ -348,7 +348,7 @@ def check_a_training_that_raised_ends_its_run_and_the_next_has_its_own(
     assert um.open_run(folder / "run-3").info["status"] == "finished"
 
 
-def check_versions_that_are_not_known_are_refused() -> None:
+def check_unknown_versions_are_refused() -> None:
     from ulysses_monitor.integrations.auto import callback
 
     with pytest.raises(um.InputError, match="no list of default callbacks"):

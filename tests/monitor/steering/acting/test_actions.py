@@ -278,7 +278,7 @@ def truths() -> dict[tuple[int, str, str], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("engine", "bits", "world", "optimizer", "name"), CASES, ids=lambda v: str(v)
 )
-def test_an_action_leads_to_the_weights_that_it_leads_to_by_hand(
+def test_an_action_gives_the_same_weights_as_the_edit_made_by_hand(
     results: dict, truths: dict, engine: str, bits: str, world: int, optimizer: str, name: str
 ) -> None:
     truth = truths[world, optimizer, name]

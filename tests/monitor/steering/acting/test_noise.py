@@ -46,7 +46,7 @@ def test_neighbours_steps_parameters_and_seeds_are_independent() -> None:
             assert abs(correlation) < 5 / math.sqrt(count)
 
 
-def test_any_piece_of_a_parameter_has_the_numbers_of_its_place() -> None:
+def test_any_piece_of_a_parameter_gets_the_noise_of_its_position() -> None:
     key = noise_key(0, 1, "model.embed.weight")
     whole = noise(key, 2_500_000)
     for offset, count in ((0, 1), (1, 7), (1_048_575, 3), (1_200_000, 1_300_000)):
