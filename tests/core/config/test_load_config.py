@@ -96,7 +96,7 @@ def test_sequence_parallel_size_moves_from_the_deepspeed_json_to_the_settings(wr
         (["model_name_or_path=null"], "neither is set; set exactly one of them"),
         (
             ["monitor.sampel_every=3"],
-            r"unknown key 'monitor.sampel_every' \(did you mean 'sample_every'\?\); allowed: sinks, rules",
+            r"unknown key 'monitor.sampel_every' \(did you mean 'sample_every'\?\); allowed: sinks",
         ),
         (["monitor.sinks=[3]"], "sinks: an object of type int is not a sink"),
         (["nonsense"], "expected key=value"),
