@@ -49,8 +49,8 @@ def test_an_override_sets_sinks(tmp_path: Path) -> None:
         ("    - csv: {pth: a}", r"run.yaml: sink csv: .*did you mean 'path'"),
         ("    - csv: {path: 3}", r"run.yaml: sink csv: path: got 3; allowed is text"),
         ("    - webhook: {url_env: NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE is not set"),
-        ("    - 3", "run.yaml: monitor.sinks"),
-        ("    csv: {}", "run.yaml: monitor.sinks"),
+        ("    - 3", "run.yaml: sink"),
+        ("    csv: {}", "run.yaml: sinks"),
     ],
 )
 def test_a_wrong_sink_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
