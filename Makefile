@@ -6,6 +6,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 STAMP := $(VENV)/.installed
 
 SERVICES := $(VENV)/.services-installed
+# Tests of one file stay together: they share what its fixtures trained.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup data train test test-full test-services lint format check clean
 
@@ -32,10 +35,10 @@ train: data
 		output_dir=runs/sft overwrite_output_dir=true
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-full: $(STAMP)
-	$(BIN)/pytest --full
+	$(PYTEST) --full
 
 # Real servers, all on this machine: MLflow, Prometheus, an OTLP receiver, W&B's own files.
 test-services: $(SERVICES)

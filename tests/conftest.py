@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
+_TESTS = Path(__file__).parent
 _LONGEST_BUILD_SECONDS = 300
+_LONGEST_FILES = (
+    "core/cli/test_training.py",
+    "monitor/steering/acting/test_actions.py",
+    "monitor/integrations/test_policies_in_trainers.py",
+    "monitor/integrations/test_hf_trainer.py",
+    "monitor/integrations/test_trl_trainers.py",
+    "monitor/engines/test_engines_exactness.py",
+    "core/parallel/test_sequence_training.py",
+    "core/cli/test_attach.py",
+    "monitor/session/test_lifecycle.py",
+)
 
 
 def pytest_configure() -> None:
@@ -29,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     _skip(config, items, "full", "a longer grid; give --full to run it")
     _skip(config, items, "services", "needs servers on this machine; give --services to run it")
 
@@ -38,3 +51,9 @@ def _skip(config: pytest.Config, items: list[pytest.Item], marker: str, reason: 
         for item in items:
             if marker in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _place(item: pytest.Item) -> int:
+    """Sorts the longest files to the front, so that no worker is left alone with one at the end."""
+    name = item.path.relative_to(_TESTS).as_posix()
+    return _LONGEST_FILES.index(name) if name in _LONGEST_FILES else len(_LONGEST_FILES)

@@ -218,8 +218,11 @@ def replay(
         typer.Option(help="A preset, a policy, a YAML file or module:function. Can be repeated."),
     ] = None,
     rules: Annotated[
-        Literal["default"] | None,
-        typer.Option(help="Rules to replay. Default: the default rules, if there are no policies."),
+        list[str] | None,
+        typer.Option(
+            help="default, a rule, a YAML file or module:function. Can be repeated. "
+            "Default: the default rules, if there are no policies."
+        ),
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show all decisions and alerts.")] = False,
     as_json: AsJson = False,
@@ -227,7 +230,7 @@ def replay(
     """Show what rules and policies would have done in a run, and at which steps."""
     from ulysses_core.cli.replay import replay as command
 
-    command(run, policies or [], rules, as_json=as_json, show_all=show_all)
+    command(run, policies or [], rules or [], as_json=as_json, show_all=show_all)
 
 
 @store.command()

@@ -50,7 +50,7 @@ def _find_warnings(managed: Managed, config: RunConfig, trained: int) -> Iterato
     if above is not None and above > 100 * healthy:
         norm = above * math.sqrt(trained * math.pi / 2)
         yield f"above is {above:g}, which means a gradient norm of {norm:,.0f}; it rarely acts"
-    if "add_noise" in managed.acts and not getattr(policy, "relative", False):
+    if "add_noise" in managed.action_kinds and not getattr(policy, "relative", False):
         std = policy.std if hasattr(policy, "std") else math.sqrt(policy.eta)
         if std * math.sqrt(trained) > _HEALTHY_NORM:
             yield (
@@ -58,7 +58,7 @@ def _find_warnings(managed: Managed, config: RunConfig, trained: int) -> Iterato
                 f"{std * math.sqrt(trained):.3g}, more than a healthy gradient"
             )
     if (
-        "scale_each" in managed.acts
+        "scale_each" in managed.action_kinds
         and hasattr(policy, "factor")
         and _has_normalizing_optimizer(config)
     ):
@@ -66,7 +66,11 @@ def _find_warnings(managed: Managed, config: RunConfig, trained: int) -> Iterato
             "under Adam a constant factor has no effect, and a changing factor acts only through "
             "the second moment"
         )
-    if "clip_norm" in managed.acts and _trainer_clips(config) and hasattr(policy, "percentile"):
+    if (
+        "clip_norm" in managed.action_kinds
+        and _trainer_clips(config)
+        and hasattr(policy, "percentile")
+    ):
         yield "the Trainer clips after the policy; set max_grad_norm: 0 to let only the policy clip"
 
 

@@ -25,7 +25,7 @@ from ulysses_monitor.diagnosis.replay import (
 from ulysses_monitor.policies import make_policies
 from ulysses_monitor.reading import RunReader, open_run
 from ulysses_monitor.records.json_ready import event_to_dict
-from ulysses_monitor.rules import default_rules
+from ulysses_monitor.rules import make_rules
 
 __all__ = ["replay"]
 
@@ -76,7 +76,7 @@ class _Result:
 def replay(
     place: str,
     policies: Sequence[str],
-    rules: str | None,
+    rules: Sequence[str],
     *,
     as_json: bool,
     show_all: bool,
@@ -87,18 +87,20 @@ def replay(
         place: the path or URL of the run.
         policies: names, presets, YAML files and import paths; modules in the current directory
             can be imported.
-        rules: ``default``, or None for no rules; without policies None means the default rules.
+        rules: names, YAML files and import paths; if there are neither policies nor rules, the
+            default rules.
         as_json: print a JSON object instead of tables.
         show_all: print all decisions and alerts, not only the first ones.
 
     Raises:
-        InputError: there is no run, or a policy is wrong or cannot act in it.
+        InputError: there is no run, or a rule or policy is wrong, or a policy cannot act in it.
     """
     run = open_run(place)
+    _import_from_here()
     steps = [int(step) for step in trained_steps(run)]
     results = [_replay_policies(run, policies, bool(steps))] if policies else []
     if rules or not policies:
-        results.append(_replay_rules(run))
+        results.append(_replay_rules(run, rules or ["default"]))
     if as_json:
         typer.echo(json.dumps(_as_json(run, steps, results), indent=2, allow_nan=False))
         return
@@ -109,9 +111,6 @@ def replay(
 
 
 def _replay_policies(run: RunReader, specs: Sequence[str], has_steps: bool) -> _Result:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     policies = make_policies([policy for spec in specs for policy in make_policies(spec)])
     if not has_steps:  # no policy would fit, which is not the policies' fault
         return _Result("policy", [policy.name for policy in policies], [], {})
@@ -120,8 +119,15 @@ def _replay_policies(run: RunReader, specs: Sequence[str], has_steps: bool) -> _
     return _Result("policy", [policy.name for policy in fit.policies], events, fit.left_out)
 
 
-def _replay_rules(run: RunReader) -> _Result:
-    rules = default_rules()
+def _import_from_here() -> None:
+    """Lets import paths name modules in the current directory."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _replay_rules(run: RunReader, specs: Sequence[str]) -> _Result:
+    rules = make_rules([rule for spec in specs for rule in make_rules(spec)])
     events = [event_to_dict(event) for event in replay_rules(run, rules)]
     return _Result("rule", [rule.name for rule in rules], events, {})
 

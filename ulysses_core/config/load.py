@@ -14,8 +14,8 @@ from ulysses_core.config.keys import UNSUPPORTED_KEYS, UNSUPPORTED_VALUES
 from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig, RunSettings
 from ulysses_core.config.training_arguments import check_training_arguments, training_keys
 from ulysses_core.data import DataConfig
-from ulysses_core.validation import describe_problem
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.validation import describe_problem
 
 __all__ = ["load_config"]
 

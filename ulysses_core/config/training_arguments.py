@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ulysses_core.validation import describe_problem
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.validation import describe_problem
 
 __all__ = ["check_training_arguments", "training_keys"]
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ulysses_core.validation import describe_problem
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.validation import describe_problem
 
 __all__ = ["INFO_FILE", "Columns", "DatasetSpec", "Tags", "find_datasets"]
 

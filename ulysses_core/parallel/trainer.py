@@ -162,7 +162,7 @@ class _Patches:
         for callback in self.trainer.callback_handler.callbacks:
             session = callback.session if isinstance(callback, TrainerWatcher) else None
             if session is not None and session not in self._sessions:
-                self._sessions[session] = session.add_source(SP_METRICS, self._take_cost)
+                self._sessions[session] = session.sources.add(SP_METRICS, self._take_cost)
 
     def remove_metrics(self) -> None:
         """Removes the cost of the exchange from the metrics of all monitors."""

@@ -68,7 +68,7 @@ class Bus:
             Worker(sink, name, queue_bytes, spill_bytes, report or self.report, opening)
             for sink, name in zip(sinks, _names(sinks), strict=True)
         ]
-        self._thread = threading.Thread(target=self._hand_out, name="bus", daemon=True)
+        self._thread = threading.Thread(target=self._deliver, name="bus", daemon=True)
         self._thread.start()
         _watch_forks(self)
 
@@ -81,14 +81,14 @@ class Bus:
         else:
             self._lost += 1
 
-    def _hand_out(self) -> None:
+    def _deliver(self) -> None:
         pause = _LONGEST_PAUSE
         while not self._end.wait(pause):
             pause = _PAUSE if self._published else min(1.2 * pause, _LONGEST_PAUSE)
-            self._hand_out_all()
-        self._hand_out_all()
+            self._deliver_published()
+        self._deliver_published()
 
-    def _hand_out_all(self) -> None:
+    def _deliver_published(self) -> None:
         while self._published:
             item = self._published.popleft()
             self._step = item.step

@@ -33,7 +33,7 @@ class Health:
         self._retry_at = 0.0
         self.is_off = False
 
-    def failed(self, method: str, now: float) -> Change | None:
+    def count_failure(self, method: str, now: float) -> Change | None:
         """Counts a failure.
 
         Args:
@@ -52,7 +52,7 @@ class Health:
         self._retry_at = now + self._pause
         return change
 
-    def succeeded(self, method: str) -> Change | None:
+    def count_success(self, method: str) -> Change | None:
         """Counts a success; returns ``on`` if the sink was off until now, else None."""
         self._in_a_row.pop(method, None)
         if self._in_a_row or not self.is_off:

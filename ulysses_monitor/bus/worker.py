@@ -19,6 +19,7 @@ __all__ = ["Report", "Worker"]
 logger = logging.getLogger(__name__)
 
 Report = Callable[[Mapping[str, Any]], None]
+"""Called with the data of an event about a sink: its name, its state, the error."""
 
 _FLUSH_SECONDS = 0.25
 """Longest time from writing an item to flushing it. Together with the store's own wait, a step is
@@ -29,7 +30,7 @@ _SETTLE_SECONDS = 0.6
 two syncs, so that the last steps are synced too."""
 
 _HANG_SECONDS = 30.0
-_LOSSLESS_PAUSE = 0.1
+"""Longest call of a sink before a warning."""
 
 
 class Worker:
@@ -131,7 +132,7 @@ class Worker:
         while self._wait():
             if self._opening is not None:
                 self._opening = None if self._attempt("open", lambda: opening) else opening
-            elif self._flush_is_due():
+            elif self._is_flush_due():
                 self._flush()
             elif len(self._queue):
                 self._write_first()
@@ -162,7 +163,7 @@ class Worker:
         """Returns whether waiting is pointless: at the run's end, a live sink that is off."""
         return self._health.is_off and not isinstance(self._queue, LosslessQueue)
 
-    def _flush_is_due(self) -> bool:
+    def _is_flush_due(self) -> bool:
         now = time.monotonic()
         if not self._unflushed:
             return now >= self._settles_at
@@ -192,13 +193,13 @@ class Worker:
         try:
             getattr(self._sink, method)(*arguments())
         except BaseException as error:  # noqa: BLE001 - a sink may raise anything; it is reported
-            self._report_change(self._health.failed(method, time.monotonic()), error)
+            self._report_change(self._health.count_failure(method, time.monotonic()), error)
             must_retry = isinstance(error, OSError) or method != "write"
             self._lost += not must_retry
             return not must_retry
         finally:
             self._busy_since = None
-        self._report_change(self._health.succeeded(method))
+        self._report_change(self._health.count_success(method))
         return True
 
     def _report_change(self, change: Change | None, error: BaseException | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["Undo", "patch_method", "undo_all"]
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 """Removes a patch or a hook and leaves the object as it was before."""
 
 

@@ -10,12 +10,12 @@ __all__ = ["agree_or_raise", "any_rank", "broadcast_bytes", "rank", "world_size"
 
 def rank() -> int:
     """Returns the rank of this process, 0 if nothing is distributed."""
-    return dist.get_rank() if _distributed() else 0
+    return dist.get_rank() if _is_distributed() else 0
 
 
 def world_size() -> int:
     """Returns the number of processes, 1 if nothing is distributed."""
-    return dist.get_world_size() if _distributed() else 1
+    return dist.get_world_size() if _is_distributed() else 1
 
 
 def agree_or_raise(error: Exception | None, otherwise: Exception, device: torch.device) -> None:
@@ -56,5 +56,5 @@ def broadcast_bytes(data: bytes, device: torch.device) -> bytes:
     return payload.cpu().numpy().tobytes()[: int(size)]
 
 
-def _distributed() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()

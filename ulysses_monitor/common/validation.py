@@ -10,6 +10,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.expectations import (
+    describe_expected,
+    explicit_expectation,
+    item_hint,
+)
 from ulysses_monitor.common.masking import mask_secrets
 
 __all__ = ["describe_problem", "validate"]
@@ -67,7 +72,8 @@ def describe_problem(
         return _unknown_key(model, first["loc"])
     if first["type"] == "missing":
         return f"{name} is missing; set it"
-    if first["type"] == "value_error":
+    declared = _describe_annotation(model, path, first["type"])
+    if first["type"] == "value_error" and declared is None:
         text = first["msg"].removeprefix("Value error, ")
         return f"{name}: {text}" if name else text
     # A value that may have one of several types gives an error for each of them.
@@ -75,9 +81,34 @@ def describe_problem(
     value = mask_secrets({name: first["input"]})[name]
     if len(same_value) == 1 and first["type"] in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        return f"{name} is {value!r}{nearest(str(value), allowed)}; allowed: {', '.join(allowed)}"
-    expected = " or ".join(dict.fromkeys(map(_describe_expected, same_value)))
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        return f"{name} is {value!r}{hint}; allowed: {', '.join(allowed)}"
+    expected = declared or " or ".join(dict.fromkeys(map(_describe_expected, same_value)))
     return f"{name} is {value!r}; expected {expected}"
+
+
+def _describe_annotation(
+    model: type[BaseModel] | None, path: tuple[str, ...], kind: str
+) -> str | None:
+    """Returns what the setting at `path` takes; None if its annotation does not explain the error.
+
+    Args:
+        model: the model that was validated.
+        path: keys of the setting.
+        kind: pydantic's type of the error.
+    """
+    hint: Any = model
+    notes: list[Any] = []
+    for part in path:
+        if isinstance(hint, type) and issubclass(hint, BaseModel):
+            field = _fields(hint).get(part)
+            hint, notes = (field.annotation, field.metadata) if field else (None, [])
+        else:
+            hint, notes = item_hint(hint), []
+    if not path or hint is None:
+        return None
+    is_explained = kind in _LIMITS or kind.endswith(("_type", "_parsing", "too_short"))
+    return describe_expected(hint, notes) if is_explained else explicit_expectation(hint, notes)
 
 
 def _describe_expected(problem: Any) -> str:

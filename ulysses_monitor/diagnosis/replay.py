@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +42,9 @@ from ulysses_monitor.diagnosis.recorded_steps import (
 )
 from ulysses_monitor.policies import (
     POLICIES,
+    BuiltinPolicy,
     Fit,
     Managed,
-    OwnPolicy,
     PolicySet,
     fit_policies,
     make_policies,
@@ -52,7 +52,7 @@ from ulysses_monitor.policies import (
 )
 from ulysses_monitor.reading import RunReader
 from ulysses_monitor.records import Event
-from ulysses_monitor.rules import Rule, RuleSet, checked_rules
+from ulysses_monitor.rules import RuleSet, make_rules
 from ulysses_monitor.store import Block
 
 __all__ = ["fit_to_run", "replay_policies", "replay_rules", "trained_steps"]
@@ -100,20 +100,20 @@ def replay_policies(run: RunReader, policies: str | Sequence[Any]) -> list[Event
     return events
 
 
-def replay_rules(run: RunReader, rules: Literal["default"] | Iterable[Rule]) -> list[Event]:
+def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> list[Event]:
     """Returns the alerts that `rules` would have raised.
 
     Args:
         run: a finished or a live run.
-        rules: see `Monitor`.
+        rules: see `make_rules`.
 
     Returns:
         An event of kind ``alert`` for each alert, with the time of its step.
 
     Raises:
-        InputError: an object is not a rule.
+        InputError: a rule is wrong.
     """
-    checked = checked_rules(rules)
+    checked = make_rules(rules)
     metrics = MetricTimes.of(run)
     block = keep_trained(run.block()) if checked else Block.empty()
     which = Starts.of(run).of_steps(block.steps)
@@ -163,7 +163,7 @@ def _without_memory(policy: Managed) -> Managed:
     """Returns one of the project's own policies without what a training taught it."""
     if type(policy.policy) not in _KINDS:
         return policy
-    assert isinstance(policy.policy, OwnPolicy)  # noqa: S101 - as all of them
+    assert isinstance(policy.policy, BuiltinPolicy)  # noqa: S101 - as all of them
     return dataclasses.replace(policy, policy=dataclasses.replace(policy.policy))
 
 
@@ -171,7 +171,7 @@ def _patterns(run: RunReader, policies: Sequence[Managed]) -> list[str]:
     """Returns patterns of the metrics to read; none, which means all, if a policy names none."""
     if not all(type(policy.policy) in _KINDS for policy in policies):
         return []
-    patterns = {pattern for policy in policies for pattern in policy.reads}
+    patterns = {pattern for policy in policies for pattern in policy.needed_metrics}
     # A policy that goes by a total names modules in what it says it has read.
     modules = {p.removesuffix("total") + "module/*" for p in patterns if p.startswith("lora/")}
     not_finite = run.block("grad/nonfinite/total").values > 0

@@ -18,11 +18,9 @@ All patches are removed when training ends.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError
@@ -30,7 +28,7 @@ from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
-from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
+from ulysses_monitor.integrations.patches import BatchPatch, observe_loss, read_before_clipping
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
     engine_of,
@@ -119,13 +117,14 @@ class TrainerWatcher(TrainerCallback):
             trainer, engine, self._describe(trainer, state, engine)
         )
         accelerator = trainer.accelerator
+        batches = BatchPatch(trainer, session)
         self._undos = [
-            patch_method(trainer, "get_batch_samples", self._get_batch_samples(trainer, session)),
-            patch_method(accelerator, "backward", _observe_loss(session)),
+            batches.undo,
+            patch_method(accelerator, "backward", observe_loss(session)),
         ]
         if not engine.clips_in_step:
             self._undos.append(
-                patch_method(accelerator, "clip_grad_norm_", _read_before_clipping(session))
+                patch_method(accelerator, "clip_grad_norm_", read_before_clipping(session))
             )
         # If the step was read before it was clipped, this does not read it again.
         session.hook_step()
@@ -234,42 +233,6 @@ class TrainerWatcher(TrainerCallback):
         place = [c for c in callbacks if isinstance(c, TrainerWatcher)].index(self)
         return f"ulysses_policies_{place}.npz"
 
-    # -- the patches ---------------------------------------------------------------------------
-
-    def _get_batch_samples(self, trainer: Trainer, session: Session) -> Callable[..., Any]:
-        made_late = False
-
-        def count(batch: Any) -> None:
-            # Ranks that share rows share their tokens. `get_sp_size` is not among them: DeepSpeed's
-            # own sequence parallelism has sliced the rows before they come here.
-            peers = trainer.get_cp_size() * trainer.get_tp_size()
-            labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
-            session.observe(
-                tokens=row_tokens(batch) / peers,
-                loss_tokens=None if labels is None else labels / peers,
-                attended=attended_pairs(batch) / peers,
-            )
-
-        def prepare_inputs(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            batch = original(*args, **kwargs)
-            if trainer.model.training:  # not an evaluation between steps
-                count(batch)
-            return batch
-
-        def get_batch_samples(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            nonlocal made_late
-            session.step_begins()
-            batches, count_of_labels = original(*args, **kwargs)
-            for batch in batches:
-                if isinstance(batch, Mapping):
-                    count(batch)
-                elif not made_late:  # prompts: GRPO and its kin make batches of them just in time
-                    made_late = True
-                    self._undos.append(patch_method(trainer, "_prepare_inputs", prepare_inputs))
-            return batches, count_of_labels
-
-        return get_batch_samples
-
 
 class MonitorCallback(TrainerWatcher):
     """Connects a monitor to the Trainer it is added to.
@@ -286,19 +249,3 @@ class MonitorCallback(TrainerWatcher):
     def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
         """Opens the monitor's next session."""
         return self.monitor.open(engine, training)
-
-
-def _observe_loss(session: Session) -> Callable[..., Any]:
-    def backward(original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
-        session.observe(loss=loss)
-        return original(loss, *args, **kwargs)
-
-    return backward
-
-
-def _read_before_clipping(session: Session) -> Callable[..., Any]:
-    def clip_grad_norm_(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        session.gradients_ready()
-        return original(*args, **kwargs)
-
-    return clip_grad_norm_

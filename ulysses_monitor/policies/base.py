@@ -6,41 +6,53 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.settings import Texts, check_fields
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = [
     "HISTORY",
+    "LOSS",
     "MAX_STEPS",
+    "NORM",
+    "BuiltinPolicy",
     "Decide",
-    "OwnPolicy",
     "Policy",
-    "check_flag",
-    "check_metric",
-    "check_value",
-    "checked_texts",
-    "steps_of",
+    "Share",
+    "Targets",
+    "share_to_steps",
 ]
 
 HISTORY = 256
-"""Records that a policy can look back on."""
+"""Number of records that a policy can look back on."""
+
+LOSS, NORM = "train/loss/total", "grad/norm/total"
 
 MAX_STEPS = "train/max_steps/total"
-"""How many steps the training has in all; only policies see it, where it is known."""
+"""Total number of steps of the training; only policies see it, and only if it is known."""
 
 Decide = Callable[[Sequence[StepRecord]], Iterable[Action]]
 """A policy as a function of the history."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+"""A share of something: above 0, at most 1."""
+
+Targets = Annotated[Texts, Expected("a list of texts, such as ['*.weight']")]
+"""Patterns of parameter names."""
 
 
 @runtime_checkable
 class Policy(Protocol):
     """Decides from record history alone: the same code serves training, shadow mode and replay.
 
-    Every rank asks it, with the same records, and must get the same answer: no clock, no random
-    number. What it remembers beyond the history it gives as `state_dict()` and takes back with
-    `load_state_dict(state)`, both optional: they travel with the checkpoint.
+    Every rank asks the policy, with the same records, and must get the same answer: no clock, no
+    random number. A policy that remembers more than the history may have `state_dict()` and
+    `load_state_dict(state)`; its state then travels with the checkpoint.
     """
 
     @property
@@ -49,7 +61,7 @@ class Policy(Protocol):
         ...
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
-        """Actions for the newest record, ``history[-1]``, before its gradients are clipped.
+        """Returns actions for the newest record, ``history[-1]``, before gradients are clipped.
 
         Args:
             history: up to `HISTORY` records, oldest first, never empty. They hold what is known
@@ -60,30 +72,44 @@ class Policy(Protocol):
 
 
 @dataclass(kw_only=True)
-class OwnPolicy:
-    """The base of the project's own policies: settings, and a memory that is saved.
+class BuiltinPolicy:
+    """Base of the policies that come with the project: checked settings, and a saved memory.
 
     Attributes:
         memory: what the policy remembers, JSON-ready.
+
+    Raises:
+        InputError: a setting is wrong.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset()
-    """Kinds of the actions that it may ask for."""
+    action_kinds: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of action that the policy may ask for."""
     lookback: ClassVar[int] = 1
-    """Records of the history that it looks at."""
+    """Number of records of the history that the policy looks at."""
 
     name: str = ""
-    """What events call it; the name it is chosen by where not given."""
+    """The policy's name in events; if empty, the name that it is chosen by."""
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        check_fields(self._where, self)
+
     @property
-    def reads(self) -> tuple[str, ...]:
-        """Patterns of metrics, of each of which the run must collect one at least."""
+    def _where(self) -> str:
+        return f"policy {self.name or type(self).__name__}"
+
+    def _refusal(self, problem: str) -> InputError:
+        """Makes the error for settings that contradict each other."""
+        return InputError(f"{self._where}: {problem}")
+
+    @property
+    def needed_metrics(self) -> tuple[str, ...]:
+        """Patterns of metrics; the run must collect at least one metric for each."""
         return ()
 
     @property
-    def silent_steps(self) -> int:
-        """Steps before the first at which it can ask for anything."""
+    def steps_before_acting(self) -> int:
+        """Number of steps before the first one at which the policy can ask for anything."""
         return 0
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
@@ -91,85 +117,17 @@ class OwnPolicy:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the memory."""
+        """Returns a copy of the memory."""
         return copy.deepcopy(self.memory)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the memory back."""
+        """Replaces the memory by a copy of `state`."""
         self.memory = copy.deepcopy(dict(state))
 
 
-def check_value(
-    policy: str,
-    name: str,
-    value: Any,
-    low: float,
-    high: float,
-    *,
-    whole: bool = False,
-    least: bool = False,
-) -> None:
-    """Checks a setting.
+def share_to_steps(share: float, steps: float) -> float:
+    """Converts a share of all steps to steps.
 
-    Args:
-        policy: whose.
-        name: of the setting.
-        value: what was given.
-        low: below which, or at which, no value makes sense (0 for what must be positive).
-        high: the largest value allowed.
-        whole: whether it counts something; then `low` itself is allowed.
-        least: whether `low` itself is allowed of what counts nothing, too.
-
-    Raises:
-        InputError: it is no such number.
+    Rounds, because 0.29 of 100 steps is 28.999999999999996 in floats.
     """
-    kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool)
-    if not good or not (low <= value if whole or least else low < value) or not value <= high:
-        kind = "a whole number from" if whole else "a number from" if least else "a number above"
-        raise InputError(
-            f"policy {policy}: {name} is {value!r}; allowed is {kind} {low:g} to {high:g}"
-        )
-
-
-def check_flag(policy: str, name: str, value: Any) -> None:
-    """Checks a setting that is true or false.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise InputError(f"policy {policy}: {name} is {value!r}; allowed is true or false")
-
-
-def check_metric(policy: str, name: str, value: Any) -> None:
-    """Checks a setting that names one metric.
-
-    Raises:
-        InputError: it is no name; a pattern is none.
-    """
-    if not isinstance(value, str) or not value or "*" in value or "?" in value:
-        raise InputError(
-            f"policy {policy}: {name} is {value!r}; allowed is the name of one metric, such as "
-            "grad/norm/total"
-        )
-
-
-def checked_texts(policy: str, name: str, value: Any, such_as: str) -> tuple[str, ...]:
-    """The texts of a setting that lists some, such as patterns of parameter names.
-
-    Raises:
-        InputError: it is no list, it is empty, or it holds something else.
-    """
-    good = isinstance(value, list | tuple) and value
-    if not good or not all(isinstance(text, str) and text for text in value):
-        raise InputError(
-            f"policy {policy}: {name} is {value!r}; allowed is a list of texts, such as "
-            f"[{such_as!r}]"
-        )
-    return tuple(value)
-
-
-def steps_of(share: float, steps: float) -> float:
-    """A share of all steps in steps; 0.29 of 100 are 29, which floats make 28.999999999999996."""
     return round(share * steps, 6) if math.isfinite(steps) else steps

@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ulysses_monitor.policies.base import OwnPolicy, check_value
+from pydantic import Field
 
-__all__ = ["Bounded"]
+from ulysses_monitor.policies.base import BuiltinPolicy
 
-_FOREVER = 1 << 53
+__all__ = ["UNLIMITED", "BoundedPolicy"]
+
+UNLIMITED = 1 << 53
+"""More steps than any training has."""
 
 
 @dataclass(kw_only=True)
-class Bounded(OwnPolicy):
-    """A policy that acts in spells: from where its condition holds to where it has gone.
+class BoundedPolicy(BuiltinPolicy):
+    """A policy that acts in spells: from the step where its condition holds until it is gone.
 
-    What begins a spell and what keeps it going are told apart, so that a value which wavers about
-    a threshold does not switch it at every step.
+    One condition starts a spell, a weaker one continues it, so that a value which wavers around a
+    threshold does not switch the policy on and off at every step.
     """
 
-    patience: int = 1
-    """Steps in a row at which the condition must hold before it acts."""
-    longest: int = 200
-    """Steps in a row that it acts at most."""
-    cooldown: int = 20
-    """Steps that it rests after such a spell."""
-    most: int = _FOREVER
-    """Steps of the run that it acts at most."""
-
-    def __post_init__(self) -> None:
-        what = self.name or type(self).__name__
-        for name in ("patience", "longest", "most"):
-            check_value(what, name, getattr(self, name), 1, _FOREVER, whole=True)
-        check_value(what, "cooldown", self.cooldown, 0, _FOREVER, whole=True)
+    patience: Annotated[int, Field(ge=1)] = 1
+    """Consecutive steps for which the condition must hold before the policy acts."""
+    longest: Annotated[int, Field(ge=1)] = 200
+    """Most consecutive steps at which the policy acts."""
+    cooldown: Annotated[int, Field(ge=0)] = 20
+    """Steps for which the policy rests after acting for `longest` steps."""
+    most: Annotated[int, Field(ge=1)] = UNLIMITED
+    """Most steps of the run at which the policy acts."""
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
         return self.patience - 1
 
-    def acts_now(self, begins: bool, goes_on: bool, key: str = "spell") -> bool:
-        """Whether to act at this step; ask once a step.
+    def should_act(self, starts: bool, continues: bool, key: str = "spell") -> bool:
+        """Tells whether to act at this step; call it once a step.
 
         Args:
-            begins: whether the condition holds that begins a spell.
-            goes_on: whether the weaker one holds that keeps it going.
-            key: of the memory, where a policy has several spells.
+            starts: whether the condition holds that starts a spell.
+            continues: whether the weaker condition holds that continues one.
+            key: where the memory keeps this spell, for a policy that has several.
         """
         spell = self.memory.setdefault(key, {"held": 0, "acted": 0, "rest": 0, "total": 0})
-        if spell["acted"] >= self.longest and goes_on:
+        if spell["acted"] >= self.longest and continues:
             spell |= {"acted": 0, "held": 0, "rest": self.cooldown}
         if spell["rest"]:
             spell["rest"] -= 1
             return False
-        spell["held"] = spell["held"] + 1 if begins else 0
+        spell["held"] = spell["held"] + 1 if starts else 0
         if spell["total"] >= self.most:
             return False
         if spell["acted"]:
-            if not goes_on:
+            if not continues:
                 spell["acted"] = 0
                 return False
         elif spell["held"] < self.patience:

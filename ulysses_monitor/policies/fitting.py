@@ -36,14 +36,14 @@ def check_conflicts(policies: Sequence[Managed], scheduler: str = "") -> None:
     Raises:
         InputError: two policies set the learning rate, or a policy and the Trainer plan it.
     """
-    owners = [policy.name for policy in policies if "lr_factor" in policy.acts]
+    owners = [policy.name for policy in policies if "lr_factor" in policy.action_kinds]
     if len(owners) > 1:
         raise InputError(
             f"policies {owners[0]} and {owners[1]} both set the learning rate; remove one, or set "
             "mode: off for it"
         )
     for policy in policies:
-        plans_rate = {"lr_factor", "clip_norm"} <= policy.acts
+        plans_rate = {"lr_factor", "clip_norm"} <= policy.action_kinds
         if plans_rate and scheduler not in ("", "constant"):
             raise InputError(
                 f"policy {policy.name} plans the learning rate, and so does the Trainer's "
@@ -86,14 +86,14 @@ def fit_policies(
 def _why_not(
     policy: Managed, metrics: Collection[str], max_steps: int | None, abilities: Collection[str]
 ) -> str:
-    for pattern in policy.reads:
+    for pattern in policy.needed_metrics:
         if pattern == MAX_STEPS and max_steps is None:
             return "needs the number of steps, which is not known; give watch(..., max_steps=)"
         if pattern != MAX_STEPS and not fnmatch.filter(metrics, pattern):
             return f"its metric {pattern} is not collected{_hint(pattern, metrics)}"
-    if missing := (policy.acts & {"save", "stop"}) - {*abilities}:
+    if missing := (policy.action_kinds & {"save", "stop"}) - {*abilities}:
         return f"this training cannot {min(missing)}; give watch(..., save=)"
-    silent = getattr(policy.policy, "silent_steps", 0)
+    silent = getattr(policy.policy, "steps_before_acting", 0)
     if max_steps is not None and silent >= max_steps:
         return (
             f"it never acts: it only observes for {silent} steps, and the training has "

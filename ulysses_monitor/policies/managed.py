@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy, Policy, steps_of
+from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, BuiltinPolicy, Policy, share_to_steps
 from ulysses_monitor.records import Action, Mode, StepRecord
 
 __all__ = ["LATE_START", "Managed"]
@@ -34,7 +34,7 @@ class Managed:
     name: str
     policy: Policy
     mode: Mode | None = None
-    late: OwnPolicy | Literal["off"] | None = None
+    late: BuiltinPolicy | Literal["off"] | None = None
     late_start: float = LATE_START
     preset: str = ""
     _fresh: dict[str, Any] | None = field(default=None, init=False, repr=False)
@@ -45,31 +45,31 @@ class Managed:
     @property
     def lookback(self) -> int:
         """Records of the history that it may look at."""
-        return self.policy.lookback if isinstance(self.policy, OwnPolicy) else HISTORY
+        return self.policy.lookback if isinstance(self.policy, BuiltinPolicy) else HISTORY
 
     @property
-    def acts(self) -> frozenset[str]:
+    def action_kinds(self) -> frozenset[str]:
         """Kinds of action that it is known to ask for."""
-        return self.policy.acts if isinstance(self.policy, OwnPolicy) else frozenset()
+        return self.policy.action_kinds if isinstance(self.policy, BuiltinPolicy) else frozenset()
 
     @property
-    def reads(self) -> tuple[str, ...]:
+    def needed_metrics(self) -> tuple[str, ...]:
         """Patterns of metrics that it is known to need.
 
         A preset may be used where nobody knows the number of steps: it has no late phase there.
         """
-        own = self.policy.reads if isinstance(self.policy, OwnPolicy) else ()
+        own = self.policy.needed_metrics if isinstance(self.policy, BuiltinPolicy) else ()
         return own if self.late is None or self.preset else (*own, MAX_STEPS)
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`; in the late phase it is the late one that decides."""
         record = history[-1]
-        begin = steps_of(self.late_start, record.get(MAX_STEPS))
+        begin = share_to_steps(self.late_start, record.get(MAX_STEPS))
         if self.late is None or not record.step > begin:  # NaN where nobody knows the end
             return self.policy.decide(history)
         if self.late == "off":
             return ()
-        assert isinstance(self.policy, OwnPolicy)  # noqa: S101 - the late one is made of it
+        assert isinstance(self.policy, BuiltinPolicy)  # noqa: S101 - the late one is made of it
         self.late.memory = self.policy.memory
         actions = list(self.late.decide(history))
         self.policy.memory = self.late.memory

@@ -1,116 +1,109 @@
-"""Helps a training off the plateau that vanishing gradients keep it on."""
+"""Helps a training off a plateau that vanishing gradients hold it on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from ulysses_monitor.policies.base import check_value
-from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.columns import Array, per_parameter
+from ulysses_monitor.policies.base import LOSS, Share
+from ulysses_monitor.policies.bounds import BoundedPolicy
+from ulysses_monitor.policies.columns import Array, parameter_values
 from ulysses_monitor.records import Action, StepRecord
 
 __all__ = ["LiftVanishing"]
 
-_LOSS = "train/loss/total"
+_MOMENT = "optim/exp_avg_sq_mean/total"
 
 
 @dataclass(kw_only=True)
-class LiftVanishing(Bounded):
-    """Raises gradients that are too small to move their weights, as long as the loss has not moved.
+class LiftVanishing(BoundedPolicy):
+    """Raises gradients that are too small to move their weights, while the loss has not moved.
 
-    What is too small is told without a unit, so that it means the same for every model:
+    "Too small" is relative, so that it means the same for every model:
 
-    - under SGD, an update of less than `small_update` of the weights' norm a step (rate times
-      gradient norm over weight norm) is raised to `update`. That a healthy update is about 1e-3 of
-      the weights is a rule of thumb (A. Karpathy, 2022); to scale each tensor's gradient by its
-      weights' norm is LARS (arXiv:1708.03888, You et al., 2017).
-    - under Adam, whose updates do not depend on the gradient's scale, it is a mean |g| that its
-      `eps` outweighs: of less than 10 eps, raised to 100 eps, and no further, because what is
-      raised for a while leaves a second moment that makes later steps small.
+    - Under SGD, an update of less than `small_update` of the weights' norm (rate times gradient
+      norm over weight norm) is raised to `update`. A healthy update of about 1e-3 of the weights is
+      a rule of thumb (A. Karpathy, 2022); scaling each tensor's gradient by its weights' norm is
+      LARS (arXiv:1708.03888, You et al., 2017).
+    - Under Adam, whose updates do not depend on the gradient's scale, a mean |g| below 10 `eps` is
+      raised to 100 `eps`. It is raised no further, because raising leaves a second moment that
+      makes later steps small.
 
-    It acts only while the smoothed loss has fallen by less than `gained` of its first value, and
-    never again after that: a training that has converged has small gradients, too.
+    The policy acts only until the smoothed loss has fallen by the share `gained` of its first
+    value, and never after that: a training that has converged has small gradients, too.
     """
 
-    acts: ClassVar[frozenset[str]] = frozenset({"scale_each"})
+    action_kinds: ClassVar[frozenset[str]] = frozenset({"scale_each"})
 
-    small_update: float = 1e-4
+    small_update: Share = 1e-4
     """Share of the weights' norm below which an update of SGD is too small."""
-    update: float = 1e-3
-    """Share that it is raised to."""
-    eps: float = 1e-8
-    """Adam's."""
-    gained: float = 0.05
+    update: Share = 1e-3
+    """Share of the weights' norm that such an update is raised to."""
+    eps: Share = 1e-8
+    """Adam's epsilon."""
+    gained: Share = 0.05
     """Share of its first value by which the loss must fall to be off the plateau."""
-    warmup: int = 20
-    """Steps of which the loss is only looked at."""
-    largest: float = 1e6
-    """Factor on a gradient."""
-    longest: int = 1000
-    """See `Bounded`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        what = self.name or "lift_vanishing"
-        for name in ("small_update", "update", "eps", "gained"):
-            check_value(what, name, getattr(self, name), 0, 1)
-        check_value(what, "warmup", self.warmup, 1, 1_000_000, whole=True)
-        check_value(what, "largest", self.largest, 1, 1e12)
+    warmup: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    """Steps at which the policy only watches the loss."""
+    largest: Annotated[float, Field(gt=1, le=10**12)] = 1e6
+    """Largest factor on a gradient."""
+    longest: Annotated[int, Field(ge=1)] = 1000
+    """See `BoundedPolicy`."""
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """See `OwnPolicy.reads`."""
+    def needed_metrics(self) -> tuple[str, ...]:
+        """See `BuiltinPolicy.needed_metrics`."""
         return (
-            _LOSS,
+            LOSS,
             "optim/lr/*",
             "grad/norm/param/*",
             "grad/abs_mean/param/*",
             "param/norm/param/*",
-            "optim/exp_avg_sq_mean/total",
+            _MOMENT,
         )
 
     @property
-    def silent_steps(self) -> int:
-        """See `OwnPolicy.silent_steps`."""
-        return super().silent_steps + self.warmup
+    def steps_before_acting(self) -> int:
+        """See `BuiltinPolicy.steps_before_acting`."""
+        return super().steps_before_acting + self.warmup
 
     def decide(self, history: Sequence[StepRecord]) -> Iterable[Action]:
         """See `Policy.decide`."""
         record, memory = history[-1], self.memory
-        self._look(record)
-        known = math.isfinite(record.get(_LOSS))
+        self._watch(record)
+        known = math.isfinite(record.get(LOSS))
         if not known or memory["seen"] <= self.warmup or memory["moved"]:
             return
-        names, _ = per_parameter(record, "grad/norm")
+        names, _ = parameter_values(record, "grad/norm")
         factors = self._factors(record, names)
         small = np.flatnonzero(factors > 1.0)
-        if self.acts_now(bool(len(small)), bool(len(small))):
+        if self.should_act(bool(len(small)), bool(len(small))):
             yield Action(
                 kind="scale_each",
                 values={names[i]: float(factors[i]) for i in small},
                 targets=tuple(names[i] for i in small),
                 reason=f"the loss does not move, and {len(small)} gradients are too small to "
                 "move their weights",
-                read={_LOSS: record[_LOSS]}
+                read={LOSS: record[LOSS]}
                 | {n: record[n] for n in (f"grad/norm/param/{names[i]}" for i in small[:3])},
             )
 
-    def _look(self, record: StepRecord) -> None:
-        memory, loss = self.memory, record.get(_LOSS)
+    def _watch(self, record: StepRecord) -> None:
+        memory, loss = self.memory, record.get(LOSS)
         if not memory:
             memory |= {"seen": 0, "sum": 0.0, "smooth": 0.0, "moved": False, "adam": False}
-        if "optim/exp_avg_sq_mean/total" in record:
+        if _MOMENT in record:
             memory["adam"] = True
-        _, weights = per_parameter(record, "param/norm")
+        _, weights = parameter_values(record, "param/norm")
         if len(weights) and np.isfinite(weights).all():
             memory["weights"] = weights.tolist()
         if not math.isfinite(loss):
-            return  # it would stay in the sums for good, and no loss would ever have moved
+            return  # it would stay in the sums, and the loss would never count as moved
         if not memory["seen"]:
             memory["smooth"] = loss
         memory["seen"] += 1
@@ -121,14 +114,14 @@ class LiftVanishing(Bounded):
         memory["moved"] |= memory["smooth"] < first - self.gained * abs(first)
 
     def _factors(self, record: StepRecord, names: tuple[str, ...]) -> Array:
-        """By what each gradient is to be multiplied; 1 where it is not too small."""
+        """Returns the factor on each gradient [P]; 1 for those that are not too small."""
         if self.memory["adam"]:
-            _, sizes = per_parameter(record, "grad/abs_mean")
+            _, sizes = parameter_values(record, "grad/abs_mean")
             if len(sizes) != len(names):
                 return np.ones(len(names))
             small, aim = 10 * self.eps, 100 * self.eps
         else:
-            _, norms = per_parameter(record, "grad/norm")
+            _, norms = parameter_values(record, "grad/norm")
             weights = np.asarray(self.memory.get("weights", []))
             if len(weights) != len(names):
                 return np.ones(len(names))
@@ -141,5 +134,5 @@ class LiftVanishing(Bounded):
 
 
 def _rate(record: StepRecord) -> float:
-    rates: list[Any] = [record[name] for name in record.schema.match("optim/lr/*")]
-    return float(max(rates, default=0.0))
+    rates = [record[name] for name in record.schema.match("optim/lr/*")]
+    return max(rates, default=0.0)

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import itertools
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from ulysses_monitor.common.errors import InputError, nearest
-from ulysses_monitor.policies.base import Decide, OwnPolicy, Policy, check_value
-from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
+from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.registry import Named, Registry, distinct_names
+from ulysses_monitor.common.settings import check_settings, read_numbers
+from ulysses_monitor.common.yaml_lists import parse_list
+from ulysses_monitor.policies.base import BuiltinPolicy, Decide, Policy
+from ulysses_monitor.policies.clipping import AutoClip, ThresholdClipping, ZClip
+from ulysses_monitor.policies.escalation import SpikeEscalation
 from ulysses_monitor.policies.lora import LoraBalance
 from ulysses_monitor.policies.managed import LATE_START, Managed
+from ulysses_monitor.policies.noise import AnnealedNoise, GradientNoise
+from ulysses_monitor.policies.outliers import SkipOutliers
 from ulysses_monitor.policies.rescue import LiftVanishing
 from ulysses_monitor.policies.schedules import FreezeSchedule, WarmupCosine
-from ulysses_monitor.policies.small import (
-    AnnealedNoise,
+from ulysses_monitor.policies.small_gradients import (
     Centralization,
-    GradientNoise,
     LearningRateBoost,
     SmallGradientScaling,
 )
-from ulysses_monitor.policies.spikes import SkipOutliers, SpikeEscalation
+from ulysses_monitor.policies.tensor_clipping import AGC, AdaGC
 from ulysses_monitor.records import Mode
 
-__all__ = ["POLICIES", "PRESETS", "check_policy_specs", "make_policies"]
+__all__ = ["POLICIES", "PRESETS", "check_policies", "make_policies"]
 
-POLICIES: Mapping[str, type[OwnPolicy]] = {
+POLICIES: Mapping[str, type[BuiltinPolicy]] = {
     "adagc": AdaGC,
     "agc": AGC,
     "annealed_noise": AnnealedNoise,
@@ -56,223 +58,44 @@ POLICIES: Mapping[str, type[OwnPolicy]] = {
 PRESETS = ("adaptive", "ulysses-pro", "ulysses-pro-2025-03")
 """Sets of policies that come with the package, a YAML file each."""
 
-_PATH = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")
-_COMMON = ("name", "mode", "late", "late_start")
-
 
 def make_policies(specs: Any) -> list[Managed]:
-    """Policies from what a user names them by, each under a name of its own.
+    """Makes policies from what a user names them by, and gives each a name of its own.
 
     Args:
         specs: the name of a preset, the path of a YAML file with a list under ``policies``, or a
-            list. In a list, each is a policy; a function of the history; the name of a policy, of
-            a preset, or the import path of a function or class, ``package.module:name``; or a
-            mapping of one of these names to settings, such as ``{"zclip": {"z": 3.0}}``. Of the
-            settings, `name`, `mode` (off, shadow, active), `late` (settings that differ, or off)
-            and `late_start` (share of all steps, 0.9) are every policy's.
+            list. Each entry of a list is a policy; a function of the history; the name of a policy
+            or of a preset; an import path, ``package.module:name``; or a mapping of one of these
+            names to settings, such as ``{"zclip": {"z": 3.0}}``. Every policy has the settings
+            `name`, `mode` (off, shadow, active), `late` (settings that differ late in the training,
+            or off) and `late_start` (share of all steps, 0.9).
 
     Raises:
-        InputError: a name, a setting, or an object is wrong.
+        InputError: a name, a setting or an object is wrong.
     """
-    return _apart([each for spec in _as_list(specs) for each in _made(spec, "", load=True)])
+    return _number([_manage(spec, preset) for spec, preset in _REGISTRY.expand(specs)])
 
 
-def check_policy_specs(specs: Any) -> None:
+def check_policies(specs: Any) -> None:
     """Checks what `make_policies` would make, without importing what is the user's.
 
     Raises:
         InputError: a name, a setting or the form of an import path is wrong.
     """
-    for spec in _as_list(specs):
-        list(_made(spec, "", load=False))
-
-
-def _apart(policies: Sequence[Managed]) -> list[Managed]:
-    """Gives policies of one name numbers, none of which is another's name."""
-    given = {policy.name for policy in policies}
-    found: dict[str, Managed] = {}
-    for policy in policies:
-        name = policy.name
-        twice = any(other.policy is policy.policy for other in found.values())
-        if twice and policy.state_dict() is not None:
-            raise InputError(f"policy {name}: the same object is given twice; make one for each")
-        if name in found:
-            numbered = (f"{policy.name}-{number}" for number in itertools.count(2))
-            name = next(n for n in numbered if n not in given and n not in found)
-            policy = dataclasses.replace(policy, name=name)
-        found[name] = policy
-    return list(found.values())
-
-
-def _as_list(specs: Any) -> Sequence[Any]:
-    if isinstance(specs, Path):
-        return _file(specs)
-    if isinstance(specs, str):
-        return _file(Path(specs)) if specs.endswith((".yaml", ".yml")) else [specs]
-    if isinstance(specs, Mapping) or not isinstance(specs, Sequence):
-        raise InputError(
-            f"policies: got {type(specs).__name__}; allowed is a list of policies, one of the "
-            f"presets {', '.join(PRESETS)}, or the path of a YAML file"
-        )
-    return specs
-
-
-def _file(path: Path) -> Sequence[Any]:
-    try:
-        return _listed(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"policies {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"policies {path}: no UTF-8: {error}") from None
-
-
-def _listed(text: str, where: str) -> Sequence[Any]:
-    try:
-        held = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a date such as 2025-13-01 is a ValueError
-        raise InputError(f"policies {where}: no YAML: {' '.join(str(error).split())}") from None
-    found = held.get("policies") if isinstance(held, Mapping) else held
-    if not isinstance(found, list):
-        raise InputError(f"policies {where}: has no list under the key policies")
-    others = [key for key in held if key != "policies"] if isinstance(held, Mapping) else []
-    if others:
-        raise InputError(f"policies {where}: has a key {others[0]!r}; allowed is policies alone")
-    return found
-
-
-def _made(spec: Any, preset: str, *, load: bool) -> Iterator[Managed]:
-    if not isinstance(spec, str | Mapping):
-        yield _given(spec)
-        return
-    name, settings = (spec, {}) if isinstance(spec, str) else _entry(spec)
-    if name in PRESETS:
-        if settings:
-            raise InputError(f"preset {name}: takes no settings; list its policies instead")
-        for inner in _preset(name):
-            yield from _made(inner, name, load=load)
-    elif name in POLICIES:
-        yield _own(name, settings, preset)
-    elif isinstance(name, str) and _PATH.match(name):
-        if load:
-            yield _imported(name, settings)
+    for spec, preset in _REGISTRY.expand(specs):
+        named = _REGISTRY.parse(spec)
+        if named is None or named.name in POLICIES:
+            _manage(spec, preset)
         else:
-            _common(name, settings)
-    else:
-        hint = nearest(str(name), [*POLICIES, *PRESETS])
-        raise InputError(
-            f"policies: {name!r} is no policy{hint}; allowed are {', '.join(POLICIES)}, the "
-            f"presets {', '.join(PRESETS)}, or an import path, package.module:function"
-        )
+            _split(named)
 
 
-def _preset(name: str) -> Sequence[Any]:
+def _read_preset(name: str) -> Sequence[Any]:
     file = resources.files("ulysses_monitor.policies") / "presets" / f"{name}.yaml"
-    return _listed(file.read_text(encoding="utf-8"), name)
+    return parse_list(file.read_text(encoding="utf-8"), "policies", name)
 
 
-def _entry(spec: Mapping[Any, Any]) -> tuple[Any, dict[str, Any]]:
-    if len(spec) != 1:
-        names = ", ".join(map(str, spec)) or "none"
-        raise InputError(
-            f"policies: a mapping with the keys {names}; allowed is one policy's name and, "
-            "indented under it, its settings"
-        )
-    ((name, given),) = spec.items()
-    settings = {} if given is None else given
-    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
-        raise InputError(f"policy {name}: got {given!r}; allowed is a mapping of settings")
-    return name, dict(settings)
-
-
-def _own(name: str, settings: dict[str, Any], preset: str) -> Managed:
-    common, own = _split(settings)
-    policy = _build(name, own)
-    late = common.get("late")
-    if isinstance(late, Mapping) and late:
-        common["late"] = _build(name, own | {str(key): value for key, value in late.items()})
-    return Managed(policy=policy, preset=preset, **_common(name, common))
-
-
-def _build(name: str, settings: Mapping[str, Any]) -> OwnPolicy:
-    kind = POLICIES[name]
-    allowed = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "name"]
-    for key in settings:
-        if key not in allowed:
-            raise InputError(
-                f"policy {name}: no setting {key!r}{nearest(key, allowed)}; allowed are "
-                f"{', '.join([*allowed, *_COMMON])}"
-            )
-    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
-    try:
-        return kind(name=name, **{k: _value(v, types[k]) for k, v in settings.items()})
-    except TypeError as error:  # a text where a number belongs
-        raise InputError(f"policy {name}: {error}") from None
-
-
-def _value(value: Any, kind: str) -> Any:
-    """As YAML means it: lists are tuples, and 1e-3, which YAML takes for a text, is a number."""
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and kind.startswith("float"):
-        with suppress(ValueError):
-            return float(value)
-    return value
-
-
-def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    common = {key: value for key, value in settings.items() if key in _COMMON}
-    return common, {key: value for key, value in settings.items() if key not in _COMMON}
-
-
-def _common(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a policy's settings those that `Managed` has, checked."""
-    own = settings.get("name", name)
-    if not isinstance(own, str) or not own or not own.isprintable() or "=" in own or "*" in own:
-        raise InputError(f"policy {name}: name is {own!r}; allowed is text without = and *")
-    given = settings.get("mode")
-    mode: Any = "off" if given is False else given  # what YAML makes of off
-    if mode is not None and mode not in get_args(Mode):
-        allowed = ", ".join(get_args(Mode))
-        raise InputError(f"policy {own}: mode is {mode!r}; allowed is one of {allowed}")
-    late = "off" if settings.get("late") is False else settings.get("late")
-    if late is not None and late != "off" and not isinstance(late, OwnPolicy):
-        allowed = "settings that differ, or off" if name in POLICIES else "off"
-        raise InputError(f"policy {own}: late is {late!r}; allowed is {allowed}")
-    start = _value(settings.get("late_start", LATE_START), "float")
-    check_value(own, "late_start", start, 0, 0.999999)
-    if late is None and "late_start" in settings:
-        raise InputError(f"policy {own}: late_start without late; say what is other then")
-    return {"name": own, "mode": mode, "late": late, "late_start": float(start)}
-
-
-def _imported(path: str, settings: dict[str, Any]) -> Managed:
-    module, _, attribute = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise InputError(f"policy {path}: cannot be imported: {error}") from error
-    except AttributeError:
-        raise InputError(f"policy {path}: {module} has no {attribute}") from None
-    common, own = _split(settings)
-    if isinstance(found, type):
-        try:
-            found = found(**own)
-        except TypeError as error:
-            raise InputError(f"policy {path}: {error}") from None
-    elif own:
-        raise InputError(f"policy {path}: a function takes no settings, got {', '.join(own)}")
-    name, policy = _parts(found)
-    return Managed(policy=policy, **_common(name, common))
-
-
-def _given(policy: Any) -> Managed:
-    if isinstance(policy, Managed):
-        return policy
-    name, policy = _parts(policy)
-    return Managed(policy=policy, **_common(name, {}))
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Function:
     """A function of the history as a policy."""
 
@@ -280,20 +103,121 @@ class _Function:
     decide: Decide
 
 
-def _parts(policy: Any) -> tuple[str, Policy]:
-    if isinstance(policy, type):
-        raise InputError(f"monitor: policy {policy.__name__} is a class; allowed is an object")
-    if isinstance(policy, OwnPolicy):
-        kinds = {kind: name for name, kind in POLICIES.items()}
-        name = policy.name or kinds.get(type(policy), type(policy).__name__)
-        # Without what it remembers of another training.
-        return name, dataclasses.replace(policy, name=name)
-    if isinstance(policy, Policy):
-        return str(policy.name), policy
-    if callable(policy):
-        name = str(getattr(policy, "__name__", type(policy).__name__))
-        return name, _Function(name, policy)
-    raise InputError(
-        f"monitor: policy {type(policy).__name__} is no function, and has no name and "
-        "decide(history)"
+# -- settings that every policy has -----------------------------------------------------------
+
+
+def _check_name(name: str) -> str:
+    if not name or not name.isprintable() or "=" in name or "*" in name:
+        raise ValueError("not a name")
+    return name
+
+
+def _off_is_a_word(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads off as false
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """Settings that every policy has beside its own; see `Managed`."""
+
+    name: Annotated[str, AfterValidator(_check_name), Expected("text without = and *")] = ""
+    mode: Annotated[Mode | None, BeforeValidator(_off_is_a_word)] = None
+    late: Annotated[Any, BeforeValidator(_off_is_a_word)] = None
+    late_start: Annotated[float, Field(gt=0, le=0.999999)] = LATE_START
+
+
+_COMMON = tuple(field.name for field in dataclasses.fields(_Common))
+
+_REGISTRY: Registry[Policy] = Registry(
+    word="policy",
+    plural="policies",
+    known=POLICIES,
+    protocol=Policy,
+    needs="name and decide(history)",
+    wrap=_Function,
+    presets={name: functools.partial(_read_preset, name) for name in PRESETS},
+    common=_COMMON,
+)
+
+
+def _split(named: Named) -> tuple[_Common, dict[str, Any]]:
+    """Separates the settings that every policy has, checked, from the policy's own."""
+    given = {key: value for key, value in named.settings.items() if key in _COMMON}
+    own = {key: value for key, value in named.settings.items() if key not in _COMMON}
+    where = f"policy {named.name}"
+    common = _Common(**check_settings(where, _Common, read_numbers(_Common, given)))
+    may_differ = named.name in POLICIES and isinstance(common.late, Mapping) and common.late
+    if not (common.late in (None, "off") or may_differ):
+        expected = "settings that differ, or off" if named.name in POLICIES else "off"
+        raise InputError(f"{where}: late is {common.late!r}; expected {expected}")
+    if common.late is None and "late_start" in given:
+        raise InputError(f"{where}: late_start is given without late; add late, or remove it")
+    return common, own
+
+
+# -- policies ---------------------------------------------------------------------------------
+
+
+def _manage(spec: Any, preset: str) -> Managed:
+    if isinstance(spec, Managed):
+        return spec
+    named = _REGISTRY.parse(spec)
+    if named is None:
+        policy = _with_name(_REGISTRY.accept(spec))
+        name = str(policy.name)
+        _split(Named(name, {"name": name}))
+        return Managed(name=name, policy=policy, preset=preset)
+    common, own = _split(named)
+    policy = _with_name(_build(named.name, own))
+    return Managed(
+        name=common.name or str(policy.name),
+        policy=policy,
+        mode=common.mode,
+        late=_late(named.name, own, common.late),
+        late_start=common.late_start,
+        preset=preset,
     )
+
+
+def _build(name: str, settings: Mapping[str, Any]) -> Policy:
+    own_name = {"name": name} if name in POLICIES else {}
+    return _REGISTRY.build(Named(name, {**settings, **own_name}))
+
+
+def _late(
+    name: str, settings: Mapping[str, Any], late: Any
+) -> BuiltinPolicy | Literal["off"] | None:
+    if not isinstance(late, Mapping):
+        return "off" if late == "off" else None
+    changed = {str(key): value for key, value in late.items()}
+    if common := [key for key in changed if key in _COMMON]:
+        raise InputError(
+            f"policy {name}: late has the setting {common[0]!r}; expected settings of {name} alone"
+        )
+    policy = _build(name, {**settings, **changed})
+    assert isinstance(policy, BuiltinPolicy)  # noqa: S101 - only these may have settings late
+    return policy
+
+
+def _with_name(policy: Policy) -> Policy:
+    """Gives one of the project's own a name, and a memory that no other training shares."""
+    if not isinstance(policy, BuiltinPolicy):
+        return policy
+    names = {kind: name for name, kind in POLICIES.items()}
+    name = policy.name or names.get(type(policy), type(policy).__name__)
+    return dataclasses.replace(policy, name=name)
+
+
+def _number(policies: Sequence[Managed]) -> list[Managed]:
+    """Numbers policies of the same name."""
+    for i, policy in enumerate(policies):
+        again = any(other.policy is policy.policy for other in policies[:i])
+        if again and policy.state_dict() is not None:
+            raise InputError(
+                f"policy {policy.name}: the same object is given twice; make one for each"
+            )
+    names = distinct_names([policy.name for policy in policies])
+    return [
+        policy if policy.name == name else dataclasses.replace(policy, name=name)
+        for policy, name in zip(policies, names, strict=True)
+    ]

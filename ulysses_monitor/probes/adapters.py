@@ -155,7 +155,7 @@ class AdapterProbe:
         for pair in self._pairs:
             rows[id(pair)][3] = self._base_squares(pair)
             pair.grams.clear()
-        return result.flatten()
+        return result.flatten()  # [N, 4] -> [N * 4]
 
     def _gram_of(self, pair: _Pair, which: str) -> Tensor | None:
         full = self._engine.full_parameter(pair.side(which))
@@ -177,7 +177,7 @@ class AdapterProbe:
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`; NaN if the base is quantized, or if BA is zero."""
-        frobenius, spectral, known, base = totals.reshape(-1, 4).T
+        frobenius, spectral, known, base = totals.reshape(-1, 4).T  # [N * 4] -> [4, N]
         if not known.any():
             return None
         scales = np.array([pair.scale() for pair in self._pairs])

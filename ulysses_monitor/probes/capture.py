@@ -1,7 +1,4 @@
-"""Reads a step: all probes in one vector, one all-reduce, one copy to the host.
-
-Legend: P trainable parameters, S slots of maxima.
-"""
+"""Reads a step: all probes in one vector, one all-reduce, one copy to the host."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
+from ulysses_monitor.probes.slots import MaximaSlots
 from ulysses_monitor.records import Schema
 
 __all__ = ["Capture", "CapturedStep"]
@@ -83,7 +81,7 @@ class Capture:
         self._follow_ups = list(follow_ups)
         self._schemas: dict[str, Schema] = {}
         self._failures = {probe.name: 0 for probe in [*probes, *follow_ups]}
-        self._slots = _Slots(engine)
+        self._slots = MaximaSlots(engine)
         self._measuring = False
         self._raised_here: set[str] = set()
 
@@ -124,7 +122,9 @@ class Capture:
             shards = self._shards() or []
             with torch.no_grad():
                 for probe in self._active(self._follow_ups):
-                    self._note_failure(probe, _attempt(probe.name, probe.after_step, shards))
+                    self._note_failure(
+                        probe, _attempt(f"probe {probe.name}", probe.after_step, shards)
+                    )
 
     def _prepare(self, step: int, shards: list[Shard]) -> None:
         """Prepares the follow-ups for the coming optimizer step, if it is a sampled one."""
@@ -132,7 +132,9 @@ class Capture:
         self._raised_here.clear()
         if self._measuring:
             for probe in self._active(self._follow_ups):
-                self._note_failure(probe, _attempt(probe.name, probe.before_step, shards))
+                self._note_failure(
+                    probe, _attempt(f"probe {probe.name}", probe.before_step, shards)
+                )
 
     def _note_failure(self, probe: Probe, attempt: _Attempt[None]) -> None:
         """Remembers that a follow-up raised on this rank until the vector tells all ranks."""
@@ -158,7 +160,7 @@ class Capture:
             if vector is None:
                 vector = torch.zeros(probe.size + probe.maxima * width, dtype=torch.float64)
             parts.append(vector[: probe.size])
-            maxima = vector[probe.size :].view(probe.maxima, width)
+            maxima = vector[probe.size :].view(probe.maxima, width)  # [maxima * P] -> [maxima, P]
             parts += [self._slots.place(row) for row in maxima]
         totals = self._all_reduce(torch.cat([part.to(device, non_blocking=True) for part in parts]))
         return self._split(active, totals, len(extra)), shards
@@ -199,7 +201,7 @@ class Capture:
         vectors = [
             None
             if probe.name in self._raised_here
-            else _attempt(probe.name, probe.read, reading).result
+            else _attempt(f"probe {probe.name}", probe.read, reading).result
             for probe in active
         ]
         return shards, vectors
@@ -221,7 +223,7 @@ class Capture:
                 self._count_failure(probe)
                 continue
             # The totals are the same on all ranks, so an error here is raised on all of them.
-            values = _attempt(probe.name, probe.values, reduced.totals[probe.name])
+            values = _attempt(f"probe {probe.name}", probe.values, reduced.totals[probe.name])
             if not values.succeeded:
                 self._count_failure(probe)
             elif values.result is not None:
@@ -269,39 +271,3 @@ def _attempt(what: str, call: Callable[..., _T], *args: object) -> _Attempt[_T]:
     except Exception:
         logger.exception("monitor: %s failed", what)
         return _Attempt(succeeded=False)
-
-
-class _Slots:
-    """The places of the maxima in the vector: one for each parameter and rank that counts it.
-
-    Built once, with one all-reduce that tells which rank counts what.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        ranks, rank = 1, 0
-        if dist.is_available() and dist.is_initialized():
-            ranks, rank = dist.get_world_size(), dist.get_rank()
-        self.width = len(engine.parameters())
-        holds = torch.zeros(ranks, self.width, device=engine.device)
-        holds[rank, engine.counted_indices()] = 1.0
-        if ranks > 1:
-            dist.all_reduce(holds)
-        by_parameter = holds.cpu().numpy().T.nonzero()
-        self._of_slot, of_rank = by_parameter
-        self.size = len(self._of_slot)
-        mine = (of_rank == rank).nonzero()[0]
-        self._own_slots = torch.from_numpy(mine).to(engine.device)
-        self._own_parameters = torch.from_numpy(self._of_slot[mine]).to(engine.device)
-
-    def place(self, row: Tensor) -> Tensor:
-        """Puts this rank's maxima [P] into its slots [S]; the other slots are zero."""
-        placed = torch.zeros(self.size, dtype=torch.float64, device=row.device)
-        own, parameters = self._own_slots.to(row.device), self._own_parameters.to(row.device)
-        return placed.index_copy_(0, own, row.index_select(0, parameters))
-
-    def largest(self, slots: Array) -> Array:
-        """Returns the largest value of each parameter [P]; zero if no rank holds it."""
-        result = np.zeros(self.width)
-        with np.errstate(invalid="ignore"):  # NaN stays NaN, so that the step is read again
-            np.maximum.at(result, self._of_slot, slots)
-        return result

@@ -79,6 +79,7 @@ class ReplicaProbe:
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
+        # [2 * K * S * P] -> [2, K, S, P]
         sums, squares = totals[: -self._ranks].reshape(2, self._kinds, self._sets, -1)
         copies = self._ranks // self._sets
         differ = (copies * squares != sums**2).any(axis=1).astype(np.float64)  # [K, S, P] -> [K, P]

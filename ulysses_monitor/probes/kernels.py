@@ -61,6 +61,7 @@ def statistics(tensors: Sequence[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(4, 0, dtype=torch.float64)
     pieces = [[(piece,) for piece in _pieces(tensor)] for tensor in tensors]
+    # [pieces, 4] -> [4, pieces]
     found = np.array(_map_on_threads(_statistics, [p for group in pieces for p in group])).T
     starts = _starts(pieces)
     result = np.add.reduceat(found, starts, axis=1)
@@ -87,6 +88,7 @@ def adam_changes(steps: Sequence[tuple[AdamStep, Sequence[Tensor]]]) -> Tensor:
         ]
         for step, tensors in steps
     ]
+    # [pieces, 2] -> [2, pieces]
     found = np.array(_map_on_threads(_adam_change, [p for group in pieces for p in group])).T
     return torch.from_numpy(np.add.reduceat(found, _starts(pieces), axis=1))
 

@@ -58,6 +58,7 @@ class Layout:
 
     @cached_property
     def _layer_matrix(self) -> npt.NDArray[np.float64]:
+        """Ones where a parameter belongs to a layer [L, P]."""
         rows = [[float(of == layer) for of in self._layer_of] for layer in self.layers]
         return np.array(rows, np.float64).reshape(len(self.layers), len(self.names))
 

@@ -27,6 +27,7 @@ __all__ = ["AdamStateProbe", "GradientProbe", "ParameterProbe", "count_elements"
 Array = npt.NDArray[np.float64]
 
 _SQUARES, _ABS, _NONZERO, _BAD = range(4)
+"""Rows of what `GradientProbe` reads; the maxima follow them."""
 
 
 class GradientProbe:
@@ -71,7 +72,7 @@ class GradientProbe:
 
     def values(self, totals: Array) -> Array:
         """See `Probe.values`."""
-        rows = totals.reshape(5, -1)
+        rows = totals.reshape(5, -1)  # [5 * P] -> [5, P]
         largest = rows[4]
         sums = [self.layout.aggregate(row) for row in rows[:4]]
         numels = self.layout.aggregate(np.array(self.layout.numels, np.float64))
@@ -149,7 +150,7 @@ class AdamStateProbe:
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`."""
-        squares, sums, first, second, bare = totals.reshape(5, -1)
+        squares, sums, first, second, bare = totals.reshape(5, -1)  # [5 * P] -> [5, P]
         aggregate = self.layout.aggregate
         if not squares.any() and not sums.any():
             return None

@@ -128,7 +128,7 @@ class UpdateProbe:
 
     def values(self, totals: Array) -> Array | None:
         """See `Probe.values`; NaN if a part of the scope was not measured."""
-        changes, before, numels = totals.reshape(3, -1)
+        changes, before, numels = totals.reshape(3, -1)  # [3 * P] -> [3, P]
         if not numels.any():
             return None
         # A parameter that was zero comes out of the formula as rounding errors.

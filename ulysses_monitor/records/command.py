@@ -109,19 +109,19 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: a word is unknown or repeated, or there is none.
     """
-    said: dict[tuple[str, str], Any] = {}
+    given: dict[tuple[str, str], Any] = {}
     for word in words:
         kind, name, value = _parse(word)
-        if (kind, name) in said:
+        if (kind, name) in given:
             raise InputError(f"{word!r} sets the same thing as an earlier word; give it once")
-        said[kind, name] = value
-    if not said:
+        given[kind, name] = value
+    if not given:
         raise InputError(f"the command is empty; allowed: {_WORDS}")
-    modes = {name: mode for (kind, name), mode in said.items() if kind == "policy"}
-    factors = {name: factor for (kind, name), factor in said.items() if kind == "lr_factor"}
+    modes = {name: mode for (kind, name), mode in given.items() if kind == "policy"}
+    factors = {name: factor for (kind, name), factor in given.items() if kind == "lr_factor"}
     _check_modes(modes)
     _check_factors(factors)
-    once = {name: (name, _ALL) in said for name in ("save", "stop")}
+    once = {name: (name, _ALL) in given for name in ("save", "stop")}
     return {"modes": modes, "lr_factors": factors, **once}
 
 

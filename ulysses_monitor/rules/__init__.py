@@ -1,19 +1,13 @@
 """Rules: record history in, alerts out; no tensors, no I/O."""
 
 from ulysses_monitor.rules.base import HISTORY, Rule, RuleSet
-from ulysses_monitor.rules.standard import (
-    LoraImbalance,
-    NoLabels,
-    NonFinite,
-    ReplicaDrift,
-    Spike,
-    VanishingGradient,
-    checked_rules,
-    default_rules,
-)
+from ulysses_monitor.rules.sanity import NoLabels, NonFinite, ReplicaDrift
+from ulysses_monitor.rules.specs import RULES, check_rules, default_rules, make_rules
+from ulysses_monitor.rules.trends import LoraImbalance, Spike, VanishingGradient
 
 __all__ = [
     "HISTORY",
+    "RULES",
     "LoraImbalance",
     "NoLabels",
     "NonFinite",
@@ -22,6 +16,7 @@ __all__ = [
     "RuleSet",
     "Spike",
     "VanishingGradient",
-    "checked_rules",
+    "check_rules",
     "default_rules",
+    "make_rules",
 ]

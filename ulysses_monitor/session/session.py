@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.guard import Guard
-from ulysses_monitor.common.patching import Undo, undo_all
+from ulysses_monitor.common.patching import undo_all
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.engines import Engine, do_nothing
 from ulysses_monitor.probes import assemble
@@ -24,7 +24,7 @@ from ulysses_monitor.session.opening import Place, Training, open_recorder
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.recording import NoRecording, Recorder
 from ulysses_monitor.session.settings import MonitorSettings, Parts
-from ulysses_monitor.session.sources import ReadSource, Sources
+from ulysses_monitor.session.sources import Sources
 from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, as_part
 from ulysses_monitor.steering import Steering
 
@@ -61,6 +61,8 @@ class Session:
         run_dir: the run directory.
         step: the last step that ended.
         stopped: why a policy or a person stopped the training, None if they did not.
+        is_open: whether the run is still recorded.
+        sources: metrics of every step from elsewhere.
 
     Raises:
         InputError: the run directory is taken, policies contradict one another, or a policy state
@@ -84,7 +86,7 @@ class Session:
         self._recorder: Recorder = NoRecording()
         self._guard = Guard(lambda about: self.event("monitor", about))
         self._rules = RuleSet(parts.rules, self._guard)
-        self._sources = Sources(self._guard)
+        self.sources = Sources(self._guard)
         self._steering = Steering(
             engine,
             parts.policies,
@@ -101,7 +103,7 @@ class Session:
         self._last_publish = 0.0
         self._has_warned = False
         self._capture, self._undos = assemble(engine, settings.sample_every, self._next_is_sampled)
-        self._undos.append(self._drop_step)
+        self._undos.append(self._steering.end_step)
         try:
             self._recorder = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
@@ -116,19 +118,12 @@ class Session:
     def _next_is_sampled(self) -> bool:
         return self._capture.is_sampled(self.step + 1)
 
-    def _drop_step(self) -> None:
-        """Ends what counted for a step that was not done."""
-        self._steering.end_step()
-
     # -- the life of a run -------------------------------------------------------------------
 
     def _start(self, parts: Parts, training: Training) -> None:
         """Records the start and restores what policies remembered at the checkpoint."""
-        about: dict[str, Any] = {
-            "engine": self._engine.name,
-            "world_size": world_size(),
-            "max_steps": training.max_steps,
-        }
+        about: dict[str, Any] = {"engine": self._engine.name, "world_size": world_size()}
+        about["max_steps"] = training.max_steps
         if parts.policies:
             about["policies"] = self._steering.modes
         self.event("start", about)
@@ -149,24 +144,8 @@ class Session:
             ended: see `Engine.hook_step`.
         """
         hook = self._engine.hook_step
-        place = self._steering.gate.place
-        self._undos.append(place(lambda: hook(self.gradients_ready, self.stepped, ended)))
-
-    def add_source(self, names: Sequence[str], read: ReadSource) -> Undo:
-        """Adds metrics of every step from elsewhere, summed over ranks in the step's one vector.
-
-        Args:
-            names: names of the metrics, ``family/stat/scope``, the same on all ranks.
-            read: called once a step before clipping; returns this rank's values in that order. If
-                it raises, the metrics of the step are NaN.
-
-        Returns:
-            A function that removes them; call it on all ranks between the same two steps.
-
-        Raises:
-            InputError: a name has another form.
-        """
-        return self._sources.add(names, read)
+        install = self._steering.gate.install
+        self._undos.append(install(lambda: hook(self.gradients_ready, self.stepped, ended)))
 
     def close(self, status: Status = "finished") -> None:
         """Removes every hook, writes everything out, ends the run; safe to call twice."""
@@ -209,7 +188,7 @@ class Session:
         if step.parts is not None:
             return
         began = time.perf_counter()
-        sources = self._sources.read()
+        sources = self.sources.read()
         own = step.observed() | sources | self._steering.collect_sums()
         captured = self._capture.read(self.step + 1, own)
         step.parts, step.sums = captured.parts, captured.extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies import Managed, check_policy_specs, make_policies
+from ulysses_monitor.policies import Managed, check_policies, make_policies
 from ulysses_monitor.records import Mode
-from ulysses_monitor.rules import Rule, checked_rules
-from ulysses_monitor.sinks import Sink, check_specs, make_sinks
+from ulysses_monitor.rules import Rule, check_rules, make_rules
+from ulysses_monitor.sinks import Sink, check_sinks, make_sinks
 from ulysses_monitor.store import IfExists, check_mirror
 
 __all__ = ["MonitorSettings", "Parts", "check_run_dir"]
@@ -33,7 +34,8 @@ class MonitorSettings(BaseModel):
     """Sinks beside the run store and TensorBoard: objects with `write`, `flush` and `close`, names
     such as ``csv``, import paths of classes, or a mapping of one of these to its settings."""
     rules: Any = "default"
-    """Alert rules: ``default``, ``off``, or a list of rules; an empty list for none."""
+    """Alert rules: ``default``, ``off``, the path of a YAML file, or a list of names, names with
+    settings, import paths, objects with a `name` and `check(history)`, and functions."""
     policies: Any = []
     """What acts on a step before its gradients are clipped: a preset such as ``ulysses-pro``, the
     path of a YAML file, or a list of names with settings, objects with a `name` and
@@ -61,22 +63,21 @@ class MonitorSettings(BaseModel):
     @field_validator("sinks", mode="before")
     @classmethod
     def _check_sinks(cls, sinks: Any) -> Any:
-        check_specs(sinks)
+        check_sinks(sinks)
         return sinks
 
     @field_validator("rules", mode="before")
     @classmethod
     def _check_rules(cls, rules: Any) -> Any:
-        if rules is False or rules == "off":
-            return []
-        if rules == "default":
-            return rules
-        return checked_rules(rules)
+        rules = list(rules) if isinstance(rules, Iterator) else rules
+        rules = "off" if rules is False else rules  # what YAML makes of off
+        check_rules(rules)
+        return rules
 
     @field_validator("policies", mode="before")
     @classmethod
     def _check_policies(cls, policies: Any) -> Any:
-        check_policy_specs(policies)
+        check_policies(policies)
         return policies
 
     @field_validator("mirror")
@@ -93,7 +94,7 @@ class MonitorSettings(BaseModel):
             InputError: something of the user's cannot be imported, or is not what it should be.
         """
         policies = [] if self.mode == "off" else make_policies(self.policies)
-        return Parts(make_sinks(self.sinks), checked_rules(self.rules), policies)
+        return Parts(make_sinks(self.sinks), make_rules(self.rules), policies)
 
 
 @dataclass(frozen=True)

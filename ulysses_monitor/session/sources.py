@@ -27,7 +27,19 @@ class Sources:
         self._sources: list[tuple[tuple[str, ...], ReadSource]] = []
 
     def add(self, names: Sequence[str], read: ReadSource) -> Undo:
-        """Adds a source; see `Session.add_source`."""
+        """Adds metrics of every step.
+
+        Args:
+            names: names of the metrics, ``family/stat/scope``, the same on all ranks.
+            read: called once a step before clipping; returns this rank's values in that order. If
+                it raises, the metrics of the step are NaN.
+
+        Returns:
+            A function that removes them; call it on all ranks between the same two steps.
+
+        Raises:
+            InputError: a name has another form.
+        """
         source = tuple(Metric(name=name).name for name in names), read
         self._sources.append(source)
 

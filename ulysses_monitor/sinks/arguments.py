@@ -1,14 +1,27 @@
-"""Checks of what users give to sinks; the values come from YAML as well as from Python."""
+"""What several sinks take as arguments, and checks that no annotation can say."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.expectations import Expected
+from ulysses_monitor.common.settings import Text
 
-__all__ = ["number", "one_of", "plain_url", "require_library", "text"]
+__all__ = ["EventKinds", "PathLike", "Patterns", "plain_url", "require_library"]
+
+PathLike = Annotated[Text | Path, Expected("a path")]
+"""A path, as text or as an object."""
+
+Patterns = Annotated[Sequence[str], Expected("a list of patterns, such as [train/*]")]
+"""Shell-style patterns of metric names."""
+
+EventKinds = Annotated[Sequence[str], Expected("a list of kinds of events, such as [alert, stop]")]
+"""Kinds of events."""
 
 
 def require_library(sink: str, module: str) -> None:
@@ -19,7 +32,7 @@ def require_library(sink: str, module: str) -> None:
         module: a module that only this library brings.
 
     Raises:
-        InputError: it is missing; the message says how to install it.
+        InputError: the library is missing; the message says how to install it.
     """
     try:
         found = importlib.util.find_spec(module)
@@ -27,31 +40,9 @@ def require_library(sink: str, module: str) -> None:
         found = None
     if found is None:
         raise InputError(
-            f"sink {sink}: needs the library {module.split('.')[0]}, which is not installed: "
+            f"sink {sink}: needs {module.split('.')[0]}, which is not installed; run "
             f"pip install 'ulysses-toolkit[{sink}]'"
         )
-
-
-def text(where: str, value: Any, *, optional: bool = True) -> None:
-    """Checks for a string that is not empty, or None where it is optional."""
-    if value is None and optional:
-        return
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where}: got {value!r}; allowed is text")
-
-
-def number(where: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
-    """Checks for a number from `low` to `high`."""
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise InputError(f"{where}: got {value!r}; allowed is {kind} from {low:g} to {high:g}")
-
-
-def one_of(where: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Checks for one of some words."""
-    if value not in allowed:
-        raise InputError(f"{where}: got {value!r}; allowed is {', '.join(allowed)}")
 
 
 def plain_url(where: str, value: str, instead: str) -> None:
@@ -63,14 +54,15 @@ def plain_url(where: str, value: str, instead: str) -> None:
         instead: where credentials go.
 
     Raises:
-        InputError: it is none, or holds a user, a password or a query; it is not repeated then.
+        InputError: the value is not such a URL, or holds a user, a password or a query; a value
+            that may hold a secret is not repeated.
     """
     try:
         url = urlsplit(value)
         good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
-        raise InputError(f"{where}: not a URL; allowed is http(s)://host:port") from None
+        raise InputError(f"{where} is not a URL; expected http(s)://host:port") from None
     if url.username or url.password or url.query:
-        raise InputError(f"{where}: the URL holds credentials or a query; {instead}")
+        raise InputError(f"{where} is a URL with credentials or a query; {instead}")
     if not good:
-        raise InputError(f"{where}: got {value!r}; allowed is http(s)://host:port")
+        raise InputError(f"{where} is {value!r}; expected http(s)://host:port")

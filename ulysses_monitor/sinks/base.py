@@ -43,7 +43,10 @@ class Sink(Protocol):
         ...
 
     def flush(self) -> None:
-        """Makes what was written visible to readers; called when the queue is empty."""
+        """Makes what was written visible to readers.
+
+        Called when the queue is empty, and several times a second while it is not.
+        """
         ...
 
     def close(self) -> None:

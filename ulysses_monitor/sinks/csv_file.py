@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from pathlib import Path
 
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.sinks.arguments import PathLike, Patterns
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
@@ -32,9 +32,10 @@ class CsvSink(RunFile):
 
     name = "csv"
 
-    def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
+    @checked_arguments("sink csv")
+    def __init__(self, path: PathLike | None = None, metrics: Patterns = EVERYTHING) -> None:
         super().__init__(self.name, path, "metrics.csv", header="step,time,metric,value\n")
-        self._selection = Selection(metrics, where="sink csv: metrics")
+        self._selection = Selection(metrics)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import event_to_dict, to_jsonable
+from ulysses_monitor.sinks.arguments import PathLike, Patterns
 from ulysses_monitor.sinks.run_file import RunFile
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
@@ -30,9 +30,10 @@ class JsonlSink(RunFile):
 
     name = "jsonl"
 
-    def __init__(self, path: str | Path | None = None, metrics: Sequence[str] = EVERYTHING) -> None:
+    @checked_arguments("sink jsonl")
+    def __init__(self, path: PathLike | None = None, metrics: Patterns = EVERYTHING) -> None:
         super().__init__(self.name, path, "metrics.jsonl")
-        self._selection = Selection(metrics, where="sink jsonl: metrics")
+        self._selection = Selection(metrics)
 
     def write(self, item: StepRecord | Event) -> None:
         """See `Sink.write`."""

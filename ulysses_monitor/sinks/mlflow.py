@@ -7,16 +7,17 @@ import os
 import posixpath
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.masking import mask_secrets, mask_text
+from ulysses_monitor.common.settings import Text, checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import escape_surrogates
-from ulysses_monitor.sinks.arguments import plain_url, require_library, text
+from ulysses_monitor.sinks.arguments import Patterns, plain_url, require_library
 from ulysses_monitor.sinks.selection import Selection
 
 if TYPE_CHECKING:
@@ -50,18 +51,16 @@ class MlflowSink:
 
     name = "mlflow"
 
+    @checked_arguments("sink mlflow")
     def __init__(
         self,
-        tracking_uri: str | None = None,
-        experiment: str = "ulysses",
-        run_name: str | None = None,
-        metrics: Sequence[str] | None = None,
+        tracking_uri: Text | None = None,
+        experiment: Text = "ulysses",
+        run_name: Text | None = None,
+        metrics: Patterns | None = None,
     ) -> None:
-        text("sink mlflow: tracking_uri", tracking_uri)
-        text("sink mlflow: experiment", experiment, optional=False)
-        text("sink mlflow: run_name", run_name)
         self._uri = _checked_uri(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-        self._selection = Selection(metrics, where="sink mlflow: metrics")
+        self._selection = Selection(metrics)
         require_library(self.name, "mlflow")
         self._experiment, self._given_name = experiment, run_name
         self._run_name = run_name or "run"
@@ -150,7 +149,7 @@ class MlflowSink:
 def _checked_uri(uri: str | None) -> str:
     where = "sink mlflow: tracking_uri"
     if not uri:
-        raise InputError(f"{where}: not given, and MLFLOW_TRACKING_URI is not set")
+        raise InputError(f"{where} is missing, and MLFLOW_TRACKING_URI is not set; set one of them")
     if uri.startswith("http"):
         plain_url(where, uri, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     return uri

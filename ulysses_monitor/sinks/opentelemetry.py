@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
+from ulysses_monitor.common.settings import Text, checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import escape_surrogates
-from ulysses_monitor.sinks.arguments import number, plain_url, require_library, text
+from ulysses_monitor.sinks.arguments import Patterns, plain_url, require_library
 from ulysses_monitor.sinks.selection import Selection
 
 if TYPE_CHECKING:
@@ -48,16 +51,15 @@ class OpenTelemetrySink:
 
     name = "opentelemetry"
 
+    @checked_arguments("sink opentelemetry")
     def __init__(
         self,
-        endpoint: str | None = None,
-        timeout: float = 5.0,
-        metrics: Sequence[str] | None = None,
+        endpoint: Text | None = None,
+        timeout: Annotated[float, Field(ge=0.1, le=600)] = 5.0,
+        metrics: Patterns | None = None,
     ) -> None:
-        text("sink opentelemetry: endpoint", endpoint)
-        number("sink opentelemetry: timeout", timeout, 0.1, 600)
         self._endpoint = _metrics_url(endpoint)
-        self._selection = Selection(metrics, where="sink opentelemetry: metrics")
+        self._selection = Selection(metrics)
         require_library(self.name, "opentelemetry.exporter.otlp.proto.http")
         self._timeout = timeout
         self._run = "run"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from pydantic import Field
+
+from ulysses_monitor.common.settings import Text, checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import escape_surrogates
-from ulysses_monitor.sinks.arguments import number, require_library, text
+from ulysses_monitor.sinks.arguments import Patterns, require_library
 from ulysses_monitor.sinks.selection import Selection
 
 if TYPE_CHECKING:
@@ -42,12 +45,14 @@ class PrometheusSink:
 
     name = "prometheus"
 
+    @checked_arguments("sink prometheus")
     def __init__(
-        self, port: int = 9464, host: str = "127.0.0.1", metrics: Sequence[str] | None = None
+        self,
+        port: Annotated[int, Field(ge=0, le=65535)] = 9464,
+        host: Text = "127.0.0.1",
+        metrics: Patterns | None = None,
     ) -> None:
-        number("sink prometheus: port", port, 0, 65535, whole=True)
-        text("sink prometheus: host", host, optional=False)
-        self._selection = Selection(metrics, where="sink prometheus: metrics")
+        self._selection = Selection(metrics)
         require_library(self.name, "prometheus_client")
         self.port = self._wanted = port
         self._host = host

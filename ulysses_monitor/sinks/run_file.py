@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.sinks.arguments import text
 from ulysses_monitor.store.appending import AppendFile
 
 __all__ = ["RunFile"]
@@ -22,14 +21,9 @@ class RunFile:
             which is continued if the run resumes and replaced if the run is new.
         default: name of the file in the run directory.
         header: first line of a new file.
-
-    Raises:
-        InputError: `path` is not a path.
     """
 
     def __init__(self, sink: str, path: str | Path | None, default: str, header: str = "") -> None:
-        if not isinstance(path, Path):
-            text(f"sink {sink}: path", path)
         self._sink, self._default, self._header = sink, default, header
         self._given = None if path is None else Path(path)
         self.path = self._given
@@ -50,10 +44,10 @@ class RunFile:
             OSError: the file cannot be opened.
         """
         if self._file is None:
-            self._file = self._opened()
+            self._file = self._open_file()
         self._file.write(lines.encode("utf-8", "backslashreplace"))
 
-    def _opened(self) -> AppendFile:
+    def _open_file(self) -> AppendFile:
         if self.path is None:
             raise InputError(
                 f"sink {self._sink}: path is None and there is no run directory; expected a path"

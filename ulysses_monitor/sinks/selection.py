@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Schema, StepRecord
 
 __all__ = ["EVERYTHING", "Selection"]
@@ -26,17 +25,9 @@ class Selection:
     Args:
         patterns: metrics that match one of them are selected; None selects everything except the
             scopes ``param/...`` and ``module/...``.
-        where: what the patterns are an argument of, for messages.
-
-    Raises:
-        InputError: `patterns` is not a list of strings.
     """
 
-    def __init__(self, patterns: Sequence[str] | None, *, where: str = "sink: metrics") -> None:
-        if patterns is not None and not _is_list_of_text(patterns):
-            raise InputError(
-                f"{where}: got {patterns!r}; allowed is a list of patterns such as [train/*]"
-            )
+    def __init__(self, patterns: Sequence[str] | None) -> None:
         self._patterns = None if patterns is None else tuple(patterns)
         # Weak keys, because a growing schema is replaced and the old ones must not stay in memory.
         self._cache: weakref.WeakKeyDictionary[Schema, tuple[list[str], npt.NDArray[np.intp]]] = (
@@ -62,10 +53,6 @@ class Selection:
             selected = {name for pattern in self._patterns for name in schema.match(pattern)}
         index = [i for i, name in enumerate(schema.names) if name in selected]
         return [schema.names[i] for i in index], np.array(index, np.intp)
-
-
-def _is_list_of_text(patterns: object) -> bool:
-    return isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)
 
 
 def _scope(name: str) -> str:

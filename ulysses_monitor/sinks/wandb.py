@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.masking import mask_secrets, mask_text
+from ulysses_monitor.common.settings import Text, checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import escape_surrogates, to_jsonable
-from ulysses_monitor.sinks.arguments import number, one_of, require_library, text
+from ulysses_monitor.sinks.arguments import Patterns, require_library
 from ulysses_monitor.sinks.selection import Selection
 
 if TYPE_CHECKING:
@@ -46,22 +49,18 @@ class WandbSink:
 
     name = "wandb"
 
+    @checked_arguments("sink wandb")
     def __init__(
         self,
-        project: str = "ulysses",
-        entity: str | None = None,
-        run_name: str | None = None,
-        mode: str | None = None,
-        metrics: Sequence[str] | None = None,
-        timeout: float = 60.0,
+        project: Text = "ulysses",
+        entity: Text | None = None,
+        run_name: Text | None = None,
+        mode: Literal["online", "offline"] | None = None,
+        metrics: Patterns | None = None,
+        timeout: Annotated[float, Field(ge=1, le=86400)] = 60.0,
     ) -> None:
-        text("sink wandb: project", project, optional=False)
-        text("sink wandb: entity", entity)
-        text("sink wandb: run_name", run_name)
-        self._mode = mode or os.environ.get("WANDB_MODE") or "online"
-        one_of("sink wandb: mode", self._mode, ("online", "offline"))
-        number("sink wandb: timeout", timeout, 1, 86400)
-        self._selection = Selection(metrics, where="sink wandb: metrics")
+        self._mode = mode or _mode_from_environment()
+        self._selection = Selection(metrics)
         require_library(self.name, "wandb")
         if self._mode == "online":
             _require_account()
@@ -168,6 +167,13 @@ def _check_folder(folder: Path) -> None:
 
 def _ignore_stop() -> None:
     """Does nothing, because `ulysses control` stops a run."""
+
+
+def _mode_from_environment() -> str:
+    mode = os.environ.get("WANDB_MODE") or "online"
+    if mode not in ("online", "offline"):
+        raise InputError(f"sink wandb: WANDB_MODE is {mode!r}; allowed: online, offline")
+    return mode
 
 
 def _require_account() -> None:

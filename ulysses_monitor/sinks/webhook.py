@@ -7,16 +7,19 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError, UlyssesError
 from ulysses_monitor.common.masking import mask_text
+from ulysses_monitor.common.settings import Text, checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.records.json_ready import escape_surrogates
-from ulysses_monitor.sinks.arguments import number, text
+from ulysses_monitor.sinks.arguments import EventKinds
 
 __all__ = ["WebhookSink"]
 
@@ -45,15 +48,13 @@ class WebhookSink:
 
     name = "webhook"
 
+    @checked_arguments("sink webhook")
     def __init__(
         self,
-        url_env: str,
-        kinds: Sequence[str] = ("alert", "stop"),
-        every_seconds: float = 10.0,
+        url_env: Text,
+        kinds: EventKinds = ("alert", "stop"),
+        every_seconds: Annotated[float, Field(ge=0, le=86400)] = 10.0,
     ) -> None:
-        if not isinstance(kinds, list | tuple) or not all(isinstance(kind, str) for kind in kinds):
-            raise InputError(f"sink webhook: kinds: got {kinds!r}; allowed is a list of kinds")
-        number("sink webhook: every_seconds", every_seconds, 0, 86400)
         self._url = _url_from(url_env)
         self._kinds, self._every = tuple(kinds), every_seconds
         self._run = "run"
@@ -74,7 +75,7 @@ class WebhookSink:
             ConnectionError: the receiver is unreachable; the item can be written again.
             WebhookError: the receiver refused the message, which counts as held back.
         """
-        if isinstance(item, StepRecord) or item.kind not in self._kinds or _is_good_end(item):
+        if isinstance(item, StepRecord) or item.kind not in self._kinds or _has_finished(item):
             return
         key = str(item.data.get("rule", item.kind))
         held = self._held.get(key, 0)
@@ -102,19 +103,19 @@ class WebhookSink:
 
 
 def _url_from(variable: str) -> str:
-    text("sink webhook: url_env", variable, optional=False)
     if not variable.replace("_", "").isalnum():
         # Most likely the URL itself, so it is not repeated here.
         raise InputError(
-            "sink webhook: url_env is not the name of an environment variable; the URL is a secret "
-            "and does not belong into a config"
+            "sink webhook: url_env is not the name of an environment variable; the URL is a "
+            "secret and does not belong in a config"
         )
     url = os.environ.get(variable, "")
     if not url:
         raise InputError(f"sink webhook: the environment variable {variable} is not set")
     if not _is_safe(url):
         raise InputError(
-            f"sink webhook: {variable} holds no https URL; http is allowed to this machine only"
+            f"sink webhook: {variable} does not hold an https URL; http is allowed to this "
+            "machine only"
         )
     return url
 
@@ -130,7 +131,7 @@ def _is_safe(url: str) -> bool:
     )
 
 
-def _is_good_end(event: Event) -> bool:
+def _has_finished(event: Event) -> bool:
     return event.kind == "stop" and event.data.get("status") == "finished"
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.policies import Outcome
+from ulysses_monitor.records import Alert
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "disagreement_alert"]
 
 _BITS = (1 << 20) - 1
 _NAMES = ("steering/failed", "steering/sum", "steering/squares")
@@ -55,3 +56,18 @@ class Agreement:
         if world_size() * squares != total**2:
             return "the ranks decided differently from the same numbers"
         return ""
+
+
+def disagreement_alert(step: int, difference: str) -> Alert:
+    """Returns the alert that ranks did not act alike at the step before `step`."""
+    return Alert(
+        rule="policies_disagree",
+        step=step,
+        metric="policies",
+        value=1.0,
+        threshold=0.0,
+        message=f"Step {step}: at the step before, {difference}. Policies are off, and the "
+        "replicas may differ.",
+        hint="Go back to the last checkpoint; look for a policy that reads more than the history.",
+        severity="critical",
+    )

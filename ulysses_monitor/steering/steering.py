@@ -19,10 +19,10 @@ from ulysses_monitor.policies import (
     fit_policies,
     policy_view,
 )
-from ulysses_monitor.records import Alert, Event, Mode, StepRecord
+from ulysses_monitor.records import Event, Mode, StepRecord
 from ulysses_monitor.records.command import Command
 from ulysses_monitor.steering.acting import Performer, UpdateGate
-from ulysses_monitor.steering.agreement import Agreement
+from ulysses_monitor.steering.agreement import Agreement, disagreement_alert
 from ulysses_monitor.steering.inbox import CommandInbox
 from ulysses_monitor.steering.state import from_bytes, to_bytes
 
@@ -174,19 +174,7 @@ class Steering:
         self._is_off = True
         self._factors.clear()
         logger.error("monitor: step %d: %s; policies are off", step, difference)
-        alert = Alert(
-            rule="policies_disagree",
-            step=step,
-            metric="policies",
-            value=1.0,
-            threshold=0.0,
-            message=f"Step {step}: at the step before, {difference}. Policies are off, and the "
-            "replicas may differ.",
-            hint="Go back to the last checkpoint; look for a policy that reads more than the "
-            "history.",
-            severity="critical",
-        )
-        return alert.to_event(time.time())
+        return disagreement_alert(step, difference).to_event(time.time())
 
     def turn_off(self) -> None:
         """Stops acting on this rank; the other ranks learn of it in the next step's vector."""
@@ -199,8 +187,8 @@ class Steering:
         Returns:
             Whether the optimizer's update was skipped.
         """
-        was_skipped = self._performer.gate.closed
-        if self._performer.gate.failed:
+        was_skipped = self._performer.gate.is_closed
+        if self._performer.gate.has_failed:
             self._agreement.note_failure()
         self._performer.end_step()
         return was_skipped

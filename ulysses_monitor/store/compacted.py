@@ -120,6 +120,7 @@ def _read_columns(
     found = [_checksum(steps), _checksum(times), *map(_checksum, values, present)]
     if not np.array_equal(found, sums[[0, 1, *(i + 2 for i in chosen)]]):
         raise ValueError("the checksum of a column does not match")
+    # [M, N] -> [N, M]
     return Block(tuple(own[i] for i in chosen), steps, times, values.T, present.T)
 
 

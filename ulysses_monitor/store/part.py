@@ -134,7 +134,7 @@ def _block(
     for at, (column, _) in enumerate(kept):
         values[at] = column
     own = tuple(names[i] for _, i in kept)
-    block = Block(own, found[0].copy(), found[1].copy(), values.T)
+    block = Block(own, found[0].copy(), found[1].copy(), values.T)  # [M, N] -> [N, M]
     if not all(good):
         lost = [names[i] for i, fits in zip(chosen, good[2:], strict=True) if not fits]
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

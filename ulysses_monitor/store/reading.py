@@ -15,7 +15,7 @@ from ulysses_monitor.store.block import Block, DamagedError, merge
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 from ulysses_monitor.store.part import PartLayout, read_names, read_part
-from ulysses_monitor.store.tail import read_tail, tail_names
+from ulysses_monitor.store.tail import read_tail, read_tail_names
 
 __all__ = ["MetricsReader", "list_files"]
 
@@ -194,7 +194,7 @@ class MetricsReader:
             FileNotFoundError: the file no longer exists.
         """
         if file.is_tail:
-            return tail_names((self._location / file.name).read())
+            return read_tail_names((self._location / file.name).read())
         if file.schema in self._names:
             return self._names[file.schema]
         with self._open(file) as content:

@@ -25,7 +25,7 @@ from ulysses_monitor.store.appending import AppendFile
 from ulysses_monitor.store.block import Block
 from ulysses_monitor.store.names import MetricsFile
 
-__all__ = ["Tail", "read_tail", "tail_names"]
+__all__ = ["Tail", "read_tail", "read_tail_names"]
 
 _NAMES, _SUM = b"ulysses.metrics", b"ulysses.crc32"
 _MESSAGE = b"\xff\xff\xff\xff"
@@ -73,7 +73,7 @@ class Tail:
         Raises:
             ValueError: the record does not fit its schema, or its step is not an integer.
         """
-        self._waiting.append(_checked_record(record))
+        self._waiting.append(_check_record(record))
         self.rows += 1
         if len(self._waiting) >= self._limit:
             self._encode()
@@ -107,7 +107,7 @@ class Tail:
         self._file.close()
 
 
-def _checked_record(record: StepRecord) -> StepRecord:
+def _check_record(record: StepRecord) -> StepRecord:
     """Returns the record if it can be encoded, so that a bad one cannot spoil its batch."""
     values = np.asarray(record.values, np.float64)
     width = len(record.schema.names)
@@ -141,7 +141,7 @@ class _PyarrowFile:
 # -- reading ----------------------------------------------------------------------------------
 
 
-def tail_names(data: bytes) -> tuple[str, ...]:
+def read_tail_names(data: bytes) -> tuple[str, ...]:
     """Returns the metric names of a tail's content [M]; none if it is still empty.
 
     Raises:

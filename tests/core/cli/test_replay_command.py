@@ -20,6 +20,17 @@ from ulysses_monitor.store import RunDirectory, StoreSink
 Ulysses = Callable[..., tuple[int, str, str]]
 POISONED = 5
 
+ALERTS_AT_7 = """
+import ulysses_monitor as um
+
+def at_7(history):
+    step = history[-1].step
+    alert = um.Alert(
+        rule="at_7", step=step, metric="a/b/total", value=1.0, threshold=0.0, message="seen"
+    )
+    return [alert] if step == 7 else []
+"""
+
 TWICE = """
 import ulysses_monitor as um
 
@@ -129,6 +140,21 @@ def test_the_default_rules_are_replayed_without_policies(ulysses: Ulysses, run: 
     assert "Step 5: 10 gradient elements are NaN or Inf, in " in out
 
 
+def test_rules_can_be_named_and_come_from_a_file_and_from_the_current_directory(
+    ulysses: Ulysses, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my_rules.py").write_text(ALERTS_AT_7)
+    (tmp_path / "rules.yaml").write_text("rules:\n  - gradient_spike: {window: 16, warmup: 8}\n")
+    given = [
+        word for name in ("nonfinite", "my_rules:at_7", "rules.yaml") for word in ("--rules", name)
+    ]
+    code, out, error = ulysses("replay", "runs/one", *given, "--json")
+    assert (code, error) == (0, "")
+    rules = json.loads(out)["rules"]
+    assert list(rules["summary"]) == ["nonfinite", "at_7", "gradient_spike"]
+    assert [a["step"] for a in rules["alerts"] if a["rule"] == "at_7"] == [7]
+
+
 def test_policies_come_from_a_file_and_from_the_current_directory(
     ulysses: Ulysses, run: Path, tmp_path: Path
 ) -> None:
@@ -182,7 +208,7 @@ def test_a_run_without_metrics_says_so(ulysses: Ulysses, tmp_path: Path) -> None
         (["calm", "--policies", "nothing.yaml"], "nothing.yaml: No such file"),
         (["calm", "--policies", "nothing:here"], "cannot be imported"),
         (["calm", "--policies", "json:here"], "json has no here"),
-        (["calm", "--rules", "mine"], "--rules"),
+        (["calm", "--rules", "mine"], "rules: 'mine' is not a rule"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -130,7 +130,7 @@ def test_watch_follows_a_run_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> N
     thread.join(10)
     assert not thread.is_alive()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue().rpartition("\x1b[2K")[2])
-    assert shown.startswith("demo on plain, 1 process\n")
+    assert shown.startswith("demo: plain, 1 process\n")
     assert re.search(r"step 3/3 +100%  crashed", shown)
 
 
@@ -161,7 +161,7 @@ def test_a_finished_run_is_printed_as_lines_without_a_terminal(tmp_path: Path) -
             monitor.observe(loss=loss, tokens=2)
             optimizer.step()
             optimizer.zero_grad()
-        monitor.record({"eval/loss/total": 1.25})
+        monitor.log({"eval/loss/total": 1.25})
     done = subprocess.run(
         [*COMMAND, "runs/demo"],
         cwd=tmp_path,
@@ -172,6 +172,6 @@ def test_a_finished_run_is_printed_as_lines_without_a_terminal(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "training on plain, 1 process"
-    assert lines[1].startswith("step 1/?  loss ")
+    assert lines[0] == "training: plain, 1 process"
+    assert lines[1].startswith("step 1  loss ")
     assert "step 3: held-out loss 1.2500" in lines

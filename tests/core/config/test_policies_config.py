@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,8 @@ def test_a_config_sets_policies_their_mode_and_their_seed(tmp_path: Path) -> Non
     ("text", "message"),
     [
         ("  policies: adaptiv", "did you mean 'adaptive'"),
-        ("  policies: [{zclip: {zz: 3}}]", "no setting 'zz'"),
-        ("  policies: [{zclip: {z: -3}}]", "z is -3; allowed is a number above 0"),
+        ("  policies: [{zclip: {zz: 3}}]", "unknown setting 'zz' (did you mean 'z'?); allowed: "),
+        ("  policies: [{zclip: {z: -3}}]", "z is -3; expected a number above 0"),
         ("  policies: [{zclip: {late_start: 0.5}}]", "late_start"),
         ("  policies: nowhere.yaml", "nowhere.yaml: No such file"),
         ("  mode: sometimes", "monitor.mode is 'sometimes'; allowed: off, shadow, active"),
@@ -86,3 +87,34 @@ def test_scaling_gives_a_warning_under_adam_but_not_under_sgd(tmp_path: Path) ->
 
 def test_policies_that_are_off_give_no_warning(tmp_path: Path) -> None:
     assert warn(tmp_path, "  policies: ulysses-pro\n  mode: off", 16_800_000) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("  rules: off", "off"),
+        ("  rules: default", "default"),
+        (
+            "  rules: [nonfinite, {loss_spike: {sigmas: 4}}]",
+            ["nonfinite", {"loss_spike": {"sigmas": 4}}],
+        ),
+        ("  rules: [default, my_package.module:my_rule]", ["default", "my_package.module:my_rule"]),
+    ],
+)
+def test_rules_are_named_like_policies(tmp_path: Path, text: str, rules: Any) -> None:
+    assert load(tmp_path, text).settings.monitor.rules == rules
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  rules: none", "rules: 'none' is not a rule"),
+        ("  rules: [{loss_spike: {sigma: 4}}]", "unknown setting 'sigma' (did you mean 'sigmas'?)"),
+        ("  rules: {loss_spike: {}}", "rules: got dict; expected a list of rules"),
+    ],
+)
+def test_a_wrong_rule_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0

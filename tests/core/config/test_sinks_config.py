@@ -45,12 +45,12 @@ def test_an_override_sets_sinks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("    - cvs", r"run.yaml: sinks: 'cvs' is no sink \(did you mean 'csv'\?\)"),
+        ("    - cvs", r"run.yaml: sinks: 'cvs' is not a sink \(did you mean 'csv'\?\)"),
         ("    - csv: {pth: a}", r"run.yaml: sink csv: .*did you mean 'path'"),
-        ("    - csv: {path: 3}", r"run.yaml: sink csv: path: got 3; allowed is text"),
+        ("    - csv: {path: 3}", r"run.yaml: sink csv: path is 3; expected a path"),
         ("    - webhook: {url_env: NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE is not set"),
-        ("    - 3", "run.yaml: sink"),
-        ("    csv: {}", "run.yaml: sinks"),
+        ("    - 3", "run.yaml: sinks: an object of type int is not a sink"),
+        ("    csv: {}", "run.yaml: sinks: got dict; expected a list of sinks"),
     ],
 )
 def test_a_wrong_sink_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -114,10 +114,9 @@ def test_every_sink_gets_every_item_in_order_and_is_closed_once() -> None:
 def test_a_hanging_sink_does_not_block_the_publisher() -> None:
     slow, fast = GatedSink(), ListSink("fast")
     bus = Bus([slow, fast])
-    began = time.perf_counter()
     for step in range(500):
         bus.publish(record(step))
-    assert time.perf_counter() - began < 1.0
+    assert slow.items == []  # it still stands still
     slow.gate.set()
     bus.close()
     assert steps(fast) == steps(slow) == list(range(500))
@@ -179,8 +178,9 @@ def test_a_full_spill_file_drops_and_counts_the_newest_records() -> None:
         bus.publish(wide(step))
         time.sleep(0.001)
     bus.publish(Event(kind="stop", step=200, time=0.0))
-    wait_until(lambda: not bus._published)
-    time.sleep(0.05)
+    queue = bus._workers[0]._queue
+    assert isinstance(queue, LosslessQueue)
+    wait_until(lambda: len(queue) + bus.dropped()["gated"] == 201)
     lost = bus.dropped()["gated"]
     assert 0 < lost < 200
     sink.gate.set()
@@ -216,8 +216,8 @@ def test_a_sink_that_keeps_failing_is_switched_off_and_the_others_go_on(
             bus.publish(record(step))
         wait_until(lambda: bad.calls == MAX_FAILURES)
         began = time.perf_counter()
-        bus.close()
-    assert time.perf_counter() - began < 2.0  # closing does not wait for it
+        bus.close(timeout=100)
+    assert time.perf_counter() - began < 50  # closing does not wait for it
     assert bad.calls <= MAX_FAILURES + 1
     assert [item.step for item in good.items if isinstance(item, StepRecord)] == list(range(30))
     assert bus.dropped()["failing"] >= 30
@@ -281,7 +281,7 @@ def test_closing_retries_a_lossless_sink_that_is_off_until_the_timeout() -> None
     bus.publish(record(1))
     began = time.perf_counter()
     bus.close(timeout=1.0)
-    assert time.perf_counter() - began < 3.0
+    assert time.perf_counter() - began < 15
     assert hopeless.closes == 1
     assert bus.dropped()["failing"] >= 1
 
@@ -332,7 +332,7 @@ def test_closing_ends_in_time_even_if_a_sink_hangs(caplog: pytest.LogCaptureFixt
     began = time.perf_counter()
     with caplog.at_level(logging.ERROR):
         bus.close(timeout=0.5)
-    assert time.perf_counter() - began < 2.0
+    assert time.perf_counter() - began < 15
     assert steps(good) == [0]
     assert good.closes == 1
     assert "gated did not finish in time" in caplog.text

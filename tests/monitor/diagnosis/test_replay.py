@@ -71,7 +71,7 @@ class Training:
         """Trains these steps; gives what a checkpoint of the last holds."""
         with monitor.watch(self.model, self.optimizer, step=first - 1, max_steps=max_steps):
             assert monitor.session is not None
-            monitor.session.add_source(["mine/thing/total"], lambda: [1 / 3])
+            monitor.session.sources.add(["mine/thing/total"], lambda: [1 / 3])
             monitor.log({"bench/score/total": 0.1})
             for step in range(first, last + 1):
                 self._step(monitor, step, seed)
@@ -457,7 +457,7 @@ def test_a_rule_that_raises_costs_the_others_nothing(
     found = [event_to_dict(e) for e in replay_rules(run, [Broken(), *default_rules()])]
     assert alerts_of(found) == sound
     assert RuleSet([]).observe(StepRecord.of(1, 0.0, {"a/a/a": 1.0})) == []
-    with pytest.raises(um.InputError, match="has no name and check"):
+    with pytest.raises(um.InputError, match="an object of type int is not a rule"):
         replay_rules(run, [3])  # type: ignore[list-item]
 
 

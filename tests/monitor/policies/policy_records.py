@@ -1,4 +1,4 @@
-"""Records made by hand or at random, and what policies make of them."""
+"""Records made by hand or at random, and what policies ask for at them."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ class Decides(Protocol):
 
 
 def record(step: int, metrics: Mapping[str, float]) -> StepRecord:
-    """Its values cannot be written to: a policy that does so raises."""
+    """Makes a record with read-only values: a policy that writes to them raises."""
     made = StepRecord.of(step, 1_700_000_000.0 + step, metrics)
     made.values.setflags(write=False)
     return made
 
 
 def series(name: str, values: Iterable[float], **others: float) -> list[StepRecord]:
-    """One record for each value, from step 1; `others` have ``__`` for ``/``, and stay."""
+    """Makes a record for each value, from step 1; `others` are constant, with ``__`` for ``/``."""
     more = {key.replace("__", "/"): value for key, value in others.items()}
     return [record(i, {name: value} | more) for i, value in enumerate(values, 1)]
 
 
 def asked(policy: Decides, records: Iterable[StepRecord]) -> list[list[Action]]:
-    """What it asks for at each record, one after the other."""
+    """Returns the actions at each record, in order."""
     return [list(policy.decide([each])) for each in records]
 
 
-def steps_of(policy: Decides, records: Sequence[StepRecord], kind: str = "") -> list[int]:
-    """Steps at which it asks for anything, or for actions of one kind."""
+def acting_steps(policy: Decides, records: Sequence[StepRecord], kind: str = "") -> list[int]:
+    """Returns the steps at which the policy asks for anything, or for actions of one kind."""
     found = zip(records, asked(policy, records), strict=True)
     return [r.step for r, actions in found if any(kind in ("", a.kind) for a in actions)]
 
@@ -63,7 +63,7 @@ def values_of(actions: Iterable[Action]) -> list[tuple[str, dict[str, float]]]:
 
 
 def near(values: Mapping[str, float]) -> Any:
-    """Equal to 12 digits."""
+    """Compares actions to 12 digits."""
     return pytest.approx(dict(values), rel=1e-12, abs=0.0)
 
 
@@ -73,7 +73,7 @@ def made(spec: Any) -> Managed:
 
 
 def lively() -> Iterator[StepRecord]:
-    """A LoRA training in which something happens: spikes, small and large gradients, a setback."""
+    """Makes an eventful LoRA training: spikes, small and large gradients, a setback."""
     rng = np.random.default_rng(7)
     for step in range(1, LENGTH + 1):
         size = 1e-2 if step <= 60 else 4e-4 if step <= 100 else 1e-2 if step <= 170 else 20.0
@@ -83,7 +83,7 @@ def lively() -> Iterator[StepRecord]:
 
 
 def flat() -> Iterator[StepRecord]:
-    """A training whose gradients vanish and whose loss does not move."""
+    """Makes a training whose gradients vanish and whose loss does not move."""
     rng = np.random.default_rng(8)
     for step in range(1, LENGTH + 1):
         weights = {f"param/norm/param/{name}": 1.0 for name in TENSORS if step % 10 == 1}

@@ -1,4 +1,4 @@
-"""Clipping policies against their papers' formulas, written down again with NumPy."""
+"""Clipping policies against their papers' formulas, reimplemented with NumPy."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from tests.monitor.policies.policy_records import (
     MEAN,
     NORM,
     OWN_NORM,
+    acting_steps,
     asked,
     near,
     record,
     series,
-    steps_of,
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.clipping import AGC, AdaGC, AutoClip, ThresholdClipping, ZClip
+from ulysses_monitor.policies.clipping import AutoClip, ThresholdClipping, ZClip
+from ulysses_monitor.policies.tensor_clipping import AGC, AdaGC
 from ulysses_monitor.records import Action
 
 Array = npt.NDArray[np.float64]
 
 
 def norms(seed: int = 0, count: int = 300) -> Array:
-    """Log-normal, falling, with spikes."""
+    """Makes norms that are log-normal, falling, with spikes."""
     rng = np.random.default_rng(seed)
     found = np.exp(0.3 * rng.standard_normal(count)) * np.linspace(3.0, 1.0, count)
     found[rng.integers(0, count, 12)] *= 20.0
@@ -39,7 +40,7 @@ def norms(seed: int = 0, count: int = 300) -> Array:
 
 
 def limits(policy: Any, values: Array) -> list[float | None]:
-    """The norm that each step is clipped to, None where it is not."""
+    """Returns the norm that each step is clipped to; None if it is not clipped."""
     found: list[float | None] = []
     for actions in asked(policy, series(NORM, values)):
         assert [action.kind for action in actions] in ([], ["clip_norm"])
@@ -73,16 +74,16 @@ def test_threshold_clipping_acts_above_its_threshold_until_four_fifths_of_it() -
     ]
 
 
-def test_threshold_clipping_does_not_tire() -> None:
-    assert len(steps_of(ThresholdClipping(), series(MEAN, [6.0] * 1000))) == 1000
-    assert len(steps_of(ThresholdClipping(most=7), series(MEAN, [6.0] * 1000))) == 7
+def test_threshold_clipping_never_pauses() -> None:
+    assert len(acting_steps(ThresholdClipping(), series(MEAN, [6.0] * 1000))) == 1000
+    assert len(acting_steps(ThresholdClipping(most=7), series(MEAN, [6.0] * 1000))) == 7
 
 
 # -- AutoClip ---------------------------------------------------------------------------------
 
 
 def autoclip(values: Array, percentile: float, window: int, warmup: int) -> Iterator[float | None]:
-    """arXiv:2007.14469, algorithm 1: the norm joins the history, of which a percentile is taken."""
+    """arXiv:2007.14469, algorithm 1: the norm joins the history before its percentile is taken."""
     for i, norm in enumerate(values):
         most = float(np.percentile(values[max(0, i + 1 - window) : i + 1], percentile))
         yield most if i >= warmup and norm > most else None
@@ -96,7 +97,7 @@ def test_autoclip_clips_to_the_percentile_of_the_norms_so_far(
     percentile: float, window: int, warmup: int
 ) -> None:
     policy = AutoClip(percentile=percentile, window=window, warmup=warmup)
-    assert policy.silent_steps == warmup
+    assert policy.steps_before_acting == warmup
     expected = list(autoclip(norms(), percentile, window, warmup))
     assert 1 < sum(most is not None for most in expected) < 300
     assert_alike(limits(policy, norms()), expected)
@@ -114,7 +115,7 @@ def test_autoclip_says_what_it_read() -> None:
     assert (action.read, action.reason) == ({NORM: 3.0}, "above the 10th percentile of norms")
 
 
-def test_autoclip_forgets_what_a_smaller_window_does_not_hold() -> None:
+def test_autoclip_forgets_norms_beyond_its_window() -> None:
     policy, smaller = AutoClip(), AutoClip(window=20)
     limits(policy, norms()[:100])
     smaller.load_state_dict(policy.state_dict())
@@ -142,19 +143,19 @@ def zclip(values: Array, alpha: float, z: float, warmup: int, eps: float) -> Ite
 
 @pytest.mark.parametrize(("eps", "rel"), [(1e-6, 1e-12), (0.0, 1e-4)])
 @pytest.mark.parametrize(("alpha", "z", "warmup"), [(0.97, 2.5, 25), (0.9, 1.5, 2), (0.5, 4, 100)])
-def test_zclip_clips_to_the_papers_reciprocal_of_the_score(
+def test_zclip_clips_to_the_reciprocal_of_the_score_as_in_the_paper(
     alpha: float, z: float, warmup: int, eps: float, rel: float
 ) -> None:
     """The paper's formula has no 1e-6; the authors' code does."""
     policy = ZClip(alpha=alpha, z=z, warmup=warmup)
-    assert policy.silent_steps == warmup
+    assert policy.steps_before_acting == warmup
     expected = list(zclip(norms(), alpha, z, warmup, eps))
     assert any(most is not None for most in expected)
     assert_alike(limits(policy, norms()), expected, rel)
 
 
-def test_zclips_first_step_after_the_warm_up_by_hand() -> None:
-    """Of norms of 1 and 3 the mean is 2, the deviation 1; 7 is 5 of them above: 2 + 2.5 / 2."""
+def test_zclips_first_step_after_the_warm_up_matches_a_hand_calculation() -> None:
+    """Norms of 1 and 3 have mean 2 and deviation 1; 7 is 5 deviations above: 2 + 2.5**2 / 5."""
     found = limits(ZClip(warmup=4), np.array([1.0, 3.0, 1.0, 3.0, 7.0]))
     assert found[:4] == [None] * 4
     assert found[4] == pytest.approx(3.25, rel=1e-5)
@@ -168,7 +169,7 @@ def test_zclips_first_step_after_the_warm_up_by_hand() -> None:
 def adagc(
     values: Array, relative: float, beta: float, absolute: float, warmup: int
 ) -> Iterator[tuple[float | None, dict[int, float]]]:
-    """arXiv:2502.11034, algorithm 1: the common limit, and those of single tensors."""
+    """arXiv:2502.11034, algorithm 1: the common limit and the limits of single tensors."""
     gamma = np.full(values.shape[1], np.inf)
     for t, own in enumerate(values, 1):
         if t <= warmup:
@@ -209,7 +210,7 @@ def test_adagc_clips_each_tensor_by_its_own_moving_average(
     assert single > 30
 
 
-def test_adagc_does_not_hold_a_tensor_at_the_zero_that_its_gradient_began_with() -> None:
+def test_adagc_does_not_hold_a_tensor_at_a_first_gradient_of_zero() -> None:
     policy = AdaGC(warmup=2)
     rows = [[0.5, 0.0], [0.4, 0.0], [0.4, 0.7], [0.5, 0.7], [0.4, 0.8], [0.4, 0.0], [0.4, 0.8]]
     found = [values_of(a) for a in asked(policy, [tensors(i, r) for i, r in enumerate(rows, 1)])]
@@ -223,18 +224,21 @@ def test_adagc_does_not_hold_a_tensor_at_the_zero_that_its_gradient_began_with()
     ]
 
 
-def test_adagcs_warm_up_clips_above_the_common_norm_and_not_at_it() -> None:
+def test_adagcs_warm_up_clips_only_above_the_common_norm() -> None:
     rows = [tensors(1, [0.6, 0.8]), tensors(2, [0.6, 0.81])]
-    assert steps_of(AdaGC(), rows, "clip_norm") == [2]
+    assert acting_steps(AdaGC(), rows, "clip_norm") == [2]
 
 
 @pytest.mark.parametrize("others", [("t0", "new"), ("t0", "t1", "t2")])
-def test_adagc_begins_anew_where_other_parameters_are_trained(others: tuple[str, ...]) -> None:
+def test_adagc_starts_over_if_other_parameters_are_trained(others: tuple[str, ...]) -> None:
     policy = AdaGC(warmup=2, absolute=0.1)
-    assert steps_of(policy, [tensors(i, [0.5, 0.5]) for i in range(1, 4)], "clip_norm") == [1, 2]
+    assert acting_steps(policy, [tensors(i, [0.5, 0.5]) for i in range(1, 4)], "clip_norm") == [
+        1,
+        2,
+    ]
     later = {NORM: 1.0} | {f"{OWN_NORM}{name}": 0.5 for name in others}
     records = [record(i, later) for i in range(4, 8)]
-    assert steps_of(policy, records, "clip_norm") == [4, 5]
+    assert acting_steps(policy, records, "clip_norm") == [4, 5]
 
 
 # -- what says nothing ------------------------------------------------------------------------
@@ -242,7 +246,7 @@ def test_adagc_begins_anew_where_other_parameters_are_trained(others: tuple[str,
 
 @pytest.mark.parametrize("policy", [AutoClip(warmup=2), ZClip(warmup=2), AdaGC(warmup=2)])
 @pytest.mark.parametrize("norm", [0.0, math.nan, math.inf, None])
-def test_a_norm_that_says_nothing_is_neither_clipped_nor_remembered(
+def test_an_unusable_norm_is_neither_clipped_nor_remembered(
     policy: Any, norm: float | None
 ) -> None:
     known = [tensors(i, [1.0 + 0.1 * (i % 2), 0.2]) for i in range(1, 9)]
@@ -255,18 +259,18 @@ def test_a_norm_that_says_nothing_is_neither_clipped_nor_remembered(
         assert fresh.state_dict() == state
 
 
-def test_zeros_never_become_the_norm_that_is_clipped_to() -> None:
+def test_zeros_never_become_the_norm_to_clip_to() -> None:
     zeros = np.array([0.0] * 50 + [1.0, 1.1] * 30)
     for policy in (AutoClip(), ZClip()):
         assert all(most is None or most >= 1.0 for most in limits(policy, zeros))
 
 
-def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
+def test_agc_clips_to_the_ratio_of_the_paper_at_every_step() -> None:
     expected = Action(
         kind="clip_rows",
         values={"ratio": 0.01},
         targets=("model.*",),
-        reason="rows by their weights' norm",
+        reason="rows are limited by their weights' norm",
     )
     assert asked(AGC(targets=("model.*",)), series(NORM, [1, 2])) == [[expected]] * 2
 
@@ -274,25 +278,33 @@ def test_agc_asks_for_the_papers_ratio_at_every_step() -> None:
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (ThresholdClipping, {"above": 0}, "above is 0; allowed is a number above 0"),
-        (ThresholdClipping, {"recovered": 1.1}, "recovered is 1.1; .* above 0 to 1"),
+        (ThresholdClipping, {"above": 0}, "above is 0; expected a number above 0"),
+        (
+            ThresholdClipping,
+            {"recovered": 1.1},
+            "recovered is 1.1; expected a number above 0 and at most 1",
+        ),
         (ThresholdClipping, {"max_norm": None}, "max_norm is None"),
-        (ThresholdClipping, {"metric": ["a/b/c"]}, "metric is .*; allowed is the name of one"),
+        (ThresholdClipping, {"metric": ["a/b/c"]}, "metric is .*; expected the name of one"),
         (AutoClip, {"percentile": 100}, "percentile is 100"),
-        (AutoClip, {"window": 1}, "window is 1; allowed is a whole number from 2"),
-        (AutoClip, {"window": 10, "warmup": 10}, "warmup is 10; .* from 0 to 9"),
+        (AutoClip, {"window": 1}, "window is 1; expected an integer from 2 to 100,000"),
+        (
+            AutoClip,
+            {"window": 10, "warmup": 10},
+            "warmup is 10; expected less than window, which is 10",
+        ),
         (AutoClip, {"window": 1e3}, "window is 1000.0"),
         (ZClip, {"alpha": 1.0}, "alpha is 1.0"),
         (ZClip, {"z": [2.5]}, r"z is \[2.5\]"),
-        (ZClip, {"warmup": 1}, "warmup is 1; allowed is a whole number from 2"),
-        (AdaGC, {"relative": 0}, "relative is 0; allowed is a number above 0 to 1000"),
+        (ZClip, {"warmup": 1}, "warmup is 1; expected an integer from 2 to 10,000"),
+        (AdaGC, {"relative": 0}, "relative is 0; expected a number above 0 and at most 1,000"),
         (AdaGC, {"beta": 1}, "beta is 1"),
         (AdaGC, {"warmup": 0}, "warmup is 0"),
         (AGC, {"ratio": math.nan}, "ratio is nan"),
-        (AGC, {"targets": "*.weight"}, "targets is .*; allowed is a list of texts"),
+        (AGC, {"targets": "*.weight"}, "targets is .*; expected a list of texts"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+def test_a_wrong_setting_is_refused_in_one_line(
     policy: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:

@@ -18,7 +18,7 @@ def name(module: str, side: str) -> str:
 
 
 def pairs(step: int, **norms: tuple[float, float]) -> StepRecord:
-    """A record of modules by their norms of A and B."""
+    """Makes a record from the norms of A and B of each module."""
     found = {"grad/norm/param/lm_head.weight": 1.0}
     for module, (a, b) in norms.items():
         found |= {
@@ -30,7 +30,7 @@ def pairs(step: int, **norms: tuple[float, float]) -> StepRecord:
 
 
 def raised(policy: LoraBalance, records: list[StepRecord]) -> list[list[str]]:
-    """The modules that are raised at each step; both sides of each are targets."""
+    """Returns the modules raised at each step; A and B of each are targets."""
     found = []
     for actions in asked(policy, records):
         targets = [target for action in actions for target in action.targets]
@@ -41,7 +41,7 @@ def raised(policy: LoraBalance, records: list[StepRecord]) -> list[list[str]]:
 
 
 def by_ratio(policy: LoraBalance, *ratios: float) -> list[bool]:
-    """Whether each step of one pair raises it."""
+    """Tells for each step of one pair whether the pair is raised."""
     records = [pairs(i, q=(1.0, ratio)) for i, ratio in enumerate(ratios, 1)]
     return [bool(modules) for modules in raised(policy, records)]
 
@@ -68,7 +68,7 @@ def test_a_pair_is_raised_until_it_is_well_within_the_bounds() -> None:
     ]
 
 
-def test_a_pair_near_the_bounds_is_not_raised_because_another_is_beyond_them() -> None:
+def test_a_pair_near_the_bounds_is_not_raised_when_another_is_beyond_them() -> None:
     records = [
         pairs(1, q=(1.0, 9.0), k=(1.0, 20.0)),
         pairs(2, q=(1.0, 20.0), k=(1.0, 9.0)),
@@ -87,7 +87,7 @@ def test_a_pair_near_the_bounds_is_not_raised_because_another_is_beyond_them() -
         *[(math.nan, 1.0), (1.0, math.nan)],
     ],
 )
-def test_a_pair_of_which_a_norm_says_nothing_is_left_alone(norms: tuple[float, float]) -> None:
+def test_a_pair_with_an_unusable_norm_is_left_alone(norms: tuple[float, float]) -> None:
     records = [pairs(1, q=norms), pairs(2, q=norms, k=(1.0, 20.0))]
     assert raised(LoraBalance(), records) == [[], ["k"]]
 
@@ -96,19 +96,19 @@ def test_a_floor_can_be_lower() -> None:
     assert raised(LoraBalance(floor=1e-12), [pairs(1, q=(1e-9, 1.0))]) == [["q"]]
 
 
-def test_a_healthy_adapters_first_steps_are_waited_for() -> None:
+def test_the_warm_up_waits_for_a_healthy_adapters_first_steps() -> None:
     """Infinity, 117, 27 after 5 steps, 8 after 20, 2.4 after 100."""
     policy = LoraBalance(warmup=100)
-    assert policy.silent_steps == 100
+    assert policy.steps_before_acting == 100
     falling = [pairs(1, q=(0.0, 1.0))] + [pairs(i, q=(1.0, 600 / i)) for i in range(2, 301)]
     assert raised(policy, falling) == [[]] * 300
     late = [pairs(i, q=(1.0, 20.0)) for i in range(99, 103)]
     assert raised(LoraBalance(warmup=100), late) == [[], [], ["q"], ["q"]]
 
 
-def test_patience_and_the_longest_spell_are_those_of_all_policies() -> None:
+def test_lora_balance_has_patience_and_a_longest_spell() -> None:
     policy = LoraBalance(patience=2, longest=3, cooldown=2)
-    assert policy.silent_steps == 1
+    assert policy.steps_before_acting == 1
     assert by_ratio(policy, *[20.0] * 9) == [
         *(False, True, True, True),
         *(False, False, False, True, True),
@@ -119,7 +119,7 @@ def test_a_record_without_adapters_asks_for_nothing() -> None:
     assert asked(LoraBalance(), [pairs(1), record(2, {})]) == [[], []]
 
 
-def test_the_share_is_the_users() -> None:
+def test_the_share_can_be_set() -> None:
     ((action,),) = asked(LoraBalance(share=0.25), [pairs(1, q=(1.0, 20.0))])
     assert action.values == near({"share": 0.25})
 
@@ -127,21 +127,22 @@ def test_the_share_is_the_users() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"low": 0}, "low is 0; allowed is a number above 0 to 1"),
+        ({"low": 0}, "low is 0; expected a number above 0 and at most 1"),
         ({"low": 1.5}, "low is 1.5"),
-        ({"high": 0.5}, "high is 0.5; allowed is a number from 1"),
+        ({"high": 0.5}, "high is 0.5; expected a number from 1"),
         ({"share": 1.1}, "share is 1.1"),
         ({"floor": -1e-9}, "floor is -1e-09"),
-        ({"warmup": -1}, "warmup is -1; allowed is a whole number from 0"),
+        ({"warmup": -1}, "warmup is -1; expected an integer from 0 to 1,000,000"),
         ({"warmup": "100"}, "warmup is '100'"),
-        ({"recovered": 0.9}, "recovered is 0.9; allowed is a number from 1"),
-        ({"low": 0.9, "high": 1.1}, "never ends: no ratio is above 0.9 and below 1.1 by a factor"),
-        ({"recovered": 11}, "never ends"),
+        ({"recovered": 0.9}, "recovered is 0.9; expected a number from 1"),
+        (
+            {"low": 0.9, "high": 1.1},
+            "no ratio is above 0.9 and below 1.1 by that factor, so balancing would never end",
+        ),
+        ({"recovered": 11}, "would never end"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_setting_is_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         LoraBalance(**settings)
     assert "\n" not in str(error.value)

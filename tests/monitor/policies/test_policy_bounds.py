@@ -1,4 +1,4 @@
-"""How often and how long a policy acts, told by one character for each step."""
+"""How often and how long a policy acts, drawn as one character a step."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.policies.policy_records import MEAN, series, steps_of
+from tests.monitor.policies.policy_records import MEAN, acting_steps, series
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.bounds import Bounded
-from ulysses_monitor.policies.small import LearningRateBoost
+from ulysses_monitor.policies.bounds import BoundedPolicy
+from ulysses_monitor.policies.small_gradients import LearningRateBoost
 
 
-def acts(policy: Bounded, condition: str, key: str = "spell") -> str:
-    """Where it acts, as ``#``.
+def acts(policy: BoundedPolicy, condition: str, key: str = "spell") -> str:
+    """Draws each step at which the policy acts as ``#``.
 
     Of the condition, ``#`` begins a spell, ``-`` only keeps it going, and ``.`` ends it.
     """
-    return "".join(".#"[policy.acts_now(c == "#", c in "#-", key)] for c in condition)
+    return "".join(".#"[policy.should_act(c == "#", c in "#-", key)] for c in condition)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ def acts(policy: Bounded, condition: str, key: str = "spell") -> str:
         ({"patience": 2}, "##--.##", ".###..#"),
     ],
 )
-def test_a_spell_begins_after_patience_and_lasts_while_the_weaker_condition_holds(
+def test_a_spell_starts_after_patience_and_lasts_while_the_weaker_condition_holds(
     settings: dict[str, int], condition: str, expected: str
 ) -> None:
-    assert acts(Bounded(**settings), condition) == expected
+    assert acts(BoundedPolicy(**settings), condition) == expected
 
 
 @pytest.mark.parametrize(
@@ -50,54 +50,56 @@ def test_a_spell_begins_after_patience_and_lasts_while_the_weaker_condition_hold
         ({"longest": 2, "cooldown": 3}, "###...#", "##....#"),
     ],
 )
-def test_a_spell_of_the_longest_is_followed_by_a_rest_and_a_shorter_one_is_not(
+def test_only_a_longest_spell_is_followed_by_a_rest(
     settings: dict[str, int], condition: str, expected: str
 ) -> None:
-    assert acts(Bounded(**settings), condition) == expected
+    assert acts(BoundedPolicy(**settings), condition) == expected
 
 
-def test_the_steps_of_all_spells_together_are_at_most_the_most() -> None:
-    assert acts(Bounded(most=4), "##.####.#") == "##.##...."
-    assert acts(Bounded(most=5, longest=2, cooldown=1), "#########") == "##.##.#.."
+def test_all_spells_together_have_at_most_most_steps() -> None:
+    assert acts(BoundedPolicy(most=4), "##.####.#") == "##.##...."
+    assert acts(BoundedPolicy(most=5, longest=2, cooldown=1), "#########") == "##.##.#.."
 
 
-def test_spells_of_several_keys_are_counted_apart() -> None:
-    policy = Bounded(most=2)
+def test_spells_of_different_keys_are_counted_separately() -> None:
+    policy = BoundedPolicy(most=2)
     assert acts(policy, "###", "one") == "##."
     assert acts(policy, "###", "other") == "##."
 
 
-def test_a_spell_is_taken_up_where_a_state_left_it() -> None:
+def test_a_spell_continues_from_a_saved_state() -> None:
     condition = "##-##############-###.######"
-    whole = acts(Bounded(patience=2, longest=4, cooldown=3, most=11), condition)
+    whole = acts(BoundedPolicy(patience=2, longest=4, cooldown=3, most=11), condition)
     for k in range(len(condition)):
-        before, after = (Bounded(patience=2, longest=4, cooldown=3, most=11) for _ in range(2))
+        before, after = (
+            BoundedPolicy(patience=2, longest=4, cooldown=3, most=11) for _ in range(2)
+        )
         start = acts(before, condition[:k])
         after.load_state_dict(before.state_dict())
         assert start + acts(after, condition[k:]) == whole
 
 
 def test_by_default_a_policy_acts_200_steps_rests_20_and_acts_again() -> None:
-    found = steps_of(LearningRateBoost(), series(MEAN, [1e-4] * 250))
+    found = acting_steps(LearningRateBoost(), series(MEAN, [1e-4] * 250))
     assert found == [*range(1, 201), *range(221, 251)]
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "allowed"),
+    ("setting", "value", "expected"),
     [
-        ("patience", 0, "a whole number from 1"),
-        ("patience", True, "a whole number from 1"),
-        ("longest", 0, "a whole number from 1"),
-        ("most", 0, "a whole number from 1"),
-        ("most", 2.0, "a whole number from 1"),
-        ("cooldown", -1, "a whole number from 0"),
-        ("cooldown", "20", "a whole number from 0"),
-        ("patience", None, "a whole number from 1"),
+        ("patience", 0, "an integer of 1 or more"),
+        ("patience", True, "an integer of 1 or more"),
+        ("longest", 0, "an integer of 1 or more"),
+        ("most", 0, "an integer of 1 or more"),
+        ("most", 2.0, "an integer of 1 or more"),
+        ("cooldown", -1, "an integer of 0 or more"),
+        ("cooldown", "20", "an integer of 0 or more"),
+        ("patience", None, "an integer of 1 or more"),
     ],
 )
-def test_a_bound_that_bounds_nothing_is_refused(setting: str, value: Any, allowed: str) -> None:
+def test_a_wrong_bound_is_refused(setting: str, value: Any, expected: str) -> None:
     with pytest.raises(InputError) as error:
-        Bounded(**{setting: value})
+        BoundedPolicy(**{setting: value})
     message = str(error.value)
-    assert message.startswith(f"policy Bounded: {setting} is {value!r}; allowed is {allowed} to ")
+    assert message.startswith(f"policy BoundedPolicy: {setting} is {value!r}; expected {expected}")
     assert "\n" not in message

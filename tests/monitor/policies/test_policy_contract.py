@@ -1,4 +1,4 @@
-"""What every policy keeps to: those that can be named, and those of the presets."""
+"""The contract of every policy, named or in a preset."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 from tests.monitor.policies.policy_records import TENSORS, flat, lively, record
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import POLICIES, PRESETS, Managed, PolicySet, make_policies
-from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, OwnPolicy
+from ulysses_monitor.policies.base import HISTORY, MAX_STEPS, BuiltinPolicy
 from ulysses_monitor.records import Action, StepRecord
 
 NEEDED: dict[str, dict[str, Any]] = {"freeze": {"targets": ["*norm*"], "begin": 0.2, "end": 0.9}}
-"""Settings without which a policy cannot be made."""
+"""Settings that a policy requires."""
 
 OTHERS: dict[str, dict[str, Any]] = {
     "adagc: short": {"adagc": {"warmup": 20}},
@@ -47,7 +47,7 @@ ALONE: dict[str, tuple[Any, int]] = {
 SPECS = ALONE | {
     f"{preset}[{i}]": (preset, i) for preset in PRESETS for i in range(len(make_policies(preset)))
 }
-"""Every policy: what `make_policies` takes, and its place in what that makes."""
+"""Every policy: what `make_policies` takes, and the index of the policy in the result."""
 
 STREAMS = {"lively": list(lively()), "flat": list(flat())}
 
@@ -61,24 +61,24 @@ def _made(which: str) -> Managed:
 
 
 def made(which: str) -> Managed:
-    """A new one each time."""
+    """Makes a new policy each time."""
     return copy.deepcopy(_made(which))
 
 
 def asked(policy: Managed, records: Sequence[StepRecord]) -> Decided:
-    """As in a training: with a history as long as the policy looks back."""
+    """Asks as a training does: with a history as long as the policy looks back."""
     back = policy.lookback
     return [list(policy.decide(records[max(0, i + 1 - back) : i + 1])) for i in range(len(records))]
 
 
 def strict_json(state: Any) -> Any:
-    """As a checkpoint keeps it; NaN and Inf are no JSON."""
+    """Passes a state through JSON, as a checkpoint does; NaN and Inf are not JSON."""
     return json.loads(json.dumps(state, allow_nan=False))
 
 
 @functools.lru_cache
 def with_holes(stream: str, seed: int) -> list[StepRecord]:
-    """Of each record some metrics are missing, some NaN, some infinite."""
+    """Makes some metrics of each record missing, some NaN, some infinite."""
     rng = np.random.default_rng(seed)
     found = []
     for each in STREAMS[stream]:
@@ -93,7 +93,7 @@ def with_holes(stream: str, seed: int) -> list[StepRecord]:
 
 @functools.lru_cache
 def decided(which: str, stream: str) -> Decided:
-    """What a policy asks for in a training that is never stopped."""
+    """Returns what a policy asks for in a training that is never stopped."""
     return asked(made(which), STREAMS[stream])
 
 
@@ -103,13 +103,13 @@ def acting(which: str) -> bool:
 
 @pytest.mark.parametrize("which", ALONE)
 def test_every_policy_acts_in_one_of_these_trainings(which: str) -> None:
-    """Or the other tests would say nothing of it."""
+    """Otherwise the other tests would not test it."""
     assert acting(which)
 
 
 @pytest.mark.parametrize("which", SPECS)
 @pytest.mark.parametrize("stream", STREAMS)
-def test_two_copies_that_see_the_same_decide_alike(which: str, stream: str) -> None:
+def test_two_copies_decide_alike_on_the_same_records(which: str, stream: str) -> None:
     records = STREAMS[stream]
     one, other = made(which), made(which)
     for i, expected in enumerate(decided(which, stream)):
@@ -119,10 +119,10 @@ def test_two_copies_that_see_the_same_decide_alike(which: str, stream: str) -> N
 
 @pytest.mark.parametrize("which", SPECS)
 @pytest.mark.parametrize("stream", STREAMS)
-def test_whoever_goes_on_from_a_checkpoint_decides_as_if_there_had_been_none(
+def test_a_policy_resumed_from_its_state_decides_as_if_never_stopped(
     which: str, stream: str
 ) -> None:
-    """At every step a new process takes over."""
+    """A new process takes over at every step."""
     state, records = made(which).state_dict(), STREAMS[stream]
     for i, expected in enumerate(decided(which, stream)):
         policy = made(which)
@@ -133,7 +133,7 @@ def test_whoever_goes_on_from_a_checkpoint_decides_as_if_there_had_been_none(
 
 
 @pytest.mark.parametrize("which", SPECS)
-def test_a_state_is_a_copy_that_later_steps_leave_alone(which: str) -> None:
+def test_a_state_is_a_copy_that_later_steps_do_not_change(which: str) -> None:
     policy, records = made(which), STREAMS["lively"]
     asked(policy, records[:90])
     state = policy.state_dict()
@@ -148,7 +148,7 @@ def test_a_state_is_a_copy_that_later_steps_leave_alone(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", SPECS)
-def test_a_policy_that_serves_a_second_training_begins_anew(which: str) -> None:
+def test_a_policy_starts_fresh_in_a_second_training(which: str) -> None:
     policy = made(which)
     asked(policy, STREAMS["flat"])
     policy.reset()
@@ -156,12 +156,12 @@ def test_a_policy_that_serves_a_second_training_begins_anew(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", SPECS)
-def test_a_policy_asks_for_its_own_kinds_of_action_and_names_what_is_there(which: str) -> None:
+def test_a_policy_asks_only_for_its_action_kinds_and_existing_parameters(which: str) -> None:
     policy = made(which)
     for stream, records in STREAMS.items():
         for each, actions in zip(records, decided(which, stream), strict=True):
             for action in actions:
-                assert action.kind in policy.acts
+                assert action.kind in policy.action_kinds
                 assert action.reason
                 assert "\n" not in action.reason
                 assert isinstance(action.targets, tuple)
@@ -174,12 +174,15 @@ def test_a_policy_asks_for_its_own_kinds_of_action_and_names_what_is_there(which
 
 
 @pytest.mark.parametrize("which", SPECS)
-def test_what_a_policy_reads_tells_all_that_it_needs(which: str) -> None:
-    """A replay of a run reads no other metrics, but those that an action only says it has read."""
+def test_the_needed_metrics_of_a_policy_are_all_that_it_needs(which: str) -> None:
+    """A replay reads only these metrics and those that actions report."""
     policy = made(which)
     for stream, records in STREAMS.items():
         fewer = [
-            record(r.step, {n: r[n] for p in (*policy.reads, MAX_STEPS) for n in r.schema.match(p)})
+            record(
+                r.step,
+                {n: r[n] for p in (*policy.needed_metrics, MAX_STEPS) for n in r.schema.match(p)},
+            )
             for r in records
         ]
         policy.reset()
@@ -190,7 +193,7 @@ def test_what_a_policy_reads_tells_all_that_it_needs(which: str) -> None:
 
 @pytest.mark.parametrize("which", SPECS)
 @pytest.mark.parametrize("stream", STREAMS)
-def test_missing_values_end_in_no_error_and_spoil_no_memory(which: str, stream: str) -> None:
+def test_missing_values_cause_no_error_and_do_not_spoil_the_memory(which: str, stream: str) -> None:
     policy = made(which)
     for seed in range(3):
         policy.reset()
@@ -201,19 +204,17 @@ def test_missing_values_end_in_no_error_and_spoil_no_memory(which: str, stream: 
 
 @pytest.mark.parametrize("which", SPECS)
 @pytest.mark.parametrize("hole", [None, math.nan])
-def test_where_nothing_is_known_a_policy_that_goes_by_metrics_does_nothing(
-    which: str, hole: float | None
-) -> None:
+def test_a_policy_does_nothing_if_its_metrics_are_unknown(which: str, hole: float | None) -> None:
     policy = made(which)
     names = () if hole is None else STREAMS["lively"][0].schema.names
     empty = [record(step, dict.fromkeys(names, math.nan)) for step in range(1, 60)]
     found = {a.kind for actions in asked(policy, empty) for a in actions} - {"snapshot"}
-    goes_by_metrics = isinstance(policy.policy, OwnPolicy) and policy.policy.reads
+    goes_by_metrics = isinstance(policy.policy, BuiltinPolicy) and policy.policy.needed_metrics
     assert bool(found) == (not goes_by_metrics)
 
 
 @pytest.mark.parametrize("which", SPECS)
-def test_steps_of_which_nothing_is_known_do_not_keep_a_policy_from_acting_later(which: str) -> None:
+def test_steps_without_metrics_do_not_keep_a_policy_from_acting_later(which: str) -> None:
     policy = made(which)
     unknown, found = [record(step, {}) for step in range(1, 4)], []
     for records in STREAMS.values():
@@ -224,9 +225,9 @@ def test_steps_of_which_nothing_is_known_do_not_keep_a_policy_from_acting_later(
 
 
 @pytest.mark.parametrize("which", SPECS)
-def test_no_policy_looks_on_for_longer_than_it_says(which: str) -> None:
+def test_no_policy_needs_more_steps_before_acting_than_it_says(which: str) -> None:
     policy = made(which)
-    silent = getattr(policy.policy, "silent_steps", 0)
+    silent = getattr(policy.policy, "steps_before_acting", 0)
     for stream in STREAMS:
         early = [a for actions in decided(which, stream)[:silent] for a in actions]
         assert {action.kind for action in early} <= {"snapshot"}
@@ -234,7 +235,7 @@ def test_no_policy_looks_on_for_longer_than_it_says(which: str) -> None:
 
 @pytest.mark.parametrize("which", SPECS)
 def test_what_a_policy_remembers_does_not_grow_with_the_training(which: str) -> None:
-    """AutoClip's and AdaGC's windows are filled sooner by settings of their own."""
+    """Settings fill the windows of AutoClip and AdaGC sooner."""
     policy = made(which)
     sizes = []
     for turn in range(4):
@@ -247,7 +248,7 @@ def test_what_a_policy_remembers_does_not_grow_with_the_training(which: str) -> 
 
 
 def _size(state: Any) -> int:
-    """Numbers and texts in a state, and lists of few that come and go for none."""
+    """Counts numbers and texts in a state; a list of at most 10 counts as none."""
     if isinstance(state, dict):
         return sum(_size(value) for value in state.values())
     if isinstance(state, list):
@@ -275,16 +276,16 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("policy", "setting"), SETTINGS)
-def test_every_setting_of_the_wrong_type_is_refused_by_the_policys_and_its_own_name(
+def test_a_setting_of_the_wrong_type_is_refused_with_the_names_of_policy_and_setting(
     policy: str, setting: str
 ) -> None:
     given = NEEDED.get(policy, {}) | {setting: {}}
     with pytest.raises(InputError) as error:
         POLICIES[policy](name="mine", **given)
-    assert str(error.value).startswith(f"policy mine: {setting} is {{}}; allowed is ")
+    assert str(error.value).startswith(f"policy mine: {setting} is {{}}; expected ")
 
 
-def test_own_policies_look_at_the_newest_record_and_those_of_users_at_256() -> None:
+def test_builtin_policies_look_at_the_newest_record_and_those_of_users_at_256() -> None:
     assert {made(which).lookback for which in SPECS} == {1}
     (function,) = make_policies([lambda _: ()])
     assert function.lookback == HISTORY == 256

@@ -32,7 +32,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "warmup_cosine": {"warmup": 0.03, "lowest": 0.0, "max_norm": 1.0},
     "zclip": {"alpha": 0.97, "z": 2.5, "warmup": 25},
 }
-"""Of policies that have a published form, or that of the original design."""
+"""Defaults of the policies that a paper, a project or the original design defines."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

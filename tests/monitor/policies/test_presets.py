@@ -25,7 +25,7 @@ def asked(preset: str, step: int, mean: float, **more: float) -> dict[str, Outco
 
 @pytest.mark.parametrize("preset", [FIRST, SECOND])
 @pytest.mark.parametrize("mean", [1e-3, 5.0, 0.1])
-def test_between_the_thresholds_and_on_them_nothing_is_done(preset: str, mean: float) -> None:
+def test_nothing_happens_between_or_at_the_thresholds(preset: str, mean: float) -> None:
     own = {f"{OWN_MEAN}a": 1e-9}
     assert asked(preset, 1, mean, **own) == {}
     assert asked(preset, STEPS, mean, **own) == {}
@@ -103,14 +103,14 @@ def test_a_lora_pair_whose_norms_differ_by_more_than_ten_is_raised_to_half(
         assert action.targets == (A, B)
 
 
-def test_the_two_versions_differ_in_their_noise_alone() -> None:
+def test_the_two_versions_differ_only_in_their_noise() -> None:
     first, second = ({p.name: p.policy for p in make_policies(n)} for n in (FIRST, SECOND))
     assert list(first) == list(second)
     assert [name for name in first if first[name] != second[name]] == ["gradient_noise"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_policy_of_a_preset_knows_whose_it_is_and_begins_in_the_runs_mode(
+def test_policies_of_a_preset_name_it_and_have_the_mode_of_the_run(
     preset: str,
 ) -> None:
     policies = make_policies(preset)

@@ -1,4 +1,4 @@
-"""What goes by the calendar, at its first and last step."""
+"""Schedules at their first and last steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.monitor.policies.policy_records import asked, record, values_of
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.base import MAX_STEPS, steps_of
+from ulysses_monitor.policies.base import MAX_STEPS, share_to_steps
 from ulysses_monitor.policies.schedules import FreezeSchedule, WarmupCosine
 from ulysses_monitor.records import Action
 
@@ -34,14 +34,14 @@ def cosine(part: float) -> float:
 
 
 @pytest.mark.parametrize("warmup", [0.2, 2])
-def test_the_warm_up_rises_to_the_whole_rate_and_the_cosine_falls_from_it(warmup: float) -> None:
+def test_the_warm_up_rises_to_the_full_rate_and_the_cosine_falls_from_it(warmup: float) -> None:
     found = factors(WarmupCosine(warmup=warmup), 10)
     expected = [0.5, 1.0, *(cosine(i / 8) for i in range(8))]
     assert found == pytest.approx(expected, rel=1e-12)
     assert found[-1] == pytest.approx(0.5 * (1 - math.cos(math.pi / 8)))
 
 
-def test_without_a_warm_up_the_first_step_has_the_whole_rate() -> None:
+def test_without_a_warm_up_the_first_step_has_the_full_rate() -> None:
     assert factors(WarmupCosine(warmup=0), 4) == pytest.approx([cosine(i / 4) for i in range(4)])
 
 
@@ -58,8 +58,8 @@ def test_by_default_three_in_a_hundred_steps_warm_up_rounded_up_as_in_transforme
 
 @pytest.mark.parametrize("percent", range(1, 100))
 def test_a_share_of_a_hundred_steps_is_that_many(percent: int) -> None:
-    """0.07 * 100 is 7.000000000000001, and would be rounded up to 8."""
-    assert steps_of(percent / 100, 100) == percent
+    """0.07 * 100 is 7.000000000000001, which would round up to 8."""
+    assert share_to_steps(percent / 100, 100) == percent
     assert factors(WarmupCosine(warmup=percent / 100), 100).index(1.0) == percent - 1
 
 
@@ -70,11 +70,11 @@ def test_a_warm_up_as_long_as_the_training_only_rises() -> None:
     assert factors(WarmupCosine(warmup=1), 2) == [1.0, 1.0]
 
 
-def test_gradients_are_clipped_after_the_warm_up_alone() -> None:
+def test_gradients_are_clipped_only_after_the_warm_up() -> None:
     first, second, third, fourth = asked(WarmupCosine(warmup=2), training(4))
     assert [a.kind for a in (*first, *second)] == ["lr_factor", "lr_factor"]
     assert third == [
-        Action(kind="clip_norm", values={"max_norm": 1.0}, reason="after the warm-up"),
+        Action(kind="clip_norm", values={"max_norm": 1.0}, reason="clipped after the warm-up"),
         Action(
             kind="lr_factor",
             values={"factor": 1.0},
@@ -89,7 +89,9 @@ def test_gradients_are_clipped_after_the_warm_up_alone() -> None:
 
 
 @pytest.mark.parametrize("metrics", [{}, {MAX_STEPS: math.nan}])
-def test_where_nobody_knows_the_end_nothing_is_done(metrics: dict[str, float]) -> None:
+def test_without_a_known_number_of_steps_the_schedules_do_nothing(
+    metrics: dict[str, float],
+) -> None:
     assert asked(WarmupCosine(warmup=2), [record(1, metrics)]) == [[]]
     assert asked(FreezeSchedule(targets=("a",)), [record(1, metrics)]) == [[]]
 
@@ -121,7 +123,7 @@ def frozen(steps: int, **settings: float) -> list[int]:
         ({"begin": 0.55}, 100, list(range(56, 101))),
     ],
 )
-def test_parameters_are_frozen_after_the_begin_and_until_the_end(
+def test_parameters_are_frozen_from_begin_to_end(
     settings: dict[str, float], steps: int, expected: list[int]
 ) -> None:
     assert frozen(steps, **settings) == expected
@@ -129,9 +131,7 @@ def test_parameters_are_frozen_after_the_begin_and_until_the_end(
 
 @pytest.mark.parametrize("steps", [4, 5, 7, 100])
 @pytest.mark.parametrize("share", [0.29, 0.5, 0.55])
-def test_two_schedules_that_meet_leave_no_step_out_and_have_none_in_common(
-    steps: int, share: float
-) -> None:
+def test_two_adjacent_schedules_cover_each_step_once(steps: int, share: float) -> None:
     assert frozen(steps, end=share) + frozen(steps, begin=share) == list(range(1, steps + 1))
 
 
@@ -141,39 +141,47 @@ def test_freezing_names_its_targets_and_its_end() -> None:
     assert asked(policy, training(3)) == [[expected], [expected], []]
 
 
-def test_schedules_say_whether_they_must_know_the_number_of_steps() -> None:
+def test_schedules_say_whether_they_need_the_number_of_steps() -> None:
     targets = ("a",)
-    assert WarmupCosine().reads == (MAX_STEPS,)
-    assert FreezeSchedule(targets=targets, begin=0.5, end=7).reads == (MAX_STEPS,)
-    assert FreezeSchedule(targets=targets).reads == (MAX_STEPS,)
-    assert FreezeSchedule(targets=targets, end=7).reads == ()
-    assert FreezeSchedule(targets=targets, begin=3, end=7).reads == ()
-    assert FreezeSchedule(targets=targets, begin=3, end=7).silent_steps == 3
-    assert FreezeSchedule(targets=targets, begin=0.3).silent_steps == 0
+    assert WarmupCosine().needed_metrics == (MAX_STEPS,)
+    assert FreezeSchedule(targets=targets, begin=0.5, end=7).needed_metrics == (MAX_STEPS,)
+    assert FreezeSchedule(targets=targets).needed_metrics == (MAX_STEPS,)
+    assert FreezeSchedule(targets=targets, end=7).needed_metrics == ()
+    assert FreezeSchedule(targets=targets, begin=3, end=7).needed_metrics == ()
+    assert FreezeSchedule(targets=targets, begin=3, end=7).steps_before_acting == 3
+    assert FreezeSchedule(targets=targets, begin=0.3).steps_before_acting == 0
 
 
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (WarmupCosine, {"warmup": -0.1}, "warmup is -0.1; allowed is a number from 0"),
-        (WarmupCosine, {"warmup": 1.5}, "warmup is 1.5; allowed is a share .* or a whole number"),
+        (
+            WarmupCosine,
+            {"warmup": -0.1},
+            "warmup is -0.1; expected a share of all steps from 0 to 1",
+        ),
+        (
+            WarmupCosine,
+            {"warmup": 1.5},
+            "warmup is 1.5; expected a share .* or a whole number of steps",
+        ),
         (WarmupCosine, {"warmup": "some"}, "warmup is 'some'"),
         (WarmupCosine, {"warmup": math.nan}, "warmup is nan"),
-        (WarmupCosine, {"lowest": -1e-10}, "lowest is -1e-10; allowed is a number from 0 to 1"),
+        (WarmupCosine, {"lowest": -1e-10}, "lowest is -1e-10; expected a number from 0 to 1"),
         (WarmupCosine, {"max_norm": 0}, "max_norm is 0"),
         (WarmupCosine, {"max_norm": "none"}, "max_norm is 'none'"),
-        (FreezeSchedule, {}, r"targets is \(\); allowed is a list of texts, such as \['\*embed\*'"),
-        (FreezeSchedule, {"targets": "*embed*"}, "targets is .*; allowed is a list"),
-        (FreezeSchedule, {"targets": [None]}, "targets is .*; allowed is a list"),
-        (FreezeSchedule, {"targets": ["a"], "begin": 2, "end": 2}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "begin": 0.5, "end": 0.5}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "begin": 3, "end": 0}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "end": 0}, "freezes nothing"),
-        (FreezeSchedule, {"targets": ["a"], "end": 2.5}, "end is 2.5; allowed is a share"),
+        (FreezeSchedule, {}, r"targets is \[\]; expected a list of texts, such as \['\*embed\*'"),
+        (FreezeSchedule, {"targets": "*embed*"}, "targets is .*; expected a list"),
+        (FreezeSchedule, {"targets": [None]}, "targets.0 is None; expected text"),
+        (FreezeSchedule, {"targets": ["a"], "begin": 2, "end": 2}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "begin": 0.5, "end": 0.5}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "begin": 3, "end": 0}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "end": 0}, "which freezes nothing"),
+        (FreezeSchedule, {"targets": ["a"], "end": 2.5}, "end is 2.5; expected a share"),
         (FreezeSchedule, {"targets": ["a"], "begin": False}, "begin is False"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+def test_a_wrong_setting_is_refused_in_one_line(
     policy: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:

@@ -1,4 +1,4 @@
-"""What is done where gradients are small, against values worked out by hand."""
+"""Policies for small gradients, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from tests.monitor.policies.policy_records import (
     MEAN,
     OWN_MEAN,
     Decides,
+    acting_steps,
     asked,
     near,
     record,
     series,
-    steps_of,
     values_of,
 )
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.policies.small import (
-    AnnealedNoise,
+from ulysses_monitor.policies.noise import AnnealedNoise, GradientNoise
+from ulysses_monitor.policies.small_gradients import (
     Centralization,
-    GradientNoise,
     LearningRateBoost,
     SmallGradientScaling,
 )
@@ -36,7 +35,7 @@ WHEN_SMALL: dict[str, tuple[Decides, Action]] = {
         Action(
             kind="add_noise",
             values={"std": 1e-4},
-            reason=f"{MEAN} is below 0.001: noise",
+            reason=f"{MEAN} is below 0.001: noise added",
             read={MEAN: 9e-4},
         ),
     ),
@@ -53,7 +52,7 @@ WHEN_SMALL: dict[str, tuple[Decides, Action]] = {
         Centralization(),
         Action(
             kind="centralize",
-            reason=f"{MEAN} is below 0.001: centralization",
+            reason=f"{MEAN} is below 0.001: centralized",
             read={MEAN: 9e-4},
         ),
     ),
@@ -66,23 +65,23 @@ def test_an_action_says_what_it_does_why_and_what_was_read(name: str) -> None:
     assert asked(policy, series(MEAN, [9e-4])) == [[expected]]
 
 
-def test_it_stops_above_the_threshold_by_a_quarter_and_begins_below_it_again() -> None:
+def test_it_stops_a_quarter_above_the_threshold_and_starts_again_below_it() -> None:
     values = [1e-3, 9.99e-4, 1.2e-3, 1.2499e-3, 1.25e-3, 1.2e-3, 1e-3, 9.99e-4, 0.0, math.inf]
-    assert steps_of(LearningRateBoost(), series(MEAN, values)) == [2, 3, 4, 8, 9]
-    assert steps_of(LearningRateBoost(recovered=1.0), series(MEAN, values)) == [2, 8, 9]
+    assert acting_steps(LearningRateBoost(), series(MEAN, values)) == [2, 3, 4, 8, 9]
+    assert acting_steps(LearningRateBoost(recovered=1.0), series(MEAN, values)) == [2, 8, 9]
 
 
-def test_a_step_without_the_metric_neither_acts_nor_ends_a_spell_nor_starts_patience_anew() -> None:
+def test_a_step_without_the_metric_changes_neither_spell_nor_patience() -> None:
     values = [9e-4, math.nan, 9e-4, math.nan, 1.2e-3, 2e-3, math.nan, 1.2e-3]
-    assert steps_of(LearningRateBoost(patience=2), series(MEAN, values)) == [3, 5]
+    assert acting_steps(LearningRateBoost(patience=2), series(MEAN, values)) == [3, 5]
     other = [record(1, {MEAN: 9e-4}), record(2, {ALL_MEAN: 9e-4}), record(3, {MEAN: 1.2e-3})]
-    assert steps_of(LearningRateBoost(), other) == [1, 3]
+    assert acting_steps(LearningRateBoost(), other) == [1, 3]
 
 
-def test_the_metric_can_be_another() -> None:
+def test_the_metric_can_be_set() -> None:
     policy = LearningRateBoost(metric="train/loss/total", below=2.0)
-    assert steps_of(policy, series("train/loss/total", [2.5, 1.9])) == [2]
-    assert policy.reads == ("train/loss/total",)
+    assert acting_steps(policy, series("train/loss/total", [2.5, 1.9])) == [2]
+    assert policy.needed_metrics == ("train/loss/total",)
 
 
 # -- thresholds by the run's own start --------------------------------------------------------
@@ -91,17 +90,17 @@ def test_the_metric_can_be_another() -> None:
 def test_a_relative_threshold_is_a_share_of_the_median_of_the_first_steps() -> None:
     start = [3.0, 1.0, 10.0, 2.0]
     policy = LearningRateBoost(relative=True, below=0.5, reference=4)
-    assert policy.silent_steps == 4
+    assert policy.steps_before_acting == 4
     edge = 0.5 * statistics.median(start)
     values = [*start, edge, edge * (1 - 1e-12), edge * 1.2499, edge * 1.25]
-    assert steps_of(policy, series(MEAN, values)) == [6, 7]
-    assert "is below 0.5 of its start" in policy._why("x")
+    assert acting_steps(policy, series(MEAN, values)) == [6, 7]
+    assert "is below 0.5 times its value at the start" in policy._reason("x")
 
 
-def test_steps_that_have_no_value_are_none_of_the_first() -> None:
+def test_steps_without_a_value_do_not_count_as_first_steps() -> None:
     policy = LearningRateBoost(relative=True, below=0.5, reference=3)
     values = [math.nan, 4.0, math.inf, math.nan, 4.0, 4.0, 2.0, 1.9]
-    assert steps_of(policy, series(MEAN, values)) == [8]
+    assert acting_steps(policy, series(MEAN, values)) == [8]
 
 
 def test_relative_noise_is_a_share_of_the_mean_gradient_of_the_step() -> None:
@@ -111,7 +110,7 @@ def test_relative_noise_is_a_share_of_the_mean_gradient_of_the_step() -> None:
         record(2, {MEAN: 3.0, ALL_MEAN: 0.7}),
         record(3, {MEAN: 3.0}),
     ]
-    assert policy.reads == (MEAN, ALL_MEAN)
+    assert policy.needed_metrics == (MEAN, ALL_MEAN)
     nothing, (noise,), unknown = asked(policy, records)
     assert noise.values == near({"std": 0.175})
     assert (nothing, unknown) == ([], [])
@@ -120,8 +119,8 @@ def test_relative_noise_is_a_share_of_the_mean_gradient_of_the_step() -> None:
 # -- noise ------------------------------------------------------------------------------------
 
 
-def test_annealed_noise_has_the_papers_variance_at_every_step_from_t_0_on() -> None:
-    """arXiv:1511.06807: variance eta / (1 + t) ** gamma, at our first step, 1, for t = 0."""
+def test_annealed_noise_has_the_variance_of_the_paper_from_t_0_on() -> None:
+    """arXiv:1511.06807: variance eta / (1 + t) ** gamma, where step 1 is t = 0."""
     records = [record(step, {}) for step in (1, 2, 3, 1000)]
     found = [action.values["std"] for (action,) in asked(AnnealedNoise(), records)]
     expected = [math.sqrt(0.01 / (1 + t) ** 0.55) for t in (0, 1, 2, 999)]
@@ -130,10 +129,10 @@ def test_annealed_noise_has_the_papers_variance_at_every_step_from_t_0_on() -> N
     assert (other.values["std"], other.targets) == (pytest.approx(math.sqrt(0.1)), ("*.bias",))
 
 
-def test_annealed_noise_never_tires_but_can_be_bounded() -> None:
+def test_annealed_noise_never_pauses_but_can_be_bounded() -> None:
     records = [record(step, {}) for step in range(1, 501)]
-    assert steps_of(AnnealedNoise(), records) == list(range(1, 501))
-    assert steps_of(AnnealedNoise(most=30, patience=11), records) == list(range(11, 41))
+    assert acting_steps(AnnealedNoise(), records) == list(range(1, 501))
+    assert acting_steps(AnnealedNoise(most=30, patience=11), records) == list(range(11, 41))
 
 
 # -- tensors that are small themselves --------------------------------------------------------
@@ -160,7 +159,7 @@ def test_only_tensors_below_their_own_threshold_are_scaled() -> None:
     assert asked(SmallGradientScaling(), [tensors(1, 9e-4, a=1e-4)]) == [[]]
 
 
-def test_relative_scaling_holds_each_tensor_against_its_own_start() -> None:
+def test_relative_scaling_compares_each_tensor_with_its_own_start() -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.25, reference=2)
     records = [
         tensors(1, 1.0, a=1.0, b=100.0),
@@ -179,7 +178,7 @@ def test_relative_scaling_holds_each_tensor_against_its_own_start() -> None:
     ]
 
 
-def test_steps_that_do_not_count_for_the_start_do_not_count_for_that_of_the_tensors() -> None:
+def test_steps_outside_the_start_do_not_count_for_the_tensors_either() -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=2)
     records = [
         record(1, {MEAN: 1.0}),
@@ -188,33 +187,33 @@ def test_steps_that_do_not_count_for_the_start_do_not_count_for_that_of_the_tens
         tensors(4, 0.4, a=1.01),
         tensors(5, 0.4, a=0.99),
     ]
-    assert steps_of(policy, records) == [5]
+    assert acting_steps(policy, records) == [5]
 
 
 @pytest.mark.parametrize("own", [{"a": 0.1, "b": 0.1, "c": 0.1}, {"a": 0.1, "c": 0.1}])
-def test_parameters_that_were_not_trained_at_the_start_are_held_against_no_others_start(
+def test_parameters_untrained_at_the_start_are_not_compared_with_others(
     own: dict[str, float],
 ) -> None:
     policy = SmallGradientScaling(relative=True, below=0.5, own_below=0.5, reference=1)
     records = [tensors(1, 1.0, a=2.0, b=2.0), tensors(2, 0.4, **own), tensors(3, 0.4, a=0.1, b=3.0)]
-    assert steps_of(policy, records) == [3]
+    assert acting_steps(policy, records) == [3]
 
 
 # -- centralization ---------------------------------------------------------------------------
 
 
-def test_centralization_can_be_done_at_every_step_whatever_is_known_of_it() -> None:
+def test_centralization_can_run_at_every_step_without_metrics() -> None:
     policy = Centralization(always=True, targets=["*.weight"])  # type: ignore[arg-type]
-    assert (policy.reads, policy.silent_steps) == ((), 0)
-    expected = Action(kind="centralize", targets=("*.weight",), reason="always")
+    assert (policy.needed_metrics, policy.steps_before_acting) == ((), 0)
+    expected = Action(kind="centralize", targets=("*.weight",), reason="centralized at every step")
     assert asked(policy, series("a/b/c", [1.0] * 300)) == [[expected]] * 300
 
 
 @pytest.mark.parametrize(
     "idle", [{"below": 0.1}, {"longest": 5}, {"patience": 2}, {"relative": True, "below": 0.5}]
 )
-def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="means nothing with always"):
+def test_settings_without_effect_are_refused_with_always(idle: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="has no effect with always"):
         Centralization(always=True, **idle)
     Centralization(**idle)
 
@@ -222,31 +221,39 @@ def test_with_always_settings_that_would_mean_nothing_are_refused(idle: dict[str
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (GradientNoise, {"std": 0}, r"std is 0; allowed is a number above 0 to 1000"),
+        (GradientNoise, {"std": 0}, r"std is 0; expected a number above 0 and at most 1,000"),
         (GradientNoise, {"std": math.nan}, r"std is nan"),
-        (GradientNoise, {"below": 0.0}, r"below is 0.0; allowed is a number above 0"),
-        (GradientNoise, {"below": 2.0, "relative": True}, r"below is 2.0; .* above 0 to 1"),
-        (GradientNoise, {"recovered": 0.99}, r"recovered is 0.99; allowed is a number from 1"),
-        (GradientNoise, {"reference": 0}, r"reference is 0; allowed is a whole number from 1"),
-        (GradientNoise, {"metric": 3}, r"metric is 3; allowed is the name of one metric"),
-        (GradientNoise, {"metric": "grad/*/total"}, r"metric is 'grad/\*/total'; allowed"),
-        (GradientNoise, {"relative": "yes"}, r"relative is 'yes'; allowed is true or false"),
-        (GradientNoise, {"relative": 1}, r"relative is 1; allowed is true or false"),
-        (GradientNoise, {"targets": "*.weight"}, r"targets is '\*.weight'; allowed is a list"),
-        (GradientNoise, {"targets": ()}, r"targets is \(\); allowed is a list of texts, such as"),
-        (GradientNoise, {"targets": ["a", 3]}, r"targets is \['a', 3\]; allowed is a list"),
-        (GradientNoise, {"targets": None}, r"targets is None; allowed is a list"),
+        (GradientNoise, {"below": 0.0}, r"below is 0.0; expected a number above 0"),
+        (
+            GradientNoise,
+            {"below": 2.0, "relative": True},
+            r"below is 2.0; expected a number above 0 and at most 1",
+        ),
+        (GradientNoise, {"recovered": 0.99}, r"recovered is 0.99; expected a number from 1"),
+        (GradientNoise, {"reference": 0}, r"reference is 0; expected an integer from 1 to 10,000"),
+        (GradientNoise, {"metric": 3}, r"metric is 3; expected the name of one metric"),
+        (GradientNoise, {"metric": "grad/*/total"}, r"metric is 'grad/\*/total'; expected"),
+        (GradientNoise, {"relative": "yes"}, r"relative is 'yes'; expected true or false"),
+        (GradientNoise, {"relative": 1}, r"relative is 1; expected true or false"),
+        (GradientNoise, {"targets": "*.weight"}, r"targets is '\*.weight'; expected a list"),
+        (GradientNoise, {"targets": ()}, r"targets is \[\]; expected a list of texts, such as"),
+        (GradientNoise, {"targets": ["a", 3]}, r"targets.1 is 3; expected text"),
+        (GradientNoise, {"targets": None}, r"targets is None; expected a list"),
         (AnnealedNoise, {"eta": -1.0}, r"eta is -1.0"),
         (AnnealedNoise, {"gamma": "x"}, r"gamma is 'x'"),
         (AnnealedNoise, {"targets": "*"}, r"targets is '\*'"),
         (SmallGradientScaling, {"factor": math.inf}, r"factor is inf"),
         (SmallGradientScaling, {"own_below": True}, r"own_below is True"),
-        (LearningRateBoost, {"factor": 11}, r"factor is 11; allowed is a number above 0 to 10"),
-        (Centralization, {"always": 1}, r"always is 1; allowed is true or false"),
+        (
+            LearningRateBoost,
+            {"factor": 11},
+            r"factor is 11; expected a number above 0 and at most 10",
+        ),
+        (Centralization, {"always": 1}, r"always is 1; expected true or false"),
         (Centralization, {"targets": "*"}, r"targets is '\*'"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+def test_a_wrong_setting_is_refused_in_one_line(
     policy: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
@@ -254,7 +261,7 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_list_that_was_given_can_change_without_changing_the_policy() -> None:
+def test_changing_a_given_list_does_not_change_the_policy() -> None:
     targets = ["*.weight"]
     policy = GradientNoise(targets=targets)  # type: ignore[arg-type]
     targets[0] = "other"

@@ -118,7 +118,7 @@ def test_a_million_rows_take_less_than_0_2_seconds() -> None:
     long = block(noise(1_000_000))
     taken = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()  # others may use the processor, too
         keep_extremes(long, 1000)
-        taken.append(time.perf_counter() - begin)
+        taken.append(time.process_time() - begin)
     assert min(taken) < 0.2

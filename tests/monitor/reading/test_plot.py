@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ulysses_monitor as um
-from tests.monitor.reading.recorded import curve, training, write_run
+from tests.support.recorded import curve, training, write_run
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import StepRecord
 

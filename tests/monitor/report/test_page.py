@@ -233,9 +233,9 @@ def test_steps_with_a_nonfinite_loss_are_marked_and_counted(tmp_path: Path) -> N
 def test_a_large_run_gets_a_small_file_quickly(tmp_path: Path) -> None:
     steps = (step_metrics(s, layers=32, extra=340) for s in range(1, 1001))
     run = make_run(tmp_path / "r", steps)
-    began = time.perf_counter()
+    began = time.process_time()  # other processes may use the processor too
     path = write_report(run)
-    assert time.perf_counter() - began < 6
+    assert time.process_time() - began < 6
     assert path.stat().st_size < 2_000_000
 
 

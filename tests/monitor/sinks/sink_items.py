@@ -7,7 +7,6 @@ import http.server
 import math
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -112,12 +111,6 @@ def deliver(sink: Any, items: Sequence[Any]) -> None:
         sink.close()
 
     on_a_thread(work)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def wait_for(what: Callable[[], T], seconds: float = 30.0) -> T:

@@ -103,7 +103,7 @@ def test_without_a_terminal_progress_is_plain_lines() -> None:
     sink.close()
     numbers = "loss 2.345  grad norm 0.5  tokens/s 12,346"
     assert file.getvalue().splitlines() == [
-        "training on plain, 1 process",
+        "training: plain, 1 process",
         f"step 1/3  {numbers}",
         f"step 3/3  {numbers}",
         "step 3: held-out loss 2.5000",
@@ -119,7 +119,7 @@ def test_without_a_terminal_the_last_step_is_printed_even_if_the_total_is_unknow
         sink.write(StepRecord.of(step, 0.0, TRAINED))
     sink.write(stop())
     lines = [line.split("  ")[0] for line in file.getvalue().splitlines()]
-    assert lines == ["training on plain, 1 process", "step 1/?", "step 3/?"]
+    assert lines == ["training: plain, 1 process", "step 1", "step 3"]
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
@@ -238,7 +238,7 @@ def test_the_table_has_the_name_of_the_run(tmp_path: Path) -> None:
     sink.open(tmp_path / "sft", {})
     sink.write(start())
     sink.close()
-    assert last_frame(terminal)[0] == "sft on plain, 1 process"
+    assert last_frame(terminal)[0] == "sft: plain, 1 process"
 
 
 def test_a_resumed_run_continues_from_its_step() -> None:
@@ -281,7 +281,7 @@ def test_prints_go_above_the_table_unchanged(monkeypatch: pytest.MonkeyPatch) ->
     say(" halves")
     say("10%\r20%\r100%", file=sys.stderr)
     sink.close()
-    assert terminal.getvalue().count("training on plain") >= 4
+    assert terminal.getvalue().count("training: plain") >= 4
     for line in ("[bold]one[/bold]\n", "[/] two halves\n", "100%\n"):
         assert line in terminal.getvalue()
     assert "10%" not in terminal.getvalue().replace("100%", "")
@@ -396,7 +396,7 @@ def test_the_table_is_drawn_rarely_however_short_the_steps(monkeypatch: pytest.M
     for step in range(1, 300):
         sink.write(StepRecord.of(step, 0.0, TRAINED))
         sink.flush()
-    draws = terminal.getvalue().count("training on plain")
+    draws = terminal.getvalue().count("training: plain")
     assert draws <= 3 + (time.monotonic() - began) / 0.5
     sink.close()
     assert last_frame(terminal)[1].startswith("step 299")

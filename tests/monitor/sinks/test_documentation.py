@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import ulysses_monitor as um
-from ulysses_monitor.sinks import check_specs, make_sinks
+from ulysses_monitor.sinks import check_sinks, make_sinks
 
 pytestmark = pytest.mark.services
 
@@ -28,7 +28,7 @@ def block(language: str) -> str:
 
 def test_the_yaml_example_names_sinks_that_can_be_made() -> None:
     specs = yaml.safe_load(block("yaml"))["monitor"]["sinks"]
-    check_specs(specs)
+    check_sinks(specs)
     assert len(make_sinks(specs[:-1])) == 7  # the last one is the reader's own class
 
 

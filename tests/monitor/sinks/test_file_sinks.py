@@ -206,7 +206,7 @@ def test_secrets_in_events_are_masked(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @BOTH
 def test_wrong_arguments_are_refused_immediately(kind: Any) -> None:
-    with pytest.raises(InputError, match=r"sink \w+: path: got 3; allowed is text"):
+    with pytest.raises(InputError, match=r"sink \w+: path is 3; expected a path"):
         kind(3)
-    with pytest.raises(InputError, match=r"sink \w+: metrics: got 'train/\*'; allowed is a list"):
+    with pytest.raises(InputError, match=r"sink \w+: metrics is 'train/\*'; expected a list"):
         kind(metrics="train/*")

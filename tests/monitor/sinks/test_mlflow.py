@@ -19,7 +19,6 @@ from tests.monitor.sinks.sink_items import (
     NOT_FINITE,
     alert,
     deliver,
-    free_port,
     hostile,
     many,
     on_a_thread,
@@ -28,6 +27,7 @@ from tests.monitor.sinks.sink_items import (
     stop,
     wait_for,
 )
+from tests.support.ports import free_port
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.mlflow import MlflowSink
 

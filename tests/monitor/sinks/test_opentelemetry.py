@@ -15,12 +15,12 @@ from tests.monitor.sinks.sink_items import (
     Receiver,
     alert,
     deliver,
-    free_port,
     hostile,
     many,
     on_a_thread,
     record,
 )
+from tests.support.ports import free_port
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.opentelemetry import OpenTelemetrySink
 

@@ -19,7 +19,6 @@ from tests.monitor.sinks.sink_items import (
     HOSTILE,
     NOT_FINITE,
     alert,
-    free_port,
     hostile,
     many,
     on_a_thread,
@@ -27,6 +26,7 @@ from tests.monitor.sinks.sink_items import (
     record,
     wait_for,
 )
+from tests.support.ports import free_port
 from ulysses_monitor.records import StepRecord
 from ulysses_monitor.sinks.prometheus import PrometheusSink
 

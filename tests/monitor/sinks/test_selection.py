@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import pytest
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Schema, StepRecord
+from ulysses_monitor.sinks.csv_file import CsvSink
 from ulysses_monitor.sinks.selection import EVERYTHING, Selection
 
 NAMES = ("train/loss/total", "grad/norm/layer/0", "grad/norm/param/a/b", "lora/x/module/m", "odd")
@@ -43,7 +45,15 @@ def test_a_schema_is_searched_once_and_not_kept_alive() -> None:
     assert len(selection._cache) == 0
 
 
-@pytest.mark.parametrize("patterns", ["train/*", [1], 3, {"a": 1}])
-def test_patterns_that_are_no_list_of_text_are_refused(patterns: object) -> None:
-    with pytest.raises(InputError, match=r"sink x: metrics: got .*; allowed is a list"):
-        Selection(patterns, where="sink x: metrics")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ("train/*", "metrics is 'train/*'; expected a list of patterns, such as [train/*]"),
+        (3, "metrics is 3; expected a list of patterns"),
+        ({"a": 1}, "metrics is {'a': 1}; expected a list of patterns"),
+        ([1], "metrics.0 is 1; expected text"),
+    ],
+)
+def test_patterns_that_are_not_a_list_of_text_are_refused(patterns: object, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"sink csv: {message}")):
+        CsvSink(metrics=patterns)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import ulysses_monitor as um
-from tests.monitor.sinks.sink_items import Receiver, free_port
+from tests.monitor.sinks.sink_items import Receiver
+from tests.support.ports import free_port
 from ulysses_monitor.records import Event
 
 

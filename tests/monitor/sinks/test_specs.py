@@ -1,4 +1,4 @@
-"""Sinks are named in a YAML, or given as objects; what is wrong is said before the training."""
+"""Sinks are named in YAML or given as objects; errors come before the training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.sinks import MemorySink, check_specs, make_sinks
+from ulysses_monitor.sinks import MemorySink, check_sinks, make_sinks
 from ulysses_monitor.sinks.csv_file import CsvSink
 from ulysses_monitor.sinks.jsonl import JsonlSink
 
@@ -39,8 +39,8 @@ def test_objects_names_arguments_and_import_paths_all_make_sinks(tmp_path: Path)
             given,
             "jsonl",
             {"csv": {"path": str(tmp_path / "a.csv")}},
-            "test_specs:OwnSink",
-            {"test_specs:OwnSink": {"size": 5}},
+            f"{__name__}:OwnSink",
+            {f"{__name__}:OwnSink": {"size": 5}},
         ]
     )
     assert first is given
@@ -60,7 +60,7 @@ def test_a_sink_without_arguments_can_be_written_in_several_ways(spec: Any) -> N
     assert isinstance(make_sinks([spec])[0], JsonlSink)
 
 
-def test_a_users_object_with_the_three_methods_is_a_sink() -> None:
+def test_an_object_with_the_three_methods_is_a_sink() -> None:
     class Mine:
         def write(self, item: StepRecord | Event) -> None: ...
         def flush(self) -> None: ...
@@ -73,29 +73,28 @@ def test_a_users_object_with_the_three_methods_is_a_sink() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("jsnl", r"sinks: 'jsnl' is no sink \(did you mean 'jsonl'\?\); allowed are console, csv"),
+        ("jsnl", r"sinks: 'jsnl' is not a sink \(did you mean 'jsonl'\?\); allowed: console, csv"),
         ({"wandbb": {}}, r"did you mean 'wandb'"),
-        ("a b:C", "is no sink; allowed are"),
-        ("module:", "is no sink"),
-        ("os; import:x", "is no sink"),
-        ({}, "a mapping with the keys none; allowed is one sink's name"),
-        ({"csv": {}, "jsonl": {}}, "a mapping with the keys csv, jsonl"),
-        ({"csv": "here.csv"}, "sink csv: got str; allowed is a mapping of arguments to values"),
-        ({"csv": {1: 2}}, "sink csv: got dict; allowed is a mapping of arguments"),
+        ("a b:C", "is not a sink; allowed: "),
+        ("module:", "is not a sink"),
+        ("os; import:x", "is not a sink"),
+        ({}, "a mapping has the keys none; expected one sink's name"),
+        ({"csv": {}, "jsonl": {}}, "a mapping has the keys csv, jsonl"),
+        ({"csv": "here.csv"}, "sink csv: got str; expected a mapping of settings to values"),
+        ({"csv": {1: 2}}, "sink csv: got dict; expected a mapping of settings"),
         (
             {"csv": {"pth": "x"}},
-            r"sink csv: .*'pth' \(did you mean 'path'\?\); allowed arguments: "
-            r"path: .*, metrics: ",
+            r"sink csv: unknown setting 'pth' \(did you mean 'path'\?\); allowed: path, metrics",
         ),
-        ({"csv": {"path": 3}}, "sink csv: path: got 3; allowed is text"),
-        ({"webhook": {}}, "sink webhook: missing a required argument: 'url_env'; allowed"),
-        (3, "sink int has no write, flush and close methods"),
-        (object(), "sink object has no write, flush and close methods"),
-        (MemorySink, "sink MemorySink is a class; allowed is an object of it"),
+        ({"csv": {"path": 3}}, "sink csv: path is 3; expected a path"),
+        ({"webhook": {}}, "sink webhook: the setting url_env is missing; allowed: url_env, kinds"),
+        (3, "sinks: an object of type int is not a sink; expected an object with write, flush"),
+        (object(), "sinks: an object of type object is not a sink"),
+        (MemorySink, r"sink MemorySink: is a class; expected an object, MemorySink\(...\)"),
     ],
 )
 def test_a_wrong_spec_is_refused_in_one_line(spec: Any, message: str) -> None:
-    for check in make_sinks, check_specs:
+    for check in make_sinks, check_sinks:
         with pytest.raises(InputError, match=message) as refused:
             check([spec])
         assert "\n" not in str(refused.value)
@@ -103,7 +102,7 @@ def test_a_wrong_spec_is_refused_in_one_line(spec: Any, message: str) -> None:
 
 @pytest.mark.parametrize("specs", ["csv", {"csv": {}}, None, 3])
 def test_something_other_than_a_list_is_refused(specs: Any) -> None:
-    with pytest.raises(InputError, match=r"allowed is a list such as \[csv\]"):
+    with pytest.raises(InputError, match=r"expected a list of sinks, such as \[console\]"):
         make_sinks(specs)
 
 
@@ -111,15 +110,15 @@ def test_something_other_than_a_list_is_refused(specs: Any) -> None:
     ("path", "message"),
     [
         ("no_such_module:Sink", "cannot be imported: No module named 'no_such_module'"),
-        ("test_specs:Missing", "test_specs has no Missing"),
-        ("test_specs:NoSink", "sink NoSink has no write, flush and close methods"),
-        ("test_specs:HOSTILE_NUMBER", "is no class"),
+        (f"{__name__}:Missing", f"{__name__} has no Missing"),
+        (f"{__name__}:NoSink", "an object of type NoSink is not a sink"),
+        (f"{__name__}:HOSTILE_NUMBER", "an object of type int is not a sink"),
     ],
 )
-def test_a_users_class_that_is_not_there_is_refused_when_it_is_made_not_before(
+def test_a_users_class_is_loaded_when_the_sink_is_made_and_not_by_a_check(
     path: str, message: str
 ) -> None:
-    check_specs([path])
+    check_sinks([path])
     with pytest.raises(InputError, match=message):
         make_sinks([path])
 
@@ -127,13 +126,13 @@ def test_a_users_class_that_is_not_there_is_refused_when_it_is_made_not_before(
 HOSTILE_NUMBER = 3
 
 
-def test_a_users_class_is_not_imported_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_specs(["this_is_not_imported:Sink"])
+def test_a_check_does_not_import_a_users_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sinks(["this_is_not_imported:Sink"])
     assert "this_is_not_imported" not in sys.modules
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_missing_library_is_said_with_how_to_install_it(
+def test_a_missing_library_is_reported_with_how_to_install_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, OPTIONAL[name], None)  # type: ignore[arg-type]
@@ -142,29 +141,32 @@ def test_a_missing_library_is_said_with_how_to_install_it(
         make_sinks([name])
 
 
-def test_arguments_are_not_repeated_where_they_could_be_secrets() -> None:
+def test_arguments_that_may_be_secret_are_not_repeated() -> None:
     with pytest.raises(InputError) as refused:
         make_sinks([{"webhook": {"url": "https://hooks.example.org/s3cr3t"}}])
     assert "s3cr3t" not in str(refused.value)
-    assert "allowed arguments: url_env" in str(refused.value)
+    assert "allowed: url_env" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"prometheus": {"port": 70000}}, "port: got 70000; allowed is a whole number from 0"),
-        ({"prometheus": {"port": True}}, "port: got True"),
-        ({"prometheus": {"host": ""}}, "host: got ''; allowed is text"),
-        ({"opentelemetry": {"endpoint": "localhost:4318"}}, "allowed is http"),
+        ({"prometheus": {"port": 70000}}, "port is 70000; expected an integer from 0 to 65,535"),
+        ({"prometheus": {"port": True}}, "port is True"),
+        ({"prometheus": {"host": ""}}, "host is ''; expected text"),
+        (
+            {"opentelemetry": {"endpoint": "localhost:4318"}},
+            r"endpoint is .*; expected http\(s\)://host:port",
+        ),
         ({"opentelemetry": {"endpoint": "http://u:s3cr3t@h"}}, "OTEL_EXPORTER_OTLP_HEADERS"),
-        ({"opentelemetry": {"timeout": 0}}, "timeout: got 0"),
+        ({"opentelemetry": {"timeout": 0}}, "timeout is 0; expected a number from 0.1 to 600"),
         ({"mlflow": {"tracking_uri": "http://u:s3cr3t@h"}}, "MLFLOW_TRACKING_USERNAME"),
-        ({"mlflow": {}}, "tracking_uri: not given, and MLFLOW_TRACKING_URI is not set"),
-        ({"wandb": {"mode": "sometimes"}}, "mode: got 'sometimes'; allowed is online, offline"),
-        ({"wandb": {"project": 3}}, "project: got 3"),
+        ({"mlflow": {}}, "tracking_uri is missing, and MLFLOW_TRACKING_URI is not set"),
+        ({"wandb": {"mode": "sometimes"}}, "mode is 'sometimes'; allowed: online, offline"),
+        ({"wandb": {"project": 3}}, "project is 3; expected text"),
     ],
 )
-def test_values_are_checked_before_the_library_is_looked_for(
+def test_values_are_checked_before_the_library(
     spec: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -14,11 +14,11 @@ from tests.monitor.sinks.sink_items import (
     Receiver,
     alert,
     deliver,
-    free_port,
     on_a_thread,
     record,
     stop,
 )
+from tests.support.ports import free_port
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.sinks.webhook import WebhookError, WebhookSink
 
@@ -162,10 +162,10 @@ def test_secrets_in_messages_are_masked(
     [
         ("", "the environment variable HOOK is not set"),
         (f"http://example.org/{SECRET}", "http is allowed to this machine only"),
-        (f"ftp://127.0.0.1/{SECRET}", "holds no https URL"),
-        (f"http://[::1/{SECRET}", "holds no https URL"),
-        (SECRET, "holds no https URL"),
-        (f"https:///{SECRET}", "holds no https URL"),
+        (f"ftp://127.0.0.1/{SECRET}", "does not hold an https URL"),
+        (f"http://[::1/{SECRET}", "does not hold an https URL"),
+        (SECRET, "does not hold an https URL"),
+        (f"https:///{SECRET}", "does not hold an https URL"),
         (f"http://127.0.0.1.example.org/{SECRET}", "http is allowed to this machine only"),
         (f"http://127.0.0.1@example.org/{SECRET}", "http is allowed to this machine only"),
     ],
@@ -185,7 +185,16 @@ def test_a_url_in_place_of_a_variable_name_is_refused_and_not_repeated() -> None
     assert SECRET not in str(refused.value)
 
 
-@pytest.mark.parametrize("wrong", [{"kinds": "alert"}, {"kinds": [1]}, {"every_seconds": "10"}])
-def test_wrong_arguments_are_refused(receiver: Receiver, wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"sink webhook: .*allowed is"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kinds": "alert"}, "kinds is 'alert'; expected a list of kinds of events, such as"),
+        ({"kinds": [1]}, "kinds.0 is 1; expected text"),
+        ({"every_seconds": "10"}, "every_seconds is '10'; expected a number from 0 to 86,400"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    receiver: Receiver, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"sink webhook: {message}"):
         WebhookSink("HOOK", **wrong)

@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from rich.console import Console
 from rich.text import Text
 
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.console.live import LiveTable
 from ulysses_monitor.sinks.console.state import (
@@ -48,8 +50,13 @@ class ConsoleSink:
 
     name = "console"
 
+    @checked_arguments("sink console")
     def __init__(
-        self, console: Console | None = None, every_seconds: float = 10.0, *, run_name: str = ""
+        self,
+        console: Console | None = None,
+        every_seconds: Annotated[float, Field(ge=0)] = 10.0,
+        *,
+        run_name: str = "",
     ) -> None:
         self._console = console or _standard_error()
         self._every = every_seconds
@@ -103,7 +110,7 @@ class ConsoleSink:
 
     def _print_event(self, event: Event) -> None:
         if event.kind == "start":
-            self._print(f"training on {engine_text(event.data)}")
+            self._print(f"training: {engine_text(event.data)}")
         elif event.kind == "stop" and self._unprinted is not None:
             self._print_numbers(self._unprinted)
         elif event.kind == "alert":
@@ -132,7 +139,8 @@ class ConsoleSink:
         self._unprinted = None
         values = [(label, form, record[name]) for label, name, form in _SHOWN if name in record]
         text = "  ".join(f"{label} {form.format(value)}" for label, form, value in values)
-        self._print(f"step {record.step}/{self._state.total or '?'}  {text}")
+        total = f"/{self._state.total}" if self._state.total else ""
+        self._print(f"step {record.step}{total}  {text}")
 
     def _print(self, line: str, style: str = "") -> None:
         text = Text(clean_text(line, self._console.encoding), style=style)

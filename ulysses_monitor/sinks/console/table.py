@@ -56,14 +56,14 @@ class StatusTable:
 
 
 def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iterable[Text]:
-    title = f"{state.name or 'training'} on {state.engine or '?'}"
+    title = ": ".join(part for part in (state.name or "training", state.engine) if part)
     yield Text(clean_text(title, encoding), style="bold")
     yield _position(state, width)
     if state.total:
         yield _bar(state.step / state.total, width, encoding)
     yield from _columns([_cell(*curve) for curve in _curves(state, width, encoding)], width, 1)
     yield from _columns(_numbers(state), width)
-    sampled = [_cell(*c) for c in _formatted(state, SAMPLED)]
+    sampled = [_cell(*c) for c in _format_cells(state, SAMPLED)]
     if sampled:
         yield Text(f"sampled at step {state.sampled_at:,}", style="dim")
         yield from _columns(sampled, width)
@@ -141,7 +141,7 @@ def _trend(values: Sequence[float]) -> str:
 
 
 def _numbers(state: RunState) -> list[Text]:
-    cells = [c for c in _formatted(state, EVERY_STEP) if c[0] not in ("loss", "gradient norm")]
+    cells = [c for c in _format_cells(state, EVERY_STEP) if c[0] not in ("loss", "gradient norm")]
     if state.rates:
         shown = ", ".join(f"{rate:.3g}" for rate in state.rates[:2])
         more = f" +{len(state.rates) - 2}" if len(state.rates) > 2 else ""
@@ -152,7 +152,7 @@ def _numbers(state: RunState) -> list[Text]:
     return [_cell(*cell) for cell in cells]
 
 
-def _formatted(state: RunState, shown: dict[str, tuple[str, str]]) -> list[tuple[str, str, str]]:
+def _format_cells(state: RunState, shown: dict[str, tuple[str, str]]) -> list[tuple[str, str, str]]:
     return [
         (label, form.format(state.values[name]), "")
         for name, (label, form) in shown.items()

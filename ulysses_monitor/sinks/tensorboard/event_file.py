@@ -46,7 +46,7 @@ class EventFile:
         Raises:
             OSError: the events could not be written; the file is unchanged, so a retry is safe.
         """
-        frame = b"".join(map(_framed, events))
+        frame = b"".join(map(_frame, events))
         try:
             if self._file.write(frame) != len(frame):
                 raise OSError(f"{self._file.name}: no space left for {len(frame)} bytes")
@@ -71,7 +71,7 @@ def restart(step: int, wall_time: float) -> Event:
     return Event(wall_time=wall_time, step=step, session_log=start)
 
 
-def _framed(event: Event) -> bytes:
+def _frame(event: Event) -> bytes:
     """Returns a TFRecord: length of the event, checksum of the length, event, its checksum."""
     data: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(data))

@@ -75,8 +75,8 @@ class Planner:
 
     def __init__(self, parameters: Sequence[str], histograms: Sequence[str]) -> None:
         self._default = Selection(None)
-        self._requested = Selection(parameters, where="sink tensorboard: parameters")
-        self._distributions = Selection(histograms, where="sink tensorboard: histograms")
+        self._requested = Selection(parameters)
+        self._distributions = Selection(histograms)
 
     def plan(self, schema: Schema) -> Plan:
         """Returns the plan for records of `schema`."""

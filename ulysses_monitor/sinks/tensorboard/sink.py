@@ -7,13 +7,16 @@ modules get tags only on request. The run store has all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.sinks.arguments import number
+from ulysses_monitor.sinks.arguments import PathLike, Patterns
 from ulysses_monitor.sinks.tensorboard.plan import Planner
 
 if TYPE_CHECKING:
@@ -44,17 +47,17 @@ class TensorBoardSink:
 
     name = "tensorboard"
 
+    @checked_arguments("sink tensorboard")
     def __init__(
         self,
-        directory: str | Path | None = None,
+        directory: PathLike | None = None,
         *,
-        parameters: Sequence[str] = (),
-        histograms: bool | Sequence[str] = False,
-        picture_every: int = 100,
+        parameters: Patterns = (),
+        histograms: Patterns | bool = False,
+        picture_every: Annotated[int, Field(ge=0, le=10**9)] = 100,
     ) -> None:
         if isinstance(histograms, bool):
             histograms = ("grad/norm/param/*",) if histograms else ()
-        number("sink tensorboard: picture_every", picture_every, 0, 10**9, whole=True)
         self._planner = Planner(parameters, histograms)
         self._picture_every = picture_every
         self._given = None if directory is None else Path(directory)
@@ -74,7 +77,7 @@ class TensorBoardSink:
             InputError: neither a directory nor a run directory is known.
             OSError: the disk is full or unwritable; the item can be written again.
         """
-        file, translator = self._opened()
+        file, translator = self._open_file()
         if self._waiting is None or self._waiting[0] is not item:
             self._waiting = item, translator.events(item)
         file.append(*self._waiting[1])
@@ -94,7 +97,7 @@ class TensorBoardSink:
         finally:
             file.close()
 
-    def _opened(self) -> tuple[EventFile, Translator]:
+    def _open_file(self) -> tuple[EventFile, Translator]:
         # Imported late: TensorBoard takes a while to load.
         from ulysses_monitor.sinks.tensorboard.event_file import EventFile
         from ulysses_monitor.sinks.tensorboard.translation import Translator

@@ -1,10 +1,11 @@
 """What policies ask for, done to a training engine's shards."""
 
 from ulysses_monitor.steering.acting.editor import GradientEditor
-from ulysses_monitor.steering.acting.gate import Snapshot, UpdateGate
-from ulysses_monitor.steering.acting.noise import gaussian, key_of
+from ulysses_monitor.steering.acting.gate import UpdateGate
+from ulysses_monitor.steering.acting.noise import gaussian, noise_key
 from ulysses_monitor.steering.acting.performer import Performer
 from ulysses_monitor.steering.acting.rates import RateFactors
+from ulysses_monitor.steering.acting.snapshot import Snapshot
 
 __all__ = [
     "GradientEditor",
@@ -13,5 +14,5 @@ __all__ = [
     "Snapshot",
     "UpdateGate",
     "gaussian",
-    "key_of",
+    "noise_key",
 ]

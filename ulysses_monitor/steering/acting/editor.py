@@ -1,4 +1,4 @@
-"""Edits a step's gradients, on every rank alike."""
+"""Edits the gradients of a step, on every rank alike."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ __all__ = ["Effect", "GradientEditor"]
 
 @dataclass(frozen=True)
 class Effect:
-    """What a round of actions did.
+    """What a list of actions did.
 
     Attributes:
-        tensors: the parameters that each action was about: names by their place in the engine's
-            list.
-        norm: of all gradients after them, the one that the engine will clip by.
+        tensors: for each action, the names of its target parameters, by index.
+        norm: norm of all gradients after the actions, which the engine will clip by.
     """
 
     tensors: list[dict[int, str]]
@@ -33,20 +32,20 @@ class GradientEditor:
     """Edits gradients before the engine clips them.
 
     Args:
-        engine: whose gradients.
-        seed: of noise.
+        engine: the engine whose gradients are edited.
+        seed: seed of the noise.
     """
 
     def __init__(self, engine: Engine, seed: int = 0) -> None:
         self._engine, self._seed = engine, seed
 
     def apply(self, actions: Sequence[Action], step: int) -> Effect:
-        """Does `actions` in their order; every rank calls it with the same ones.
+        """Performs `actions` in order; every rank calls it with the same ones.
 
-        A rank on which one fails still does its part in what the ranks do together.
+        A rank on which an edit fails still takes part in the collectives.
 
         Args:
-            actions: of kinds that edit gradients, at least one.
+            actions: actions that edit gradients, at least one.
             step: the optimizer step.
 
         Raises:
@@ -56,13 +55,13 @@ class GradientEditor:
         error: Exception | None = None
         for targets in rounds:
             edit = EDITS[targets.action.kind]
-            sums = edit.sums(targets)
+            sums = edit.sum_sizes(targets)
             try:
-                edit.do(targets)
+                edit.apply(targets)
             except Exception as raised:  # noqa: BLE001 - raised again below
                 error = raised
-                for size in sums[len(targets.totals) :]:
-                    targets.total(torch.zeros(size, dtype=torch.float64))
+                for size in sums[len(targets.summed) :]:
+                    targets.sum_over_ranks(torch.zeros(size, dtype=torch.float64))
         self._engine.commit_gradients()
         norm = self._norm(rounds[0])
         if error is not None:
@@ -74,5 +73,5 @@ class GradientEditor:
         squares = torch.zeros(1, dtype=torch.float64)
         if grads:
             squares = statistics(grads)[0].sum().reshape(1)
-        total = any_targets.total(squares)
+        total = any_targets.sum_over_ranks(squares)
         return float(total.sqrt() / any_targets.scale())

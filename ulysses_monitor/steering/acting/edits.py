@@ -1,7 +1,7 @@
-"""Edits of gradients, each over local shards, with the same result however they are sharded.
+"""Edits of gradients over local shards, with the same result however they are sharded.
 
-Every rank calls an edit with the same action; those that need a sum over shards share a collective.
-Each says beforehand which, so that a rank on which it fails still takes part in them.
+Every rank calls an edit with the same action; edits that need a sum over shards share a collective.
+Each edit declares its collectives, so that a rank on which it fails still takes part in them.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.sums import statistics
 from ulysses_monitor.records import Action
 from ulysses_monitor.records.adapter_names import find_adapter_pairs
-from ulysses_monitor.steering.acting.noise import gaussian, key_of
-from ulysses_monitor.steering.acting.rows import row_sums, spread
+from ulysses_monitor.steering.acting.noise import gaussian, noise_key
+from ulysses_monitor.steering.acting.rows import expand_rows, sum_rows
 
 __all__ = ["EDITS", "Edit", "Targets"]
 
-_SMALLEST_NORM = 1e-3
-"""Of a row of weights, for adaptive gradient clipping (arXiv:2102.06171, section 4.1)."""
+_MIN_NORM = 1e-3
+"""Least norm of a row of weights in adaptive gradient clipping (arXiv:2102.06171, section 4.1)."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The gradients that an action is about.
+    """The gradients that an action changes.
 
     Attributes:
-        engine: whose they are.
-        action: what is to be done.
+        engine: what is trained.
+        action: what to do.
         step: the optimizer step.
-        seed: the run's, for noise.
-        totals: sizes of the sums over ranks that were made so far.
+        seed: the run's seed, for noise.
+        summed: sizes of the sums over ranks that were made so far.
     """
 
     engine: Engine
     action: Action
     step: int
     seed: int
-    totals: list[int] = field(default_factory=list)
+    summed: list[int] = field(default_factory=list)
 
     def names(self) -> dict[int, str]:
-        """The parameters that the action names, by index."""
+        """Returns the names of the parameters that the action targets, by index."""
         every = [name for name, _ in self.engine.parameters()]
-        # Thousands may be named one by one.
+        # A policy may name thousands of parameters one by one.
         exact = set(self.action.targets)
         patterns = [pattern for pattern in exact if any(c in pattern for c in "*?[")]
         return {
@@ -60,14 +60,14 @@ class Targets:
         }
 
     def shards(self) -> Iterator[tuple[str, Shard, Tensor]]:
-        """Name, shard and gradient of each that has one on this rank."""
+        """Yields name, shard and gradient of each target that has a gradient on this rank."""
         names = self.names()
         for shard in self.engine.shards():
             if shard.index in names and shard.grad is not None:
                 yield names[shard.index], shard, shard.grad
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Rows and their length of each parameter that has rows of several elements."""
+        """Returns (R, L) of each target whose rows have several elements, by name."""
         shapes = self.engine.shapes()
         found = {}
         for i, name in self.names().items():
@@ -77,32 +77,32 @@ class Targets:
                 found[name] = rows, length
         return found
 
-    def total(self, values: Tensor) -> Tensor:
-        """Sums over ranks what counted shards gave."""
-        self.totals.append(values.numel())
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Sums over ranks what counted shards contributed."""
+        self.summed.append(values.numel())
         if dist.is_initialized() and dist.get_world_size() > 1:
             values = values.to(self.engine.device)
             dist.all_reduce(values)
         return values
 
     def scale(self) -> Any:
-        """The loss scale that gradients still carry."""
+        """Returns the loss scale that the gradients still carry."""
         return self.engine.grad_scale()
 
-    def rows(self) -> int:
-        """Rows of all matrices."""
+    def count_rows(self) -> int:
+        """Returns the number of rows of all matrices."""
         return sum(rows for rows, _ in self.matrices().values())
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit, and the sizes of the sums over ranks that it makes, alike on all ranks."""
+    """An edit, and the sizes of the sums over ranks that it makes, the same on all ranks."""
 
-    do: Callable[[Targets], None]
-    sums: Callable[[Targets], Sequence[int]] = lambda _: ()
+    apply: Callable[[Targets], None]
+    sum_sizes: Callable[[Targets], Sequence[int]] = lambda _: ()
 
 
-def _each(targets: Targets, change: Callable[[str, Shard, Tensor], Tensor]) -> None:
+def _change_each(targets: Targets, change: Callable[[str, Shard, Tensor], Tensor]) -> None:
     for name, shard, grad in targets.shards():
         targets.engine.set_gradient(shard, change(name, shard, grad))
 
@@ -110,39 +110,39 @@ def _each(targets: Targets, change: Callable[[str, Shard, Tensor], Tensor]) -> N
 def add_noise(targets: Targets) -> None:
     """Adds Gaussian noise of standard deviation ``std`` (arXiv:1511.06807).
 
-    A gradient that is zero throughout stays: some engines give zeros where there is no gradient,
-    and a part of the model that is not used must not be moved.
+    A gradient that is all zero stays: some engines give zeros where there is no gradient, and an
+    unused part of the model must not move.
     """
-    std, alive = targets.action.values["std"] * targets.scale(), _alive(targets)
+    std, nonzero = targets.action.values["std"] * targets.scale(), _find_nonzero(targets)
 
     def change(name: str, shard: Shard, grad: Tensor) -> Tensor:
-        if shard.index not in alive:
+        if shard.index not in nonzero:
             return grad
-        key = key_of(targets.seed, targets.step, name)
+        key = noise_key(targets.seed, targets.step, name)
         noise = gaussian(key, shard.offset, grad.numel(), grad.device)
         changed: Tensor = grad + noise.view_as(grad) * std
         return changed.to(grad.dtype)
 
-    _each(targets, change)
+    _change_each(targets, change)
 
 
-def _alive(targets: Targets) -> set[int]:
-    """Indices of the parameters whose gradient is not zero throughout, on any rank."""
+def _find_nonzero(targets: Targets) -> set[int]:
+    """Returns the indices of the parameters whose gradient is not all zero on every rank."""
     found = torch.zeros(len(targets.engine.parameters()), device=targets.engine.device)
     for _, shard, grad in targets.shards():
         if shard.is_counted:
             found[shard.index] = grad.any()
-    return set(targets.total(found).nonzero().flatten().tolist())
+    return set(targets.sum_over_ranks(found).nonzero().flatten().tolist())
 
 
 def scale(targets: Targets) -> None:
     """Multiplies by ``factor``."""
     factor = targets.action.values["factor"]
-    _each(targets, lambda _, __, grad: grad.mul(factor))
+    _change_each(targets, lambda _, __, grad: grad.mul(factor))
 
 
 def scale_each(targets: Targets) -> None:
-    """Multiplies each parameter's gradient by the value under its name; others stay."""
+    """Multiplies each parameter's gradient by the value under its name; the others stay."""
     factors = targets.action.values
     for name, shard, grad in targets.shards():
         if name in factors:
@@ -150,7 +150,7 @@ def scale_each(targets: Targets) -> None:
 
 
 def clip_each(targets: Targets) -> None:
-    """Scales each parameter's gradient down to the norm under its name; others stay."""
+    """Scales each parameter's gradient down to the norm under its name; the others stay."""
     limits = targets.action.values
     norms = _norms(targets)
     for name, shard, grad in targets.shards():
@@ -175,39 +175,39 @@ def balance_lora(targets: Targets) -> None:
 
 
 def _norms(targets: Targets) -> list[float]:
-    """The norm of every parameter's gradient, zero where it is no target; one collective."""
+    """Returns the norm of every parameter's gradient, 0 for parameters that are not targets."""
     held = [(shard.index, grad) for _, shard, grad in targets.shards() if shard.is_counted]
     squares = torch.zeros(len(targets.engine.parameters()), dtype=torch.float64)
     if held:
         own = statistics([grad for _, grad in held])[0].double().cpu()
         squares.index_add_(0, torch.tensor([i for i, _ in held]), own)
     scale = float(targets.scale())
-    return [math.sqrt(square) / scale for square in targets.total(squares).tolist()]
+    return [math.sqrt(square) / scale for square in targets.sum_over_ranks(squares).tolist()]
 
 
 def freeze(targets: Targets) -> None:
-    """Takes the gradient away; `UpdateGate` keeps the optimizer from what else it would do."""
-    _each(targets, lambda _, __, grad: torch.zeros_like(grad))
+    """Zeroes the gradient; `UpdateGate` keeps the optimizer from updating the parameter."""
+    _change_each(targets, lambda _, __, grad: torch.zeros_like(grad))
 
 
 def clip_value(targets: Targets) -> None:
     """Clamps every element to [-``limit``, ``limit``]."""
     limit = targets.action.values["limit"] * targets.scale()
-    _each(targets, lambda _, __, grad: torch.clamp(grad, min=-limit, max=limit))
+    _change_each(targets, lambda _, __, grad: torch.clamp(grad, min=-limit, max=limit))
 
 
 def clip_norm(targets: Targets) -> None:
-    """Scales all targets together down to the norm ``max_norm``, as `clip_grad_norm_` does."""
+    """Scales all targets together down to the norm ``max_norm``, like `clip_grad_norm_`."""
     grads = [grad for _, shard, grad in targets.shards() if shard.is_counted]
     squares = statistics(grads)[0].sum() if grads else torch.zeros((), dtype=torch.float64)
-    norm = targets.total(squares.reshape(1)).sqrt() / targets.scale()
+    norm = targets.sum_over_ranks(squares.reshape(1)).sqrt() / targets.scale()
     factor = float(torch.clamp(targets.action.values["max_norm"] / (norm + 1e-6), max=1.0))
     if factor < 1.0:
-        _each(targets, lambda _, __, grad: grad.mul(factor))
+        _change_each(targets, lambda _, __, grad: grad.mul(factor))
 
 
 def centralize(targets: Targets) -> None:
-    """Subtracts each row's mean (arXiv:2004.01461); what has no rows of several elements stays.
+    """Subtracts each row's mean (arXiv:2004.01461) from rows of several elements.
 
     A LoRA B of rank 1 has rows of one element, which would become zero.
     """
@@ -218,16 +218,16 @@ def centralize(targets: Targets) -> None:
         if name not in matrices:
             return grad
         _, length = matrices[name]
-        means = spread(sums[name] / length, shard.offset, grad.numel(), length)
+        means = expand_rows(sums[name] / length, shard.offset, grad.numel(), length)
         return grad - means.view_as(grad).to(grad.dtype)
 
-    _each(targets, change)
+    _change_each(targets, change)
 
 
 def clip_rows(targets: Targets) -> None:
-    """Adaptive gradient clipping (arXiv:2102.06171): a row's norm to ``ratio`` of its weights'.
+    """Clips each row's norm to ``ratio`` of its weights' norm (AGC, arXiv:2102.06171).
 
-    What has no rows of several elements stays.
+    Only rows of several elements are clipped.
     """
     matrices, ratio = targets.matrices(), targets.action.values["ratio"]
     grads = _sums_of_rows(targets, matrices, lambda _, grad: grad.double().square())
@@ -238,13 +238,13 @@ def clip_rows(targets: Targets) -> None:
         if name not in matrices:
             return grad
         _, length = matrices[name]
-        most = ratio * weights[name].sqrt().clamp(min=_SMALLEST_NORM)
+        limits = ratio * weights[name].sqrt().clamp(min=_MIN_NORM)
         norms = (grads[name].sqrt() / loss_scale).clamp(min=1e-6)
-        factors = (most / norms).clamp(max=1.0)
-        wide = spread(factors, shard.offset, grad.numel(), length)
+        factors = (limits / norms).clamp(max=1.0)
+        wide = expand_rows(factors, shard.offset, grad.numel(), length)
         return grad * wide.view_as(grad).to(grad.dtype)
 
-    _each(targets, change)
+    _change_each(targets, change)
 
 
 def _sums_of_rows(
@@ -252,7 +252,7 @@ def _sums_of_rows(
     matrices: Mapping[str, tuple[int, int]],
     of: Callable[[Shard, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Sums over each row of every matrix, one collective for all of them."""
+    """Returns the sum over each row of every matrix [R], with one collective for all of them."""
     starts: dict[str, int] = {}
     size = 0
     for name, (rows, _) in matrices.items():
@@ -260,27 +260,27 @@ def _sums_of_rows(
     flat = torch.zeros(size, dtype=torch.float64, device=targets.engine.device)
     for name, shard, grad in targets.shards():
         if shard.is_counted and name in matrices and grad.numel():
-            first, sums = row_sums(of(shard, grad), shard.offset, matrices[name][1])
+            first, sums = sum_rows(of(shard, grad), shard.offset, matrices[name][1])
             at = starts[name] + first
             flat[at : at + len(sums)] += sums.to(flat.device)
-    flat = targets.total(flat)
+    flat = targets.sum_over_ranks(flat)
     return {name: flat[at : at + matrices[name][0]] for name, at in starts.items()}
 
 
-def _one_each(targets: Targets) -> Sequence[int]:
+def _one_per_parameter(targets: Targets) -> Sequence[int]:
     return (len(targets.engine.parameters()),)
 
 
 EDITS: dict[str, Edit] = {
-    "add_noise": Edit(add_noise, _one_each),
-    "balance_lora": Edit(balance_lora, _one_each),
-    "centralize": Edit(centralize, lambda targets: (targets.rows(),)),
-    "clip_each": Edit(clip_each, _one_each),
+    "add_noise": Edit(add_noise, _one_per_parameter),
+    "balance_lora": Edit(balance_lora, _one_per_parameter),
+    "centralize": Edit(centralize, lambda targets: (targets.count_rows(),)),
+    "clip_each": Edit(clip_each, _one_per_parameter),
     "clip_norm": Edit(clip_norm, lambda _: (1,)),
-    "clip_rows": Edit(clip_rows, lambda targets: (targets.rows(),) * 2),
+    "clip_rows": Edit(clip_rows, lambda targets: (targets.count_rows(),) * 2),
     "clip_value": Edit(clip_value),
     "freeze": Edit(freeze),
     "scale": Edit(scale),
     "scale_each": Edit(scale_each),
 }
-"""By `Action.kind`."""
+"""Edits by `Action.kind`."""

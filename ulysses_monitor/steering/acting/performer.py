@@ -9,8 +9,9 @@ from ulysses_monitor.engines import Engine
 from ulysses_monitor.policies import Outcome
 from ulysses_monitor.records import Action
 from ulysses_monitor.steering.acting.editor import GradientEditor
-from ulysses_monitor.steering.acting.gate import Snapshot, UpdateGate
+from ulysses_monitor.steering.acting.gate import UpdateGate
 from ulysses_monitor.steering.acting.rates import RateFactors
+from ulysses_monitor.steering.acting.snapshot import Snapshot
 
 __all__ = ["MAX_FACTOR", "Performer", "rate_factors"]
 
@@ -67,7 +68,7 @@ class Performer:
         if step <= self.skip_until:
             self.gate.skip()
         done = [self._prepare(each, step) if each.is_active else each for each in outcomes]
-        if self.gate.closed:
+        if self.gate.is_closed:
             done = [
                 each.with_note(_SKIPPED)
                 if each.is_active and each.target in ("gradients", "rate")
@@ -153,7 +154,7 @@ class Performer:
     def end_step(self) -> None:
         """Ends what counted for one step: rates are the scheduler's again, the gate is open."""
         self._rates.restore()
-        self.gate.opened()
+        self.gate.reset()
         self.edited_norm = None
 
 

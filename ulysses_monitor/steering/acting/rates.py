@@ -1,9 +1,9 @@
-"""Factors on learning rates, that leave the scheduler its rates.
+"""Factors on learning rates that leave the scheduler's own rates alone.
 
 A factor that is multiplied into ``group["lr"]`` for good is either lost at a scheduler's next step
-or compounds with it, by the scheduler's kind. So a factor is there for the time of one optimizer
-step only: before it, each group's rate is the scheduled one times the factor; after it, the
-scheduled one again, bit by bit.
+or compounds with it, depending on the scheduler. So a factor applies during one optimizer step
+only: before the step, each group's rate becomes the scheduled one times the factor; after it, the
+rate is the scheduled one again, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["RateFactors"]
 
 @dataclass
 class _Rates:
-    """An optimizer's scheduled rates, and what each of several monitors multiplies them by."""
+    """An optimizer's scheduled rates, and the factors that each of several monitors applies."""
 
     scheduled: list[Any] = field(default_factory=list)
     factors: dict[int, list[float]] = field(default_factory=dict)
@@ -31,10 +31,10 @@ _CHANGED: WeakKeyDictionary[torch.optim.Optimizer, _Rates] = WeakKeyDictionary()
 
 
 class RateFactors:
-    """Factors of the coming step; those of several monitors on one optimizer multiply.
+    """Factors of the coming step; factors of several monitors on one optimizer multiply.
 
     Args:
-        optimizer: whose parameter groups are changed.
+        optimizer: the optimizer whose parameter groups are changed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -44,7 +44,7 @@ class RateFactors:
         """Multiplies the rates until `restore`.
 
         Args:
-            factors: by group; None for all groups. Where a group has both, they multiply.
+            factors: factors by group; the key None means all groups. If both apply, they multiply.
         """
         self.restore()
         if not factors:
@@ -57,7 +57,7 @@ class RateFactors:
         self._set(rates)
 
     def restore(self) -> None:
-        """Takes its factors away; where they were the last, the rates are the scheduled ones."""
+        """Removes its factors; without any left, the rates are the scheduled ones."""
         rates = _CHANGED.get(self._optimizer)
         if rates is None or rates.factors.pop(id(self), None) is None:
             return

@@ -1,4 +1,4 @@
-"""Sums over rows of parameters of which each rank holds a flat piece that may cut rows.
+"""Sums over rows of parameters whose flat shards may cut through rows.
 
 A row is what belongs to one index of the first dimension. Legend: R rows, L elements of a row.
 """
@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["row_sums", "spread"]
+__all__ = ["expand_rows", "sum_rows"]
 
 
-def row_sums(values: Tensor, offset: int, length: int) -> tuple[int, Tensor]:
-    """Sums of the rows that a piece touches.
+def sum_rows(values: Tensor, offset: int, length: int) -> tuple[int, Tensor]:
+    """Returns the sums of the rows that a shard touches.
 
     Args:
-        values: the piece, of any shape.
-        offset: where it begins in the flattened parameter.
+        values: the shard, of any shape.
+        offset: where the shard starts in the flattened parameter.
         length: L.
 
     Returns:
-        The first row, and float64 sums of it and those after it.
+        The index of the first row, and float64 sums of that row and the following ones.
     """
     front, back = _missing(offset, values.numel(), length)
     # [n] -> [rows, L]
@@ -29,25 +29,25 @@ def row_sums(values: Tensor, offset: int, length: int) -> tuple[int, Tensor]:
     return offset // length, rows.sum(dim=1, dtype=torch.float64)
 
 
-def spread(of_rows: Tensor, offset: int, count: int, length: int) -> Tensor:
-    """For each element of a piece, its row's number.
+def expand_rows(row_values: Tensor, offset: int, count: int, length: int) -> Tensor:
+    """Returns for each element of a shard the value of its row.
 
     Args:
-        of_rows: [R], a number for each row of the whole parameter.
-        offset: where the piece begins.
-        count: its elements.
+        row_values: [R], a value for each row of the full parameter.
+        offset: where the shard starts in the flattened parameter.
+        count: elements of the shard.
         length: L.
 
     Returns:
-        [count], of the type of `of_rows`.
+        [count], of the type of `row_values`.
     """
     front, back = _missing(offset, count, length)
     first, last = offset // length, (offset + count + back) // length
     # [rows] -> [rows * L] -> [count]
-    wide = of_rows[first:last].repeat_interleave(length)
+    wide = row_values[first:last].repeat_interleave(length)
     return wide[front : front + count]
 
 
 def _missing(offset: int, count: int, length: int) -> tuple[int, int]:
-    """Elements of the first and of the last row that the piece lacks."""
+    """Returns how many elements of its first and last row the shard lacks."""
     return offset % length, -(offset + count) % length

@@ -22,7 +22,7 @@ from tests.support.exact_cases import MODELS, Case, batches
 from tests.support.exact_engines import plain_step, whole_weights, wrap
 from tests.support.spawn import spawn
 from ulysses_monitor.records import Action
-from ulysses_monitor.steering.acting import gaussian, key_of
+from ulysses_monitor.steering.acting import gaussian, noise_key
 
 CLIP, LR, SEED, STEPS = 0.3, 0.1, 7, 4
 
@@ -193,7 +193,7 @@ def nothing(*_: Any) -> None: ...
 
 
 def noise_by_hand(g: Tensor, _: Tensor, v: Any, n: str, step: int) -> Tensor:
-    noise = gaussian(key_of(SEED, step, n), 0, g.numel(), g.device)
+    noise = gaussian(noise_key(SEED, step, n), 0, g.numel(), g.device)
     return g + v["std"] * noise.double().view_as(g)
 
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ulysses_monitor.steering.acting import gaussian, key_of
+from ulysses_monitor.steering.acting import gaussian, noise_key
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def noise(key: int, count: int, offset: int = 0) -> torch.Tensor:
 
 def test_noise_is_standard_normal() -> None:
     count = 3_000_000
-    values = noise(key_of(1, 2, "a"), count).double()
+    values = noise(noise_key(1, 2, "a"), count).double()
     error = 5 / math.sqrt(count)
     assert abs(values.mean()) < error
     assert abs(values.var() - 1) < error * math.sqrt(2)
@@ -32,13 +32,13 @@ def test_noise_is_standard_normal() -> None:
 
 def test_neighbours_steps_parameters_and_seeds_are_independent() -> None:
     count = 1_000_000
-    first = noise(key_of(1, 2, "a"), count)
+    first = noise(noise_key(1, 2, "a"), count)
     others = [
         first.roll(1),
-        noise(key_of(1, 3, "a"), count),
-        noise(key_of(2, 2, "a"), count),
-        noise(key_of(1, 2, "b"), count),
-        noise(key_of(2, 1, "a"), count),
+        noise(noise_key(1, 3, "a"), count),
+        noise(noise_key(2, 2, "a"), count),
+        noise(noise_key(1, 2, "b"), count),
+        noise(noise_key(2, 1, "a"), count),
     ]
     for other in others:
         for one, two in ((first, other), (first.abs(), other.abs())):
@@ -47,7 +47,7 @@ def test_neighbours_steps_parameters_and_seeds_are_independent() -> None:
 
 
 def test_any_piece_of_a_parameter_has_the_numbers_of_its_place() -> None:
-    key = key_of(0, 1, "model.embed.weight")
+    key = noise_key(0, 1, "model.embed.weight")
     whole = noise(key, 2_500_000)
     for offset, count in ((0, 1), (1, 7), (1_048_575, 3), (1_200_000, 1_300_000)):
         assert torch.equal(noise(key, count, offset), whole[offset : offset + count])
@@ -57,8 +57,8 @@ def test_any_piece_of_a_parameter_has_the_numbers_of_its_place() -> None:
 
 def test_the_numbers_are_these_on_every_machine_and_version() -> None:
     """A resumed run must go on with the noise it would have had."""
-    values = noise(key_of(42, 7, "model.layers.0.weight"), 4)
-    assert key_of(42, 7, "model.layers.0.weight") == KEY
+    values = noise(noise_key(42, 7, "model.layers.0.weight"), 4)
+    assert noise_key(42, 7, "model.layers.0.weight") == KEY
     torch.testing.assert_close(values, torch.tensor(FIRST), rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,86 @@
+"""What is patched on a Trainer and its accelerator for the duration of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer
+
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
+from ulysses_monitor.session.session import Session
+
+__all__ = ["BatchPatch", "observe_loss", "read_before_clipping"]
+
+
+class BatchPatch:
+    """Counts the tokens of the micro-batches that a Trainer trains on.
+
+    Args:
+        trainer: the Trainer.
+        session: observes the counts.
+    """
+
+    def __init__(self, trainer: Trainer, session: Session) -> None:
+        self._trainer, self._session = trainer, session
+        self._batches_are_prompts = False
+        self._undos: list[Undo] = [
+            patch_method(trainer, "get_batch_samples", self._get_batch_samples)
+        ]
+
+    def undo(self) -> None:
+        """Puts the Trainer's methods back."""
+        undo_all(self._undos)
+
+    def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._session.step_begins()
+        batches, label_count = original(*args, **kwargs)
+        for batch in batches:
+            if isinstance(batch, Mapping):
+                self._count(batch)
+            elif not self._batches_are_prompts:  # GRPO and RLOO make batches of them just in time
+                self._batches_are_prompts = True
+                self._undos.append(
+                    patch_method(self._trainer, "_prepare_inputs", self._prepare_inputs)
+                )
+        return batches, label_count
+
+    def _prepare_inputs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        batch = original(*args, **kwargs)
+        if self._trainer.model.training:  # not an evaluation between steps
+            self._count(batch)
+        return batch
+
+    def _count(self, batch: Any) -> None:
+        trainer = self._trainer
+        # Ranks that share rows share their tokens. `get_sp_size` does not count: DeepSpeed's own
+        # sequence parallelism has sliced the rows before they come here.
+        peers = trainer.get_cp_size() * trainer.get_tp_size()
+        labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
+        self._session.observe(
+            tokens=row_tokens(batch) / peers,
+            loss_tokens=None if labels is None else labels / peers,
+            attended=attended_pairs(batch) / peers,
+        )
+
+
+def observe_loss(session: Session) -> Callable[..., Any]:
+    """Returns a wrapper of ``accelerator.backward`` that observes each micro-batch's loss."""
+
+    def backward(original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        session.observe(loss=loss)
+        return original(loss, *args, **kwargs)
+
+    return backward
+
+
+def read_before_clipping(session: Session) -> Callable[..., Any]:
+    """Returns a wrapper of ``accelerator.clip_grad_norm_`` that reads the gradients first."""
+
+    def clip_grad_norm_(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        session.gradients_ready()
+        return original(*args, **kwargs)
+
+    return clip_grad_norm_
