@@ -56,7 +56,7 @@ def _must_not_launch(*_: object) -> int:
             ["pt.yaml", "model_config.max_position_embeddings=16"],
             "cutoff_len is 32, but the model has 16 positions; set cutoff_len=16",
         ),
-        (["pt.yaml", "loss_chunk=0"], "loss_chunk is 0; expected a number above 0"),
+        (["pt.yaml", "loss_chunk=0"], "loss_chunk is 0; expected an integer above 0"),
         ([], "Missing argument 'CONFIG'"),
         (["pt.yaml", "--bogus"], "No such option: --bogus"),
     ],

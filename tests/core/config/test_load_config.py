@@ -91,18 +91,18 @@ def test_sequence_parallel_size_moves_from_the_deepspeed_json_to_the_settings(wr
         (["deepspeed=zero22"], r"deepspeed is 'zero22' \(did you mean 'zero2'\?\); expected"),
         (["deepspeed=[1]"], r"deepspeed is \[1\]; expected text or a mapping"),
         (["deepspeed={sequence_parallel_size: 0}"], "size is 0; expected an integer of 1 or more"),
-        (["cutoff_len=0"], "cutoff_len is 0; expected a number above 0"),
+        (["cutoff_len=0"], "cutoff_len is 0; expected an integer above 0"),
         (["model_config.model_type=llama"], "both are set; set exactly one of them"),
         (["model_name_or_path=null"], "neither is set; set exactly one of them"),
         (
             ["monitor.sampel_every=3"],
-            r"unknown key 'monitor.sampel_every' \(did you mean 'sample_every'\?\); allowed: ena",
+            r"'monitor.sampel_every' \(did you mean 'sample_every'\?\); allowed: .*sample_every",
         ),
-        (["monitor.sinks=[3]"], "monitor.sinks.0 is 3; expected text or a mapping"),
+        (["output_dir=[1]"], r"output_dir is \[1\]; expected a path"),
         (["nonsense"], "expected key=value"),
         (["a=[1, 2"], "override 'a=.*not valid YAML"),
         (["lora_rank.deep=1", "lora_rank=2", "lora_rank.deep=3"], "lora_rank is 2, not a mapping"),
-        (["sequence_parallel_size=0"], "sequence_parallel_size is 0; expected a number above 0"),
+        (["sequence_parallel_size=0"], "sequence_parallel_size is 0; expected an integer above 0"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(write, overrides, expected):
