@@ -18,7 +18,7 @@ _LONGEST_FILES = (
     "monitor/engines/test_engines_exactness.py",
     "core/parallel/test_sequence_training.py",
     "core/cli/test_attach.py",
-    "monitor/session/test_lifecycle.py",
+    "monitor/session/test_process_exit.py",
 )
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import pkgutil
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +109,9 @@ def safe_load(path: str, map_location: Any = None) -> Any:
         with torch.serialization.safe_globals(types):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        unknown = re.search(r"GLOBAL (\S+)", str(error))
+        content = unknown[1] if unknown else "unknown data"
         raise InputError(
-            f"checkpoint {path}: it contains something other than tensors and known settings and "
-            f"is not loaded; use another checkpoint ({str(error).splitlines()[0]})"
+            f"checkpoint {path}: it contains {content}, which could run code; expected tensors "
+            "and the settings of DeepSpeed, so use another checkpoint"
         ) from error

@@ -161,7 +161,7 @@ def test_a_finished_run_is_printed_as_lines_without_a_terminal(tmp_path: Path) -
             monitor.observe(loss=loss, tokens=2)
             optimizer.step()
             optimizer.zero_grad()
-        monitor.record({"eval/loss/total": 1.25})
+        monitor.log({"eval/loss/total": 1.25})
     done = subprocess.run(
         [*COMMAND, "runs/demo"],
         cwd=tmp_path,

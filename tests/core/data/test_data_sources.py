@@ -100,7 +100,10 @@ def test_the_error_about_an_unknown_dataset_names_the_nearest_and_all_others(
         ),
         ({"file_name": "a.json", "formating": "alpaca"}, "did you mean 'formatting'?"),
         ({"file_name": "a.json", "columns": {"promt": "x"}}, "did you mean 'prompt'?"),
-        ({"file_name": "a.json", "columns": {"images": "x"}}, "columns.images is not supported"),
+        (
+            {"file_name": "a.json", "columns": {"images": "x"}},
+            "columns.images is not supported",
+        ),
         ({"file_name": "a.json", "tags": {"rol_tag": "x"}}, "did you mean 'role_tag'?"),
         (
             {"file_name": "a.json", "num_samples": 0},

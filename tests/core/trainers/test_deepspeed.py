@@ -25,9 +25,7 @@ class Evil:
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> None:
     ran, path = tmp_path / "ran", tmp_path / "state.pt"
     torch.save({"weights": torch.ones(2), "more": Evil(ran)}, path)
-    with pytest.raises(
-        InputError, match=r"state.pt: contains something other than tensors and known settings"
-    ):
+    with pytest.raises(InputError, match=r"state.pt: it contains \S+, which could run code"):
         safe_load(str(path))
     assert not ran.exists()
     torch.load(path, weights_only=False)  # what would have been
