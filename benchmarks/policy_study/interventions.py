@@ -67,7 +67,7 @@ INTERVENTIONS: Mapping[str, Intervention] = {
     "spike_escalation": Intervention(["spike_escalation"], LARGE),
     "lora_balance": Intervention(["lora_balance"], ("*lora*",)),
     "warmup_cosine": Intervention(["warmup_cosine"], ("late-*",)),
-    "scaling x1.5": Intervention(["policy_study.interventions:times_1_5"], SMALL),
-    "scaling x100": Intervention(["policy_study.interventions:times_100"], SMALL),
+    "scaling x1.5": Intervention(["benchmarks.policy_study.interventions:times_1_5"], SMALL),
+    "scaling x100": Intervention(["benchmarks.policy_study.interventions:times_100"], SMALL),
 }
 """By name."""
