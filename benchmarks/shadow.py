@@ -2,9 +2,9 @@
 
     python -m benchmarks.shadow [--size 2m|30m|100m] [--steps 20] [--output FILE.md]
 
-One training runs on one process; before each optimizer step, a monitor without policies and one for
-each set of policies read the same gradients in turn, the order changing from step to step. The time
-is that of the whole of `Monitor.gradients_ready`: what is compared is its difference to the monitor
+One training runs on one process. Before each optimizer step, a monitor without policies and one
+monitor for each set of policies read the same gradients in turn, in an order that changes from step
+to step. The time covers `Monitor.gradients_ready`. The table shows its difference to the monitor
 alone in the same step, as median and range over steps, and as a share of the median step.
 """
 
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from capture import SIZES
 from torch import nn
 
 import ulysses_monitor as um
+from benchmarks.models import SIZES, build_llama
+from benchmarks.tables import spread
 from ulysses_monitor.engines import find_engine
 
 ALONE = "the monitor alone"
@@ -40,14 +41,15 @@ SETS: Mapping[str, list[Any]] = {
 def main() -> None:
     arguments = _arguments()
     torch.manual_seed(0)
-    model, rows, length, vocabulary = _model(arguments.size)
+    size = SIZES[arguments.size]
+    model = build_llama(size, head_size=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        monitors = {name: _started(name, Path(folder), model, optimizer) for name in SETS}
+        monitors = {name: _start_monitor(name, Path(folder), model, optimizer) for name in SETS}
         for step in range(arguments.steps + 1):
             began = time.perf_counter()
-            ids = torch.randint(0, vocabulary, (rows, length))
+            ids = torch.randint(0, size.vocabulary, (size.rows, size.tokens))
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             spent = time.perf_counter() - began
@@ -64,22 +66,7 @@ def main() -> None:
         arguments.output.write_text(text, encoding="utf-8")
 
 
-def _model(size: str) -> tuple[nn.Module, int, int, int]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, layers, vocabulary, rows, length = SIZES[size]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        vocab_size=vocabulary,
-        max_position_embeddings=length,
-    )
-    return LlamaForCausalLM(config), rows, length, vocabulary
-
-
-def _started(
+def _start_monitor(
     name: str, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> um.Monitor:
     place = folder / str(list(SETS).index(name))
@@ -100,7 +87,7 @@ def _read_in_turn(
         seconds[name].append(time.perf_counter() - began)
         monitor.stepped()
         monitor.step_ends()
-        time.sleep(0.05)  # for the sinks' threads; a training computes far longer
+        time.sleep(0.05)  # lets the sinks' threads write; a training computes far longer
 
 
 def _report(
@@ -122,13 +109,9 @@ def _report(
         taken = [1e3 * s for s in seconds[name][1:]]
         more = [a - b for a, b in zip(taken, (1e3 * s for s in seconds[ALONE][1:]), strict=True)]
         share = statistics.median(more) / (1e3 * step)
-        beside = "| | |" if name == ALONE else f"| {_spread(more)} | {share:.4%} |"
-        lines.append(f"| {name} | {_spread(taken)} {beside}")
+        beside = "| | |" if name == ALONE else f"| {spread(more)} | {share:.4%} |"
+        lines.append(f"| {name} | {spread(taken)} {beside}")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def _arguments() -> argparse.Namespace:
