@@ -38,6 +38,7 @@ from benchmarks.models import SIZES, Size, build_llama
 from benchmarks.tables import spread
 from ulysses_monitor.engines import PlainEngine, find_engine
 from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout
+from ulysses_monitor.session.opening import Training
 
 OURS = "this project, all metrics"
 READING = "its reading alone, gradients and optimizer state"
@@ -107,8 +108,7 @@ class Training:
         )
         self.wrapped, self.optimizer = _wrap(self.model, arguments.engine, device)
         self.view = find_engine(self.wrapped, self.optimizer)
-        self.monitor = um.Monitor(peers.free_folder() / "run")
-        self.monitor.start(self.view)
+        self.session = um.Monitor(peers.free_folder() / "run").open(self.view, Training())
         layout = Layout(*zip(*self.view.parameters(), strict=True))
         probes = [GradientProbe(layout), AdamStateProbe(layout)]
         self.capture = Capture(self.view, probes, sample_every=ROUND)
@@ -167,10 +167,10 @@ class Training:
                 dist.barrier()
             self.clock.sync()
             began, cpu_began = time.perf_counter(), time.process_time()
-            self.monitor.observe(loss=1.0, tokens=1)
-            self.monitor.gradients_ready()
-            self.monitor.stepped()
-            self.monitor.step_ends()
+            self.session.observe(loss=1.0, tokens=1)
+            self.session.gradients_ready()
+            self.session.stepped()
+            self.session.step_ends()
             self.clock.sync()
             seconds.append(time.perf_counter() - began)
             inside += time.process_time() - cpu_began

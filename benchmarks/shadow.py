@@ -4,7 +4,7 @@
 
 One training runs on one process. Before each optimizer step, a monitor without policies and one
 monitor for each set of policies read the same gradients in turn, in an order that changes from step
-to step. The time covers `Monitor.gradients_ready`. The table shows its difference to the monitor
+to step. The time covers `Session.gradients_ready`. The table shows its difference to the monitor
 alone in the same step, as median and range over steps, and as a share of the median step.
 """
 
@@ -27,6 +27,8 @@ import ulysses_monitor as um
 from benchmarks.models import SIZES, build_llama
 from benchmarks.tables import spread
 from ulysses_monitor.engines import find_engine
+from ulysses_monitor.session.opening import Training
+from ulysses_monitor.session.session import Session
 
 ALONE = "the monitor alone"
 SETS: Mapping[str, list[Any]] = {
@@ -46,47 +48,46 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        monitors = {name: _start_monitor(name, Path(folder), model, optimizer) for name in SETS}
+        sessions = {name: _open_session(name, Path(folder), model, optimizer) for name in SETS}
         for step in range(arguments.steps + 1):
             began = time.perf_counter()
             ids = torch.randint(0, size.vocabulary, (size.rows, size.tokens))
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             spent = time.perf_counter() - began
-            _read_in_turn(monitors, step, loss.detach(), seconds)
+            _read_in_turn(sessions, step, loss.detach(), seconds)
             began = time.perf_counter()
             optimizer.step()
             optimizer.zero_grad()
             seconds["step"].append(spent + time.perf_counter() - began)
-        for monitor in monitors.values():
-            monitor.close()
+        for session in sessions.values():
+            session.close()
     text = _report(arguments, model, seconds)
     print(text)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
 
 
-def _start_monitor(
+def _open_session(
     name: str, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> um.Monitor:
+) -> Session:
     place = folder / str(list(SETS).index(name))
     monitor = um.Monitor(place, policies=SETS[name], shadow=True, tensorboard=False, rules=[])
-    monitor.start(find_engine(model, optimizer), max_steps=10_000)
-    return monitor
+    return monitor.open(find_engine(model, optimizer), Training(max_steps=10_000))
 
 
 def _read_in_turn(
-    monitors: Mapping[str, um.Monitor], step: int, loss: Any, seconds: dict[str, list[float]]
+    sessions: Mapping[str, Session], step: int, loss: Any, seconds: dict[str, list[float]]
 ) -> None:
-    names = list(monitors)
+    names = list(sessions)
     for name in names[step % len(names) :] + names[: step % len(names)]:
-        monitor = monitors[name]
-        monitor.observe(loss=loss)
+        session = sessions[name]
+        session.observe(loss=loss)
         began = time.perf_counter()
-        monitor.gradients_ready()
+        session.gradients_ready()
         seconds[name].append(time.perf_counter() - began)
-        monitor.stepped()
-        monitor.step_ends()
+        session.stepped()
+        session.step_ends()
         time.sleep(0.05)  # lets the sinks' threads write; a training computes far longer
 
 
