@@ -122,13 +122,8 @@ def shard_batch(
         "position_ids": _slice(F.pad(positions, (0, pad)), group),
         "ulysses": RowContext(group, rows, core),
     }
-    shifted = _shifted_labels(inputs)
-    if shifted is not None:
-        sharded["shift_labels"] = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
-        # Models compute a loss where `labels` is given, and take `shift_labels` for it.
-        sharded["labels"] = sharded["shift_labels"]
     rest = {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT}
-    return rest | sharded
+    return rest | sharded | _slice_labels(inputs, pad, group)
 
 
 def _check_keys(inputs: Mapping[str, Any]) -> None:
@@ -145,6 +140,16 @@ def _check_keys(inputs: Mapping[str, Any]) -> None:
             f"sequence parallel: the batch has {unknown}, which cannot be sliced; "
             f"allowed: {', '.join(sorted(_SLICED))}"
         )
+
+
+def _slice_labels(inputs: Mapping[str, Any], pad: int, group: SequenceGroup) -> dict[str, Tensor]:
+    """This rank's labels under both names; empty for a batch without labels."""
+    shifted = _shifted_labels(inputs)
+    if shifted is None:
+        return {}
+    own = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
+    # Models compute a loss if `labels` is given, and use `shift_labels` for it.
+    return {"shift_labels": own, "labels": own}
 
 
 def _shifted_labels(inputs: Mapping[str, Any]) -> Tensor | None:
