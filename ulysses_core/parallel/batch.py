@@ -92,8 +92,8 @@ def shard_batch(
 ) -> dict[str, Any]:
     """This rank's slice of a batch, ready for the model.
 
-    Labels are shifted on the whole row, so that the last token of a slice still learns to predict
-    the first of the next. Rows are padded to a multiple of the group's size.
+    Labels are shifted on the whole row, so the last token of a slice learns to predict the first
+    of the next. Rows are padded to a multiple of the group's size.
 
     Args:
         inputs: `input_ids` [B, S'], and where present `labels`, `attention_mask`, `position_ids`
@@ -109,8 +109,7 @@ def shard_batch(
     Raises:
         InputError: the batch holds something that cannot be sliced, or too long a document.
     """
-    _check_keys(inputs)
-    ids: Tensor = inputs["input_ids"]
+    ids = _checked_ids(inputs)
     positions: Tensor | None = inputs.get("position_ids")
     pad = -ids.shape[1] % group.size
     rows = _rows(ids, inputs.get("attention_mask"), positions, pad)
@@ -122,12 +121,12 @@ def shard_batch(
         "position_ids": _slice(F.pad(positions, (0, pad)), group),
         "ulysses": RowContext(group, rows, core),
     }
-    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT}
-    return rest | sharded | _slice_labels(inputs, pad, group)
+    sharded |= _slice_labels(inputs, pad, group)
+    return {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT} | sharded
 
 
-def _check_keys(inputs: Mapping[str, Any]) -> None:
-    """Refuses a batch without `input_ids`, or with values per token that nothing slices."""
+def _checked_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """Returns `input_ids`; refuses a batch without them, or with keys that nothing slices."""
     if not isinstance(inputs.get("input_ids"), Tensor):
         raise InputError("sequence parallel: the batch has no input_ids, which are what is sliced")
     unknown = [
@@ -140,6 +139,8 @@ def _check_keys(inputs: Mapping[str, Any]) -> None:
             f"sequence parallel: the batch has {unknown}, which cannot be sliced; "
             f"allowed: {', '.join(sorted(_SLICED))}"
         )
+    ids: Tensor = inputs["input_ids"]
+    return ids
 
 
 def _slice_labels(inputs: Mapping[str, Any], pad: int, group: SequenceGroup) -> dict[str, Tensor]:
