@@ -38,7 +38,7 @@ from benchmarks.models import SIZES, Size, build_llama
 from benchmarks.tables import spread
 from ulysses_monitor.engines import PlainEngine, find_engine
 from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout
-from ulysses_monitor.session.opening import Training
+from ulysses_monitor.session import opening
 
 OURS = "this project, all metrics"
 READING = "its reading alone, gradients and optimizer state"
@@ -108,7 +108,7 @@ class Training:
         )
         self.wrapped, self.optimizer = _wrap(self.model, arguments.engine, device)
         self.view = find_engine(self.wrapped, self.optimizer)
-        self.session = um.Monitor(peers.free_folder() / "run").open(self.view, Training())
+        self.session = um.Monitor(peers.free_folder() / "run").open(self.view, opening.Training())
         layout = Layout(*zip(*self.view.parameters(), strict=True))
         probes = [GradientProbe(layout), AdamStateProbe(layout)]
         self.capture = Capture(self.view, probes, sample_every=ROUND)

@@ -121,8 +121,7 @@ def shard_batch(
     Raises:
         InputError: a tensor of the batch cannot be sliced, or a document is too long.
     """
-    _check_keys(inputs)
-    ids: Tensor = inputs["input_ids"]
+    ids = _checked_ids(inputs)
     positions: Tensor | None = inputs.get("position_ids")
     pad = -ids.shape[1] % group.size
     layout = _find_documents(ids, inputs.get("attention_mask"), positions, pad)
@@ -134,17 +133,12 @@ def shard_batch(
         "position_ids": _slice(F.pad(positions, (0, pad)), group),
         "ulysses": RowContext(group, layout, kernel),
     }
-    shifted = _shift_labels(inputs)
-    if shifted is not None:
-        sharded["shift_labels"] = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
-        # Models compute a loss if they get `labels`, and then use `shift_labels` for it.
-        sharded["labels"] = sharded["shift_labels"]
-    rest = {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT}
-    return rest | sharded
+    sharded |= _slice_labels(inputs, pad, group)
+    return {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT} | sharded
 
 
-def _check_keys(inputs: Mapping[str, Any]) -> None:
-    """Refuses a batch without `input_ids`, or with a tensor that cannot be sliced."""
+def _checked_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """Returns `input_ids`; refuses a batch without them, or with keys that nothing slices."""
     if not isinstance(inputs.get("input_ids"), Tensor):
         raise InputError(
             "sequence parallel: the batch has no input_ids; expected a tensor of token ids"
@@ -159,6 +153,18 @@ def _check_keys(inputs: Mapping[str, Any]) -> None:
             f"sequence parallel: the batch has {', '.join(unknown)}, which cannot be sliced; "
             f"allowed: {', '.join(sorted(_SLICED))}"
         )
+    ids: Tensor = inputs["input_ids"]
+    return ids
+
+
+def _slice_labels(inputs: Mapping[str, Any], pad: int, group: SequenceGroup) -> dict[str, Tensor]:
+    """Returns this rank's labels under both names; empty for a batch without labels."""
+    shifted = _shift_labels(inputs)
+    if shifted is None:
+        return {}
+    own = _slice(F.pad(shifted, (0, pad), value=IGNORE_INDEX), group)
+    # Models compute a loss if they get `labels`, and then use `shift_labels` for it.
+    return {"shift_labels": own, "labels": own}
 
 
 def _shift_labels(inputs: Mapping[str, Any]) -> Tensor | None:
