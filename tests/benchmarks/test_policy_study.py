@@ -151,7 +151,7 @@ def test_another_process_gives_the_same_weights(
 def test_a_text_model_trains_the_same_without_a_monitor_and_in_shadow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("policy_study.problems.PRETRAINING_STEPS", 3)
+    monkeypatch.setattr("benchmarks.policy_study.problems.PRETRAINING_STEPS", 3)
     poison = Poison(bursts=1, longest=2, after=1) if TASKS[name].poison else None
     task = replace(TASKS[name], steps=5, warmup=2, poison=poison)
     off, shadow = (
