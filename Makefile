@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 data: $(STAMP)
-	$(BIN)/python examples/build_stdlib_data.py --out data/stdlib
+	$(BIN)/python -m examples.stdlib_data --out data/stdlib
 
 # The main job: real data, a small Llama pre-trained, then fine-tuned with LoRA, both on two
 # processes with sequence parallelism over ZeRO-2. Replaces what an earlier `make train` left.

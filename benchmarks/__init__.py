@@ -1,1 +1,1 @@
-"""Benchmarks; run one with ``python -m benchmarks.NAME``."""
+"""Benchmarks; run one with ``python -m benchmarks.NAME`` from the repository's root."""

@@ -3,25 +3,23 @@
     python -m benchmarks.capture [--engine plain|ddp|zero2|zero3|fsdp2] [--size 2m|30m|100m|1b]
                                  [--lora] [--steps 6] [--processes 2] [--threads N]
 
-One training runs; at the moment before clipping, every way of reading takes its turn on the same
-gradients, the order changing from step to step. What stands for this project is the whole monitor,
-as a user has it: every gradient and LoRA metric each step, optimizer state, parameters, updates,
-adapters and replicas each tenth, rules, run store and TensorBoard; ten steps of it are timed and
-divided by ten. Its sinks write on threads of their own while a training computes, so they get the
-time to do so between those steps, and their CPU time is told apart. Its reading is timed once more
-by itself: gradients each step, optimizer state each tenth, nothing recorded. The others compute one
-norm per parameter (OLMo's style four statistics, wandb.watch a histogram) and record nothing; hooks
-that fire in the backward pass have steps of their own, and only what the hooks do is timed.
+One training runs. At the moment before clipping, every way of reading takes its turn on the same
+gradients, in an order that changes from step to step. This project is represented by the whole
+monitor as a user has it: every gradient and LoRA metric at each step; optimizer state, parameters,
+updates, adapters and replicas at each tenth; rules, run store and TensorBoard. Ten of its steps are
+timed and divided by ten. Its sinks write on threads of their own while a training computes, so they
+get time between those steps, and their CPU time is listed apart. Its reading is also timed alone:
+gradients at each step, optimizer state at each tenth, nothing recorded. The others compute one norm
+per parameter (OLMo's style four statistics, wandb.watch a histogram) and record nothing. Hooks that
+fire in the backward pass have steps of their own, in which only the hooks are timed.
 
-Prints, for each, the median and range over steps, its share of the step without any of them and of
-the optimizer step, and how many times dearer than this project it is.
+For each way it prints the median and range over steps, its share of a step without any of them and
+of the optimizer step, and how many times as long as this project it takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import statistics
 import time
 from collections import defaultdict
@@ -32,44 +30,39 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import ulysses_monitor as um
-from benchmarks import peers
+from benchmarks import measure, peers
+from benchmarks.models import SIZES, Size, build_llama
+from benchmarks.tables import spread
 from ulysses_monitor.engines import PlainEngine, find_engine
 from ulysses_monitor.probes import AdamStateProbe, Capture, GradientProbe, Layout
+from ulysses_monitor.session.opening import Training
 
-# hidden size, layers, vocabulary, rows, tokens a row
-SIZES = {
-    "2m": (192, 4, 2048, 4, 256),
-    "30m": (512, 8, 8192, 4, 256),
-    "100m": (768, 12, 16_000, 4, 512),
-    "1b": (2048, 20, 32_000, 4, 512),
-}
 OURS = "this project, all metrics"
 READING = "its reading alone, gradients and optimizer state"
 SINKS = "its sinks, CPU time of their threads"
 SINK_SECONDS = 0.1
-"""Between two steps of this project: a training computes far longer."""
+"""Pause between two steps of this project; a training computes far longer."""
 ROUND = 10
-"""Steps of this project that are timed together: one of them is sampled."""
+"""Steps of this project that are timed together; one of them is a sampled step."""
 
 
 @dataclass
 class Clock:
-    """Seconds of everything, by name."""
+    """Collects seconds by name."""
 
     device: torch.device
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def sync(self) -> None:
-        """Waits for the device, so that a time is what the work took."""
+        """Waits for the device, so that a time covers the work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def time(self, name: str, call: Callable[[], Any]) -> None:
-        """Times a call that all ranks make; they begin together."""
+        """Times a call that all ranks make together."""
         if dist.is_initialized():
             dist.barrier()
         self.sync()
@@ -81,38 +74,21 @@ class Clock:
 
 def main() -> None:
     arguments = _arguments()
-    cuda = torch.cuda.is_available()
     processes = 1 if arguments.engine == "plain" else arguments.processes
-    threads = arguments.threads or max(1, (os.cpu_count() or 1) // processes)
-    if processes == 1 and arguments.engine == "plain":
-        _rank(0, 1, "", arguments, threads, cuda)
+    if arguments.engine != "plain":
+        measure.start(_run_rank, processes, arguments, arguments.threads)
         return
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    args = (processes, port, arguments, threads, cuda)
-    mp.start_processes(_rank, args, nprocs=processes, start_method="spawn")
+    torch.set_num_threads(arguments.threads or measure.share_of_cores(1))
+    _run_rank(arguments, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _rank(
-    rank: int, world: int, port: str, arguments: argparse.Namespace, threads: int, cuda: bool
-) -> None:
-    torch.set_num_threads(threads)
+def _run_rank(arguments: argparse.Namespace, device: torch.device) -> None:
     torch.manual_seed(0)
-    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    if port:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        if not cuda:
-            os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world)
     training = Training(arguments, device)
     for step in range(arguments.steps + 1):  # the first warms up
         training.step(step)
-    if rank == 0:
-        _print(training, arguments, world, threads)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        _print(training, arguments)
 
 
 class Training:
@@ -121,25 +97,24 @@ class Training:
     def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
         self.clock = Clock(device)
         self.zero = arguments.engine.startswith("zero")
-        hidden, layers, vocabulary, rows, length = SIZES[arguments.size]
-        self.ids = torch.randint(0, vocabulary, (rows, length), device=device)
-        self.model = _model(hidden, layers, vocabulary, arguments.lora).to(device)
+        size = SIZES[arguments.size]
+        self.ids = torch.randint(0, size.vocabulary, (size.rows, size.tokens), device=device)
+        self.model = _build_model(size, lora=arguments.lora).to(device)
         if device.type == "cuda":
             self.model.bfloat16()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained, self.all = (
             sum(p.numel() for p in params) for params in (trained, self.model.parameters())
         )
-        self.wrapped, self.optimizer = _wrapped(self.model, arguments.engine, device)
+        self.wrapped, self.optimizer = _wrap(self.model, arguments.engine, device)
         self.view = find_engine(self.wrapped, self.optimizer)
-        self.monitor = um.Monitor(peers.free_folder() / "run")
-        self.monitor.start(self.view)
+        self.session = um.Monitor(peers.free_folder() / "run").open(self.view, Training())
         layout = Layout(*zip(*self.view.parameters(), strict=True))
         probes = [GradientProbe(layout), AdamStateProbe(layout)]
         self.capture = Capture(self.view, probes, sample_every=ROUND)
 
     def step(self, number: int) -> None:
-        """Trains one step in which everything is read and timed; the first warms all up."""
+        """Trains one step and times every way of reading; the first step warms up."""
         began = time.perf_counter()
         loss = self.wrapped(input_ids=self.ids, labels=self.ids).loss
         if self.zero:
@@ -184,7 +159,7 @@ class Training:
         return ways
 
     def _ours(self) -> None:
-        """As ten steps of a training call it."""
+        """Calls the monitor as ten steps of a training do."""
         seconds, cpu = [], time.process_time()
         inside = 0.0
         for _ in range(ROUND):
@@ -192,10 +167,10 @@ class Training:
                 dist.barrier()
             self.clock.sync()
             began, cpu_began = time.perf_counter(), time.process_time()
-            self.monitor.observe(loss=1.0, tokens=1)
-            self.monitor.gradients_ready()
-            self.monitor.stepped()
-            self.monitor.step_ends()
+            self.session.observe(loss=1.0, tokens=1)
+            self.session.gradients_ready()
+            self.session.stepped()
+            self.session.step_ends()
             self.clock.sync()
             seconds.append(time.perf_counter() - began)
             inside += time.process_time() - cpu_began
@@ -204,7 +179,7 @@ class Training:
         self.clock.seconds[SINKS].append((time.process_time() - cpu - inside) / ROUND)
 
     def _reading(self) -> None:
-        """Ten steps of it: gradients and adapters' ratios in each, Adam's moments in one."""
+        """Reads ten steps: gradients and adapter ratios in each, Adam's moments in one."""
         if dist.is_initialized():
             dist.barrier()
         began = time.perf_counter()
@@ -223,17 +198,8 @@ class Training:
         self.clock.seconds[name].append(hooks.seconds)
 
 
-def _model(hidden: int, layers: int, vocabulary: int, lora: bool) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        vocab_size=vocabulary,
-    )
-    model: nn.Module = LlamaForCausalLM(config)
+def _build_model(size: Size, *, lora: bool) -> nn.Module:
+    model = build_llama(size, head_size=32)
     if lora:
         from peft import LoraConfig, get_peft_model
 
@@ -241,7 +207,7 @@ def _model(hidden: int, layers: int, vocabulary: int, lora: bool) -> nn.Module:
     return model
 
 
-def _wrapped(model: nn.Module, engine: str, device: torch.device) -> tuple[Any, Any]:
+def _wrap(model: nn.Module, engine: str, device: torch.device) -> tuple[Any, Any]:
     trained = [p for p in model.parameters() if p.requires_grad]
     if engine == "fsdp2":
         from torch.distributed.fsdp import fully_shard
@@ -272,20 +238,18 @@ def _wrapped(model: nn.Module, engine: str, device: torch.device) -> tuple[Any, 
     return wrapped, None
 
 
-def _print(training: Training, arguments: argparse.Namespace, world: int, threads: int) -> None:
+def _print(training: Training, arguments: argparse.Namespace) -> None:
     seconds = training.clock.seconds
     step = statistics.median(
         a + b
         for a, b in zip(seconds["forward and backward"], seconds["optimizer step"], strict=True)
     )
     optimizer = statistics.median(seconds["optimizer step"])
-    device = training.clock.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    where += f", {world} x {threads} threads" if world > 1 else f", {threads} threads"
     what = f"{training.all / 1e6:.1f} M parameters, {training.trained / 1e6:.2f} M trained"
     print(f"## {training.view.name}{', LoRA' if arguments.lora else ''}: {what}\n")
     tokens = training.ids.numel()
-    print(f"{where}; {tokens:,} tokens a step on each; torch {torch.__version__}; ", end="")
+    print(f"{_machine(training.clock.device)}; {tokens:,} tokens a step on each; ", end="")
+    print(f"torch {torch.__version__}; ", end="")
     print(f"step {1e3 * step:,.0f} ms, of it optimizer {1e3 * optimizer:,.1f} ms; ", end="")
     print(f"{len(seconds[OURS])} steps: median [range]\n")
     print("| reading | ms | of the step | of the optimizer step | times this project |")
@@ -294,11 +258,17 @@ def _print(training: Training, arguments: argparse.Namespace, world: int, thread
         if name in ("forward and backward", "optimizer step"):
             continue
         middle = statistics.median(taken)
-        ratios = [t / o for t, o in zip(taken, seconds[OURS], strict=True)]
-        spread = f"{1e3 * middle:,.2f} [{1e3 * min(taken):,.2f}, {1e3 * max(taken):,.2f}]"
-        times = f"{statistics.median(ratios):.1f} [{min(ratios):.1f}, {max(ratios):.1f}]"
-        print(f"| {name} | {spread} | {middle / step:.2%} | {middle / optimizer:.1%} | {times} |")
+        times = spread((t / o for t, o in zip(taken, seconds[OURS], strict=True)), ".1f")
+        milliseconds = spread((1e3 * t for t in taken), ",.2f")
+        share = f"{middle / step:.2%} | {middle / optimizer:.1%}"
+        print(f"| {name} | {milliseconds} | {share} | {times} |")
     print()
+
+
+def _machine(device: torch.device) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    world = f"{dist.get_world_size()} x " if dist.is_initialized() else ""
+    return f"{where}, {world}{torch.get_num_threads()} threads"
 
 
 def _arguments() -> argparse.Namespace:
@@ -309,7 +279,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="a process; all cores shared out if not given")
+    parser.add_argument(
+        "--threads", type=int, help="of each process; an equal share of the cores if not given"
+    )
     return parser.parse_args()
 
 

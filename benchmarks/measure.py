@@ -16,19 +16,43 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-__all__ = ["Collectives", "backward", "on_first_rank", "peak_growth", "seconds_of", "start"]
+__all__ = [
+    "Collectives",
+    "backward",
+    "on_first_rank",
+    "peak_growth",
+    "seconds_of",
+    "share_of_cores",
+    "start",
+]
 
 
-def start(rank_main: Callable[..., None], ranks: int, arguments: Any) -> None:
-    """Runs ``rank_main(arguments, device)`` on `ranks` processes, NCCL if there are GPUs."""
+def start(
+    rank_main: Callable[..., None], ranks: int, arguments: Any, threads: int | None = None
+) -> None:
+    """Runs ``rank_main(arguments, device)`` on `ranks` processes, with NCCL if there are GPUs.
+
+    Args:
+        rank_main: what each process runs.
+        ranks: number of processes.
+        arguments: handed to each.
+        threads: of each process; an equal share of the cores if None.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    args = (rank_main, ranks, port, arguments)
+    args = (rank_main, ranks, port, arguments, threads or share_of_cores(ranks))
     mp.start_processes(_enter, args, nprocs=ranks, start_method="spawn")
 
 
-def _enter(rank: int, rank_main: Callable[..., None], ranks: int, port: str, args: Any) -> None:
+def share_of_cores(ranks: int) -> int:
+    """Threads of each of `ranks` processes."""
+    return max(1, (os.cpu_count() or 1) // ranks)
+
+
+def _enter(
+    rank: int, rank_main: Callable[..., None], ranks: int, port: str, args: Any, threads: int
+) -> None:
     cuda = torch.cuda.device_count() >= ranks
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
@@ -37,14 +61,14 @@ def _enter(rank: int, rank_main: Callable[..., None], ranks: int, port: str, arg
         torch.cuda.set_device(device)
     else:
         os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+    torch.set_num_threads(threads)
     dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=ranks)
     rank_main(args, device)
     dist.destroy_process_group()
 
 
 def seconds_of(call: Callable[[], None], device: torch.device) -> float:
-    """Of the slowest rank; all begin together."""
+    """Returns the seconds that the slowest rank takes; all begin together."""
     dist.barrier()
     _sync(device)
     began = time.perf_counter()
@@ -61,12 +85,12 @@ def _sync(device: torch.device) -> None:
 
 
 def backward(out: Tensor) -> None:
-    """The backward pass from a gradient that is there."""
+    """Runs the backward pass from a gradient of ones."""
     out.backward(torch.ones_like(out))
 
 
 def on_first_rank(call: Callable[[], None], ranks: int) -> Callable[[], None]:
-    """`call` on rank 0 with the threads of all ranks, while the others wait."""
+    """Makes `call` run on rank 0 with the threads of all ranks, while the others wait."""
 
     def alone() -> None:
         if dist.get_rank() == 0:
@@ -79,7 +103,7 @@ def on_first_rank(call: Callable[[], None], ranks: int) -> Callable[[], None]:
 
 
 def peak_growth(call: Callable[[], None], device: torch.device) -> int:
-    """Bytes of new tensors that are alive at once, at most, during `call`; on a GPU of all."""
+    """Returns the most bytes that new tensors take at a time during `call`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -91,7 +115,7 @@ def peak_growth(call: Callable[[], None], device: torch.device) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Follows the storages of what operations return; a process's own size says less."""
+    """Follows the storages that operations return; the process's own size says less."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +148,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class Collectives:
-    """Counts collectives of this rank, and the bytes that it gives to them."""
+    """Counts this rank's collectives and the bytes that it hands to them."""
 
     _NAMES = ("all_to_all_single", "all_gather", "all_gather_into_tensor", "all_reduce")
 

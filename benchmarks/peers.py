@@ -1,6 +1,6 @@
-"""How others read gradients, each as it is usually written; `benchmarks/capture.py` times them.
+"""How others read gradients, written as is usual for each; `benchmarks/capture.py` times them.
 
-All get the gradients that this process holds, at the same moment, and compute the norm of each.
+All get the gradients that this process holds at the same moment, and compute each one's norm.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Sync = Callable[[], None]
 
 
 def read_once(grads: Sequence[Tensor]) -> None:
-    """The limit: every gradient is read once, by torch's fastest kernel, and nothing is kept."""
+    """Reads every gradient once with torch's fastest kernel and keeps nothing: the limit."""
     torch._foreach_norm(list(grads))
 
 
 def item_loop(grads: Sequence[Tensor]) -> dict[int, float]:
-    """A loop over parameters with ``.item()``, as most scripts have it; of this rank alone."""
+    """Loops over this rank's parameters with ``.item()``, as most scripts do."""
     return {i: grad.norm().item() for i, grad in enumerate(grads)}
 
 
 def composer_style(grads: Sequence[Tensor]) -> dict[int, float]:
-    """As Composer's OptimizerMonitor: a norm, an all-reduce and an ``.item()`` per parameter."""
+    """Works as Composer's OptimizerMonitor: a norm, an all-reduce, an ``.item()`` per parameter."""
     norms = {i: torch.linalg.vector_norm(grad) ** 2 for i, grad in enumerate(grads)}
     if dist.is_initialized() and dist.get_world_size() > 1:
         for square in norms.values():
@@ -49,7 +49,7 @@ def composer_style(grads: Sequence[Tensor]) -> dict[int, float]:
 
 
 def olmo_style(grads: Sequence[Tensor]) -> Tensor:
-    """As OLMo's optimizer: minima, maxima, means and norms; three collectives, one copy."""
+    """Works as OLMo's optimizer: minima, maxima, means and norms; three collectives, one copy."""
     magnitudes = [grad.abs() for grad in grads]
     lows = torch.stack([m.min() for m in magnitudes])
     highs = torch.stack([m.max() for m in magnitudes])
@@ -64,7 +64,7 @@ def olmo_style(grads: Sequence[Tensor]) -> Tensor:
 
 
 class BackwardHooks:
-    """A hook per parameter with ``.item()``: before reduction and accumulation, so not even right.
+    """A hook per parameter with ``.item()``; wrong, as it runs before reduction.
 
     Only the hooks' own time is taken, after what the backward pass had queued before them.
     """
@@ -81,13 +81,13 @@ class BackwardHooks:
         self.seconds += time.perf_counter() - began
 
     def close(self) -> None:
-        """Takes the hooks back."""
+        """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
 
 
 class WandbWatch:
-    """``wandb.watch(model, log_freq=1)``, offline; the time its hooks take, and ``wandb.log``'s."""
+    """``wandb.watch(model, log_freq=1)``, offline; times its hooks and ``wandb.log``."""
 
     def __init__(self, model: nn.Module, sync: Sync) -> None:
         import wandb
@@ -113,7 +113,7 @@ class WandbWatch:
         wandb.watch(model, log="gradients", log_freq=1)
 
     def log(self) -> None:
-        """What a step's ``wandb.log`` takes with the histograms that the hooks have left."""
+        """Times a step's ``wandb.log`` with the histograms that the hooks left."""
         began = time.perf_counter()
         self._wandb.log({"loss": 1.0})
         self.seconds += time.perf_counter() - began
@@ -127,7 +127,7 @@ class WandbWatch:
 
 
 def safe_get_full_grad_loop(model: nn.Module) -> dict[int, float]:
-    """DeepSpeed's documented way: the whole gradient of each parameter, gathered on each rank."""
+    """Gathers the whole gradient of each parameter on each rank, as DeepSpeed documents it."""
     from deepspeed.utils import safe_get_full_grad
 
     named = [p for p in model.parameters() if p.requires_grad]
@@ -135,5 +135,5 @@ def safe_get_full_grad_loop(model: nn.Module) -> dict[int, float]:
 
 
 def free_folder() -> Path:
-    """A new folder in the machine's place for such."""
+    """Makes a new temporary folder."""
     return Path(tempfile.mkdtemp(prefix="capture-"))

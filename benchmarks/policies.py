@@ -1,4 +1,4 @@
-"""What interventions do: trainings with none, with them in shadow, and with them active.
+"""The effect of interventions: trainings without them, with them in shadow, and with them active.
 
     python -m benchmarks.policies [--tasks a,b] [--interventions x,y] [--seeds 8] [--jobs 2]
                                   [--output benchmarks/results/policies_cpu.md] [--raw FILE.jsonl]
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _rows(jobs: Sequence[Job], workers: int, raw: Path | None) -> list[Row]:
-    """Rows of all jobs, in their order; those that an earlier study did are not done again."""
+    """Returns the rows of all jobs in their order; runs those that an earlier study did not."""
     rows = read_rows(raw)
     left = [job for job in jobs if job.key not in rows]
     _say(f"{len(jobs)} trainings, {len(jobs) - len(left)} of them done")
@@ -63,7 +63,7 @@ def _rows(jobs: Sequence[Job], workers: int, raw: Path | None) -> list[Row]:
 
 
 def _append(raw: Path, line: str) -> None:
-    """As a line of its own, also behind the half of one that a killed study left."""
+    """Appends a line of its own, also after half a line that a killed study left."""
     with raw.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -84,12 +84,12 @@ def _chosen(names: str | None, table: Mapping[str, Any], option: str) -> dict[st
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
         if name not in table:
-            raise SystemExit(f"{option}: {name!r} is not known; allowed are {', '.join(table)}")
+            raise SystemExit(f"{option}: {name!r} is not known; allowed: {', '.join(table)}")
     return {name: table[name] for name in chosen}
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """What gives the same again; where the files lie does not matter."""
+    """Returns the command that repeats the study; where the files lie does not matter."""
     options = {n: getattr(arguments, n) for n in ("tasks", "interventions", "seeds", "jobs")}
     given = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
     return " ".join(["python -m benchmarks.policies", *given])
@@ -97,7 +97,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 def _whole(text: str, least: int = 1) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed is a whole number from {least}")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected an integer of {least} or more")
     return int(text)
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.shadow [--size 2m|30m|100m] [--steps 20] [--output FILE.md]
 
-One training runs on one process; before each optimizer step, a monitor without policies and one for
-each set of policies read the same gradients in turn, the order changing from step to step. The time
-is that of the whole of `Monitor.gradients_ready`: what is compared is its difference to the monitor
+One training runs on one process. Before each optimizer step, a monitor without policies and one
+monitor for each set of policies read the same gradients in turn, in an order that changes from step
+to step. The time covers `Session.gradients_ready`. The table shows its difference to the monitor
 alone in the same step, as median and range over steps, and as a share of the median step.
 """
 
@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from capture import SIZES
 from torch import nn
 
 import ulysses_monitor as um
+from benchmarks.models import SIZES, build_llama
+from benchmarks.tables import spread
 from ulysses_monitor.engines import find_engine
+from ulysses_monitor.session.opening import Training
+from ulysses_monitor.session.session import Session
 
 ALONE = "the monitor alone"
 SETS: Mapping[str, list[Any]] = {
@@ -40,67 +43,52 @@ SETS: Mapping[str, list[Any]] = {
 def main() -> None:
     arguments = _arguments()
     torch.manual_seed(0)
-    model, rows, length, vocabulary = _model(arguments.size)
+    size = SIZES[arguments.size]
+    model = build_llama(size, head_size=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        monitors = {name: _started(name, Path(folder), model, optimizer) for name in SETS}
+        sessions = {name: _open_session(name, Path(folder), model, optimizer) for name in SETS}
         for step in range(arguments.steps + 1):
             began = time.perf_counter()
-            ids = torch.randint(0, vocabulary, (rows, length))
+            ids = torch.randint(0, size.vocabulary, (size.rows, size.tokens))
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             spent = time.perf_counter() - began
-            _read_in_turn(monitors, step, loss.detach(), seconds)
+            _read_in_turn(sessions, step, loss.detach(), seconds)
             began = time.perf_counter()
             optimizer.step()
             optimizer.zero_grad()
             seconds["step"].append(spent + time.perf_counter() - began)
-        for monitor in monitors.values():
-            monitor.close()
+        for session in sessions.values():
+            session.close()
     text = _report(arguments, model, seconds)
     print(text)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
 
 
-def _model(size: str) -> tuple[nn.Module, int, int, int]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, layers, vocabulary, rows, length = SIZES[size]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        vocab_size=vocabulary,
-        max_position_embeddings=length,
-    )
-    return LlamaForCausalLM(config), rows, length, vocabulary
-
-
-def _started(
+def _open_session(
     name: str, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> um.Monitor:
+) -> Session:
     place = folder / str(list(SETS).index(name))
     monitor = um.Monitor(place, policies=SETS[name], shadow=True, tensorboard=False, rules=[])
-    monitor.start(find_engine(model, optimizer), max_steps=10_000)
-    return monitor
+    return monitor.open(find_engine(model, optimizer), Training(max_steps=10_000))
 
 
 def _read_in_turn(
-    monitors: Mapping[str, um.Monitor], step: int, loss: Any, seconds: dict[str, list[float]]
+    sessions: Mapping[str, Session], step: int, loss: Any, seconds: dict[str, list[float]]
 ) -> None:
-    names = list(monitors)
+    names = list(sessions)
     for name in names[step % len(names) :] + names[: step % len(names)]:
-        monitor = monitors[name]
-        monitor.observe(loss=loss)
+        session = sessions[name]
+        session.observe(loss=loss)
         began = time.perf_counter()
-        monitor.gradients_ready()
+        session.gradients_ready()
         seconds[name].append(time.perf_counter() - began)
-        monitor.stepped()
-        monitor.step_ends()
-        time.sleep(0.05)  # for the sinks' threads; a training computes far longer
+        session.stepped()
+        session.step_ends()
+        time.sleep(0.05)  # lets the sinks' threads write; a training computes far longer
 
 
 def _report(
@@ -122,13 +110,9 @@ def _report(
         taken = [1e3 * s for s in seconds[name][1:]]
         more = [a - b for a, b in zip(taken, (1e3 * s for s in seconds[ALONE][1:]), strict=True)]
         share = statistics.median(more) / (1e3 * step)
-        beside = "| | |" if name == ALONE else f"| {_spread(more)} | {share:.4%} |"
-        lines.append(f"| {name} | {_spread(taken)} {beside}")
+        beside = "| | |" if name == ALONE else f"| {spread(more)} | {share:.4%} |"
+        lines.append(f"| {name} | {spread(taken)} {beside}")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What differences over seeds say."""
+"""What the differences over seeds show."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Effect:
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5 % of Student's t; above 30 degrees that of 30, which is a little too wide."""
+    """Returns Student's t at 97.5 %; above 30 degrees that of 30, which is a little too wide."""
     return _T[min(degrees, len(_T)) - 1]
 
 
 def paired_effect(differences: Sequence[float]) -> Effect:
-    """The paired t interval of differences, one a seed."""
+    """Computes the paired t interval of differences, one a seed."""
     count, mean = len(differences), statistics.fmean(differences)
     half = math.inf
     if count > 1:
@@ -45,7 +45,7 @@ def paired_effect(differences: Sequence[float]) -> Effect:
 
 
 def verdict(effect: Effect, *, acted: bool) -> Verdict:
-    """A word for an effect on a loss.
+    """Names an effect on a loss in a word.
 
     Args:
         effect: of it.

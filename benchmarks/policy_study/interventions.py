@@ -1,4 +1,4 @@
-"""What is tried, on which tasks. Edit the table; nothing else knows an intervention's name."""
+"""The interventions and the tasks each is tried on; no other file knows their names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["INTERVENTIONS", "Intervention"]
 
 ALL = ("*",)
 SMALL = ("healthy-*", "vanishing-*", "lora-low-lr")
-"""Tasks for what is meant to help where gradients are small."""
+"""Tasks for interventions that should help when gradients are small."""
 LARGE = ("healthy-*", "spikes-*", "lora-high-lr", "late-*")
-"""Tasks for what is meant to help where they are large."""
+"""Tasks for interventions that should help when they are large."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Intervention:
 
 
 def times_1_5(history: Sequence[um.StepRecord]) -> Iterable[um.Action]:
-    """All gradients times 1.5, at every step."""
+    """Multiplies all gradients by 1.5 at every step."""
     del history
     yield um.Action(kind="scale", values={"factor": 1.5}, reason="uniform scaling")
 
 
 def times_100(history: Sequence[um.StepRecord]) -> Iterable[um.Action]:
-    """All gradients times 100, at every step."""
+    """Multiplies all gradients by 100 at every step."""
     del history
     yield um.Action(kind="scale", values={"factor": 100.0}, reason="uniform scaling")
 
@@ -67,7 +67,7 @@ INTERVENTIONS: Mapping[str, Intervention] = {
     "spike_escalation": Intervention(["spike_escalation"], LARGE),
     "lora_balance": Intervention(["lora_balance"], ("*lora*",)),
     "warmup_cosine": Intervention(["warmup_cosine"], ("late-*",)),
-    "scaling x1.5": Intervention(["policy_study.interventions:times_1_5"], SMALL),
-    "scaling x100": Intervention(["policy_study.interventions:times_100"], SMALL),
+    "scaling x1.5": Intervention(["benchmarks.policy_study.interventions:times_1_5"], SMALL),
+    "scaling x100": Intervention(["benchmarks.policy_study.interventions:times_100"], SMALL),
 }
 """By name."""

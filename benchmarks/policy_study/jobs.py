@@ -1,4 +1,4 @@
-"""The trainings of a study: which there are, who does them, and what is kept of them."""
+"""The trainings of a study: lists them, runs them, and keeps their results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from benchmarks.policy_study.training import train
 __all__ = ["Job", "Kind", "Row", "jobs_of", "read_rows", "run", "run_job"]
 
 Kind = Literal["off", "sound", "shadow", "active"]
-"""No monitor; no monitor and no trouble; policies that only speak; policies that act."""
+"""No monitor; no monitor and no trouble; policies in shadow; policies that act."""
 Row = Mapping[str, Any]
-"""A job that was done, as a line of the raw file."""
+"""A finished job, as a line of the raw file."""
 
 PATIENCE = 900
-"""Seconds within which some training must end."""
+"""Seconds within which at least one training must end."""
 _OWN_CODE = ("problems.py", "texts.py", "training.py")
 _STEERING_CODE = ("actions", "policies", "steering")
 
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Alike for jobs that must give the same: same settings, code and versions."""
+        """The same for jobs with the same settings, code and versions, which must agree."""
         code = _code("own") + (_code("steering") if self.kind in ("shadow", "active") else "")
         settings = asdict(self)
         settings["task"].pop("about")
@@ -60,7 +60,7 @@ def jobs_of(
     seeds: Sequence[int],
     interventions: Mapping[str, Intervention] = INTERVENTIONS,
 ) -> Iterator[Job]:
-    """All trainings of a study.
+    """Lists all trainings of a study.
 
     Each intervention is trained in shadow, too, once a task: the seeds take turns. A task to which
     none goes is left out.
@@ -84,7 +84,7 @@ def jobs_of(
 
 
 def run_job(job: Job, folder: Path) -> Row:
-    """Does one.
+    """Runs one job.
 
     Args:
         job: which.
@@ -105,7 +105,7 @@ def run_job(job: Job, folder: Path) -> Row:
 
 
 def run(jobs: Sequence[Job], workers: int, folder: Path) -> Iterator[Row]:
-    """Does jobs in processes of one thread each; gives rows as they come.
+    """Runs jobs in processes of one thread each; yields rows as they finish.
 
     Raises:
         multiprocessing.TimeoutError: no training ended in `PATIENCE` seconds; a process may have
@@ -124,12 +124,12 @@ def _numbered(job: tuple[int, Job], folder: Path) -> tuple[int, Row]:
 
 
 def _leave_interrupts_alone() -> None:
-    """The parent ends its processes itself."""
+    """Ignores signals: the parent ends its processes itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_rows(raw: Path | None) -> dict[str, Row]:
-    """Rows of an earlier study by their jobs' keys; those that ended in an error are left out."""
+    """Reads an earlier study's rows by their jobs' keys, without those that ended in an error."""
     if raw is None or not raw.exists():
         return {}
     rows: dict[str, Row] = {}
@@ -145,7 +145,7 @@ def read_rows(raw: Path | None) -> dict[str, Row]:
 
 @cache
 def _code(part: Literal["own", "steering"]) -> str:
-    """A digest of the code that results depend on; comments do not count."""
+    """Digests the code that results depend on; comments do not count."""
     if part == "own":
         files = [Path(__file__).with_name(name) for name in _OWN_CODE]
     else:

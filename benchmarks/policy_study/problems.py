@@ -1,4 +1,4 @@
-"""What is trained: a language model, an adapter of one, a deep net."""
+"""The models that are trained: a language model, an adapter on one, a deep net."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ class Problem:
 
 @torch.no_grad()
 def held_out_loss(problem: Problem) -> float:
-    """The loss on the rows that are never trained on."""
+    """Computes the loss on held-out rows."""
     return float(problem.loss(problem.model, problem.held_out))
 
 
 def language(seed: int, folder: Path) -> Problem:
-    """A small Llama from scratch that is to write docstrings."""
+    """Builds a small Llama that learns to write docstrings from scratch."""
     torch.manual_seed(seed)
     return _writing(_llama(), "docstrings", folder)
 
 
 def adapter(seed: int, folder: Path) -> Problem:
-    """LoRA on such a model, trained on docstrings, that is to write source code."""
+    """Builds LoRA on such a model, trained on docstrings, that learns to write source code."""
     from peft import LoraConfig, get_peft_model
 
     model = _pretrained(seed, folder)
@@ -68,7 +68,7 @@ def adapter(seed: int, folder: Path) -> Problem:
 
 
 def deep(seed: int, folder: Path, *, gain: float) -> Problem:
-    """Twelve tanh layers that are to read digits.
+    """Builds twelve tanh layers that learn to read digits.
 
     Args:
         seed: of the initialization.
@@ -136,7 +136,7 @@ def _tanh_net(gain: float, width: int = 64, depth: int = 12) -> nn.Module:
 
 
 def _pretrained(seed: int, folder: Path) -> nn.Module:
-    """A model trained on docstrings; the folder keeps its weights."""
+    """Loads a model trained on docstrings; trains it first if the folder lacks its weights."""
     path = folder / f"pretrained-{seed}.pt"
     if not path.exists():
         problem = language(seed, folder)

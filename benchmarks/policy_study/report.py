@@ -1,4 +1,4 @@
-"""The study's result as Markdown."""
+"""Writes the study's result as Markdown."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Result:
         acted_in: seeds in which it did anything.
         actions: of a run, on average.
         at_start: seeds that ended no better than they began.
-        wrong: what must not be: trainings that failed, policies that failed, weights that differ
-            though nothing was done.
+        wrong: defects: trainings that failed, policies that failed, weights that differ although
+            nothing was done.
     """
 
     scores: list[float]
@@ -55,7 +55,7 @@ class Result:
 
 
 def report(jobs: Sequence[Job], rows: Sequence[Row], workers: int, command: str) -> str:
-    """The whole of it.
+    """Writes the whole report.
 
     Args:
         jobs: those of the study.
@@ -78,7 +78,7 @@ def report(jobs: Sequence[Job], rows: Sequence[Row], workers: int, command: str)
 
 
 def results_of(rows: Sequence[Row]) -> dict[str, Result]:
-    """The result of each intervention of one task."""
+    """Computes the result of each intervention on one task."""
     off = {row["seed"]: row for row in rows if row["kind"] == "off" and not row["error"]}
     active: dict[str, list[Row]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The trainings of the study: each is seeded, small, and named by what it is meant to be."""
+"""The trainings of the study: each is small, seeded, and named after its condition."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Poison:
 
     bursts: int = 3
     longest: int = 3
-    """Steps of a burst at most; it has 1 at least."""
+    """Most steps of a burst; the fewest is 1."""
     after: int = 80
-    """Steps that are sound in any case."""
+    """First steps, which are never hit."""
     factor: float = 50.0
-    """On the loss, as of a mask that sums where it should average."""
+    """Factor on the loss, like that of a loss that sums where it should average."""
 
     def steps(self, seed: int, total: int) -> dict[int, float]:
-        """The factors of the steps that are hit: a burst in each of equal parts of a training."""
+        """Draws the factors of the steps that are hit: a burst in each equal part of a training."""
         generator = torch.Generator().manual_seed(1_000_003 + seed)
         part = (total - self.after) // self.bursts
         hit: dict[int, float] = {}
@@ -59,10 +59,10 @@ class Task:
     """The norm to which the loop itself clips gradients."""
     poison: Poison | None = None
     sound: Mapping[str, Any] = field(default_factory=dict)
-    """Fields in which the same training without its trouble differs; none where it has none."""
+    """Fields in which the same training without its trouble differs; empty if it has none."""
 
     def without_trouble(self) -> Task:
-        """The training that shows what the trouble costs."""
+        """Returns the training that shows what the trouble costs."""
         return replace(self, **{**self.sound, "sound": {}})
 
 

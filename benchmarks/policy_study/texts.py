@@ -1,4 +1,4 @@
-"""What models read: text of the installed Python's own standard library, and drawn digits."""
+"""What models read: text of the installed Python's standard library, and drawn digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["SIDE", "digits", "rows_of", "text_of"]
 
 HELD_OUT = 10
-"""Each tenth file is kept for evaluation."""
+"""Every tenth file is kept for evaluation."""
 PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "unittest")
 """Those whose source code is a text."""
 SIDE = 8
@@ -30,7 +30,7 @@ GLYPHS = (
 
 @functools.cache
 def text_of(name: str, held_out: bool, folder: Path) -> Tensor:
-    """A text as bytes [N]: ``docstrings`` of modules, or ``source`` code of packages.
+    """Loads a text as bytes [N]: ``docstrings`` of modules, or ``source`` code of packages.
 
     Args:
         name: which.
@@ -48,13 +48,13 @@ def text_of(name: str, held_out: bool, folder: Path) -> Tensor:
 
 
 def rows_of(text: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """Rows from random places of a text: [rows, length]."""
+    """Draws rows from random places of a text: [rows, length]."""
     starts = torch.randint(0, len(text) - length, (rows, 1), generator=generator)
     return text[starts + torch.arange(length)].long()
 
 
 def digits(count: int, generator: torch.Generator) -> Tensor:
-    """Noisy pictures of digits at six places: [count, pixels and then the digit].
+    """Draws noisy pictures of digits at six places: [count, pixels and then the digit].
 
     White is 256, and the noise's standard deviation a quarter of that.
     """

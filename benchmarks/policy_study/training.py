@@ -1,4 +1,4 @@
-"""One training of a task: with no monitor, with policies that only speak, or that act."""
+"""One training of a task: without a monitor, with policies in shadow, or with policies that act."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDLE = ("save", "snapshot")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a training."""
+    """The outcome of a training."""
 
     start: float
     """The held-out loss before it."""
@@ -40,9 +40,9 @@ class Outcome:
     weights: str
     """A digest of all weights, bit by bit."""
     actions: dict[str, int]
-    """How many were asked for, by policy and kind; those of `IDLE` do not count."""
+    """Actions asked for, by policy and kind, without those of `IDLE`."""
     acted: int
-    """At how many steps there was one."""
+    """Number of steps with at least one."""
     stopped: str | None
     """Why a policy ended the training early."""
     defects: list[str]
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def score_of(start: float, end: float) -> float:
-    """The held-out loss at the end; that at the start where it is less, or the end not finite."""
+    """Returns the end's held-out loss, or the start's if that is less or the end is not finite."""
     return min(start, end) if math.isfinite(end) else start
 
 
@@ -160,7 +160,7 @@ def _optimizer(task: Task, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _rate(task: Task, done: int) -> float:
-    """The share of the peak rate that the step after `done` steps has."""
+    """Returns the share of the peak rate that the step after `done` steps uses."""
     if done < task.warmup:
         return (done + 1) / task.warmup
     if task.schedule == "constant":
@@ -177,7 +177,7 @@ def _digest(model: nn.Module) -> str:
 
 @contextmanager
 def _errors_logged() -> Iterator[list[str]]:
-    """First lines of the errors that the monitor logs meanwhile."""
+    """Collects the first lines of the errors that the monitor logs in the block."""
     found: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer
 from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import shard_batch
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
-from ulysses_core.parallel.kernels import choose_kernel
+from ulysses_core.parallel.supported import choose_trainer_kernel, unwrap_model
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.integrations.callback import TrainerWatcher
@@ -72,8 +72,8 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     undos: list[Undo] = []
     if size == 1:
         return SequenceParallelHandle(group, undos)
-    patches = _Patches(trainer, group, _choose_kernel(trainer))
-    undos += [_use_ulysses_attention(_unwrap_model(trainer)), patches.remove_metrics]
+    patches = _Patches(trainer, group, choose_trainer_kernel(trainer))
+    undos += [_use_ulysses_attention(unwrap_model(trainer)), patches.remove_metrics]
     undos += [
         # The Trainer divides token counts and batch sizes by it. With `get_sp_size`, DeepSpeed's
         # own adapter would also multiply the dataloader's length.
@@ -97,7 +97,7 @@ class _Patches:
         self.kernel = kernel
         self._sessions: WeakKeyDictionary[Session, Undo] = WeakKeyDictionary()
         self._is_computing_loss = self._is_loss_only = False
-        self.max_positions = getattr(_unwrap_model(trainer).config, "max_position_embeddings", None)
+        self.max_positions = getattr(unwrap_model(trainer).config, "max_position_embeddings", None)
 
     def compute_loss(
         self,
@@ -225,54 +225,6 @@ class _Patches:
         slices = [torch.empty_like(logits) for _ in range(self.group.size)]
         dist.all_gather(slices, logits.contiguous(), group=self.group.group)
         return torch.cat(slices, dim=1)[:, :length]
-
-
-def _unwrap_model(trainer: Trainer) -> PreTrainedModel:
-    """Returns the transformers model inside the Trainer's model, without a PEFT wrapper."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(
-            f"sequence parallel: the model is a {type(model).__name__}; expected a "
-            "transformers.PreTrainedModel, with or without PEFT adapters"
-        )
-    return model
-
-
-def _choose_kernel(trainer: Trainer) -> str:
-    """Chooses the attention kernel, and refuses settings that do not work on slices of rows."""
-    args = trainer.args
-    if args.label_smoothing_factor:
-        raise InputError(
-            f"sequence parallel: label_smoothing_factor is {args.label_smoothing_factor}; "
-            "expected 0"
-        )
-    model = _unwrap_model(trainer)
-    name, config = type(model).__name__, model.config
-    if not trainer.model_accepts_loss_kwargs:
-        raise InputError(
-            f"sequence parallel: the loss of {name} does not accept num_items_in_batch; "
-            "use a model whose forward accepts it"
-        )
-    if trainer.compute_loss_func is not None:
-        raise InputError("sequence parallel: compute_loss_func would see slices of rows; remove it")
-    if not model._supports_attention_backend:
-        raise InputError(
-            f"sequence parallel: {name} does not support other attention implementations; "
-            "use a model that does"
-        )
-    if getattr(config, "output_router_logits", False):
-        raise InputError(
-            "sequence parallel: output_router_logits is true, but the router's balance loss would "
-            "see slices of rows; set it to false"
-        )
-    return choose_kernel(
-        config._attn_implementation,
-        has_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
-        device=args.device,
-        is_half=args.bf16 or args.fp16 or model.dtype.itemsize == 2,
-    )
 
 
 def _use_patched_gather(trainer: Trainer) -> Undo:

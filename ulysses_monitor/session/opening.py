@@ -11,15 +11,17 @@ from torch import nn
 
 from ulysses_monitor.common.environment import describe_environment
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.ranks import agree_or_raise, rank, world_size
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.session.flops import numel
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.recording import NoRecording, Recorder, Recording
 from ulysses_monitor.session.settings import MonitorSettings, Parts
+from ulysses_monitor.steering import Steering
 from ulysses_monitor.store import IfExists
 
-__all__ = ["Place", "Training", "describe_model", "open_recorder"]
+__all__ = ["Place", "Training", "describe_model", "make_steering", "open_recorder"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,26 @@ class Training:
     abilities: Collection[str] = ()
     scheduler: str = ""
     policy_state: bytes | None = None
+
+
+def make_steering(
+    engine: Engine, settings: MonitorSettings, parts: Parts, training: Training, guard: Guard
+) -> Steering:
+    """Makes what lets the policies of `parts` and people act on a training.
+
+    Raises:
+        InputError: policies contradict one another.
+    """
+    return Steering(
+        engine,
+        parts.policies,
+        mode=settings.mode,
+        seed=settings.seed,
+        max_steps=training.max_steps,
+        abilities=training.abilities,
+        scheduler=training.scheduler,
+        guard=guard,
+    )
 
 
 def open_recorder(

@@ -20,13 +20,12 @@ from ulysses_monitor.probes.capture import CapturedStep, Part
 from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.flops import TrainingFlops
-from ulysses_monitor.session.opening import Place, Training, open_recorder
+from ulysses_monitor.session.opening import Place, Training, make_steering, open_recorder
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.recording import NoRecording, Recorder
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
 from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, as_part
-from ulysses_monitor.steering import Steering
 
 __all__ = ["Session"]
 
@@ -87,16 +86,7 @@ class Session:
         self._guard = Guard(lambda about: self.event("monitor", about))
         self._rules = RuleSet(parts.rules, self._guard)
         self.sources = Sources(self._guard)
-        self._steering = Steering(
-            engine,
-            parts.policies,
-            mode=settings.mode,
-            seed=settings.seed,
-            max_steps=training.max_steps,
-            abilities=training.abilities,
-            scheduler=training.scheduler,
-            guard=self._guard,
-        )
+        self._steering = make_steering(engine, settings, parts, training, self._guard)
         self._flops = TrainingFlops.of(engine.model)
         self._records = RecordBuilder()
         self._current = TrainingStep()

@@ -79,13 +79,14 @@ UNSUPPORTED = """
 import os
 import ulysses_monitor as um
 from tiny import make
+from ulysses_monitor.integrations import callback
 
-original = um.Monitor.start
-def start(*args, **kwargs):
+original = callback.engine_of
+def engine_of(trainer):
     raise um.InputError("engine of the future: not supported")
-um.Monitor.start = start
+callback.engine_of = engine_of
 make().train()
-um.Monitor.start = original
+callback.engine_of = original
 make().train()
 print(f"rank {os.environ['RANK']} trained")
 """
@@ -392,7 +393,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--sample-every", "0", "--", "true"], "greater than or equal to 1"),
         (["--if-exists", "ask", "--", "true"], "not one of 'refuse', 'resume', 'overwrite'"),
         (["--run-dir", "train.py", "--", "true"], "--run-dir train.py: train.py is a file"),
-        (["--run-dir", "train.py/x", "--", "true"], "train.py is a file; name a directory"),
+        (["--run-dir", "train.py/x", "--", "true"], "train.py is a file; expected a directory"),
         (["--run-dir", "taken", "--", "true"], "--run-dir taken: already holds a run; choose"),
     ],
 )

@@ -77,7 +77,7 @@ def watched_steps(engine: str, adapters: bool, width: int, bad: bool) -> list[di
 
     monitor = um.Monitor(tempfile.mkdtemp() + "/run", tensorboard=False, sample_every=2)
     with monitor.watch(wrapped, optimizer):
-        capture = monitor._capture
+        capture = monitor.session._capture
         read, finish_step = capture.read, capture.finish_step
 
         def watched_read(*args: Any) -> Any:

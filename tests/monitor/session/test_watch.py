@@ -223,7 +223,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model, optimizer = build()
     with (
-        pytest.raises(um.InputError, match="file is a file; name a directory"),
+        pytest.raises(um.InputError, match="file is a file; expected a directory"),
         um.Monitor(tmp_path / "file" / "run").watch(model, optimizer),
     ):
         pass

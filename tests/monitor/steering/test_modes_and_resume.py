@@ -188,7 +188,7 @@ def test_an_action_that_cannot_be_performed_has_a_note(tmp_path: Path) -> None:
     assert notes == [
         "not done: this training cannot save",
         "not done: no trained parameter matches the targets",
-        "not done: no such parameter group; there are 1",
+        "not done: parameter group 4 does not exist; the optimizer has 1",
         "there is no snapshot to roll back to: the step is skipped",
     ]
 

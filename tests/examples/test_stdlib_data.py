@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "build_stdlib_data.py"
+from examples.stdlib_data import build as build_module
+from examples.stdlib_data.__main__ import main
+from examples.stdlib_data.build import MIN_PAIRS, Settings, is_built
+from examples.stdlib_data.docstrings import clean_docstring, find_documented
+from examples.stdlib_data.pairs import build_pairs, split_pairs
+
 VOCAB_SIZE = 1024
 TRICKY_TEXTS = [
     "Return a new set , with all values . It 's fine !",
@@ -22,19 +24,6 @@ TRICKY_TEXTS = [
 ]
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SCRIPT.stem] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
-
-
 def read_rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -42,7 +31,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("build") / "data" / "stdlib"
-    assert script.main(["--out", str(out), "--vocab-size", str(VOCAB_SIZE)]) == 0
+    assert main(["--out", str(out), "--vocab-size", str(VOCAB_SIZE)]) == 0
     return out
 
 
@@ -59,7 +48,7 @@ def pairs_of(tmp_path: Path) -> Any:
 
     def build(source: str) -> dict[str, Any]:
         (tmp_path / "json.py").write_text(source, encoding="utf-8")
-        return {pair.name: pair for pair in script.build_pairs(tmp_path)}
+        return {pair.name: pair for pair in build_pairs(tmp_path)}
 
     return build
 
@@ -69,7 +58,7 @@ class TestBuild:
         train = read_rows(built / "stdlib_qa_train.jsonl")
         heldout = read_rows(built / "stdlib_qa_heldout.jsonl")
         total = len(train) + len(heldout)
-        assert total >= script.MIN_PAIRS
+        assert total >= MIN_PAIRS
         assert 0.04 * total < len(heldout) <= 0.05 * total + 1
 
     def test_rows_have_the_fields_that_dataset_info_names(self, built: Path) -> None:
@@ -91,9 +80,9 @@ class TestBuild:
             assert encoded not in answers
 
     def test_pairs_are_the_same_each_time_and_splits_are_disjoint(self, built: Path) -> None:
-        pairs = script.build_pairs()
-        assert pairs == script.build_pairs()
-        train, heldout = script.split_pairs(pairs, 0.05, 0)
+        pairs = build_pairs()
+        assert pairs == build_pairs()
+        train, heldout = split_pairs(pairs, 0.05, 0)
         assert [pair.question for pair in train] == [
             row["instruction"] for row in read_rows(built / "stdlib_qa_train.jsonl")
         ]
@@ -110,17 +99,17 @@ class TestRepeatedBuild:
         self, built: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = (built / "build.json").stat().st_mtime_ns
-        assert script.main(["--out", str(built), "--vocab-size", str(VOCAB_SIZE)]) == 0
+        assert main(["--out", str(built), "--vocab-size", str(VOCAB_SIZE)]) == 0
         assert "already holds this build" in capsys.readouterr().out
         assert (built / "build.json").stat().st_mtime_ns == before
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"vocab_size": 512}, {"heldout": 0.1}])
     def test_other_settings_are_another_build(self, built: Path, change: dict[str, Any]) -> None:
         settings = {"vocab_size": VOCAB_SIZE} | change
-        assert not script.is_built(built, script.Settings(**settings))
+        assert not is_built(built, Settings(**settings))
 
     def test_a_folder_without_its_stamp_is_not_built(self, tmp_path: Path) -> None:
-        assert not script.is_built(tmp_path, script.Settings())
+        assert not is_built(tmp_path, Settings())
 
 
 class TestTokenizer:
@@ -148,8 +137,8 @@ class TestErrors:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr(script, "build_pairs", lambda **_: [])
-        assert script.main(["--out", str(tmp_path / "out")]) == 1
+        monkeypatch.setattr(build_module, "build_pairs", lambda **_: [])
+        assert main(["--out", str(tmp_path / "out")]) == 1
         message = capsys.readouterr().err
         assert message.startswith("error: got 0 docstrings")
         assert message.count("\n") == 1
@@ -158,7 +147,7 @@ class TestErrors:
     @pytest.mark.parametrize("option", [["--vocab-size", "10"], ["--heldout", "1.5"]])
     def test_impossible_options_are_refused(self, option: list[str]) -> None:
         with pytest.raises(SystemExit):
-            script.main(["--out", "unused", *option])
+            main(["--out", "unused", *option])
 
 
 class TestPairs:
@@ -205,8 +194,8 @@ class TestPairs:
         tree = ast.parse(
             "class A:\n    def f(self, x, y):\n        'Return the sum of two numbers.'\n"
         )
-        first = list(script.documented_objects("json", tree))
-        assert first == list(script.documented_objects("json", tree))
+        first = list(find_documented("json", tree))
+        assert first == list(find_documented("json", tree))
 
 
 class TestCleanDocstring:
@@ -223,7 +212,7 @@ class TestCleanDocstring:
         ],
     )
     def test_useless_docstrings_are_empty(self, docstring: str) -> None:
-        assert script.clean_docstring(docstring) == ""
+        assert clean_docstring(docstring) == ""
 
     def test_banners_and_notes_are_cut_from_useful_docstrings(self) -> None:
         docstring = """Encode and decode the documents.
@@ -234,10 +223,10 @@ class TestCleanDocstring:
 
             XXX this should be faster
         """
-        assert script.clean_docstring(docstring) == (
+        assert clean_docstring(docstring) == (
             "Encode and decode the documents.\n\nCall load to begin."
         )
 
     def test_examples_stay_beside_prose(self) -> None:
         docstring = "Return the sum of the two given numbers.\n\n>>> add(1, 2)\n3"
-        assert script.clean_docstring(docstring) == docstring
+        assert clean_docstring(docstring) == docstring

@@ -1,0 +1,1 @@
+"""What `benchmarks.sequence_parallel` and `benchmarks.long_rows` compare."""

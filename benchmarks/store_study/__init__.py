@@ -1,0 +1,1 @@
+"""What `benchmarks.store` compares and measures."""
