@@ -70,7 +70,6 @@ _PRELOADED = (
     "ulysses_core.trainers",
     "ulysses_core.cli",
 )
-_LONGEST_MESSAGE = 1 << 20
 _GRACE_SECONDS = 1.0
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 _SET_CHILD_SUBREAPER = 36
@@ -126,15 +125,15 @@ class ForkServer:
         connection = self._connect()
         job = {"tasks": [asdict(t) for t in tasks], "timeout": timeout, "together": together}
         try:
-            connection.send(json.dumps(job).encode())
-            answer = connection.recv(_LONGEST_MESSAGE)
+            _send(connection, job)
+            answer = _receive(connection)
         except BaseException:  # an interrupt or a test's time limit: nothing may run on
             self.close()
             raise
         if not answer:
             self.close()
             raise RuntimeError("the fork server died")
-        return Ended(**json.loads(answer))
+        return Ended(**answer)
 
     def close(self) -> None:
         """Ends the server, and whatever it runs."""
@@ -151,7 +150,7 @@ class ForkServer:
 
     def _connect(self) -> socket.socket:
         if self._connection is None:
-            self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._connection, theirs = socket.socketpair()
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", __name__, str(theirs.fileno())],
@@ -164,13 +163,27 @@ class ForkServer:
         return self._connection
 
 
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    """Returns the next message, which is empty once the other side is gone."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = connection.recv(1 << 16)
+        if not part:
+            return {}
+        line += part
+    return dict(json.loads(line))
+
+
 # -- the server -------------------------------------------------------------------------------
 
 
 def _serve(connection: socket.socket) -> Callable[[], None] | None:
     """Runs jobs until the caller is gone; in a forked process, returns what it is to run."""
-    while message := connection.recv(_LONGEST_MESSAGE):
-        job = json.loads(message)
+    while job := _receive(connection):
         pids: list[int] = []
         for task in job["tasks"]:
             pid = _fork()
@@ -179,7 +192,7 @@ def _serve(connection: socket.socket) -> Callable[[], None] | None:
                 return functools.partial(_run, Task(**task))
             pids.append(pid)
         ended = _watch(pids, connection, time.monotonic() + job["timeout"], job["together"])
-        connection.send(json.dumps(asdict(ended)).encode())
+        _send(connection, asdict(ended))
     return None
 
 
