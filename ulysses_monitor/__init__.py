@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ulysses_monitor.reading import RunReader, RunSet, open_run, open_runs
     from ulysses_monitor.records import Action, Alert, Event, Metric, StepRecord
     from ulysses_monitor.rules import Rule
+    from ulysses_monitor.session.settings import MonitorSettings
     from ulysses_monitor.sinks import MemorySink, Sink
 
 # Imported when asked for: reading a run needs no torch, watching one needs no transformers.
@@ -31,6 +32,7 @@ _HOMES = {
     "Metric": "records",
     "Monitor": "monitor",
     "MonitorCallback": "integrations.callback",
+    "MonitorSettings": "session.settings",
     "Policy": "policies",
     "Rule": "rules",
     "RunReader": "reading",
@@ -51,6 +53,7 @@ __all__ = [
     "Metric",
     "Monitor",
     "MonitorCallback",
+    "MonitorSettings",
     "Policy",
     "Rule",
     "RunReader",
@@ -61,6 +64,10 @@ __all__ = [
     "open_run",
     "open_runs",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ class Monitor:
     Raises:
         InputError: a setting is wrong.
     """
+
+    __signature__: ClassVar[inspect.Signature]
+    """With each setting by name, for help() and completion."""
 
     def __init__(
         self,
@@ -258,6 +262,23 @@ class Monitor:
         if held is not None and (not isinstance(held, Tensor) or held.dtype != torch.uint8):
             raise InputError("monitor: load_state_dict() expects what state_dict() returned")
         self._policy_state = None if held is None else held.cpu().numpy().tobytes()
+
+
+def _full_signature() -> inspect.Signature:
+    own = list(inspect.signature(Monitor.__init__).parameters.values())[1:-1]
+    settings = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in MonitorSettings.model_fields.items()
+    ]
+    return inspect.Signature([*own, *settings])
+
+
+Monitor.__signature__ = _full_signature()
 
 
 def _end_step(session: Session, save: Callable[[int], object] | None) -> None:

@@ -43,6 +43,40 @@ def monitored(engine: str, folder: Path, **more: Any) -> tuple[Any, um.Monitor, 
 # -- checks -----------------------------------------------------------------------------------
 
 
+def check_a_monitor_is_detached_and_attached_again(engine: str, folder: Path) -> None:
+    from ulysses_monitor.integrations.callback import TrainerWatcher
+
+    trainer, monitor, sink = monitored(engine, folder)
+    trainer.train()
+    monitor.detach()
+    assert not [c for c in trainer.callback_handler.callbacks if isinstance(c, TrainerWatcher)]
+    recorded = len(sink.records)
+    trainer.train()
+    assert len(sink.records) == recorded
+    monitor.attach(trainer)
+    trainer.train()
+    if rank() == 0:
+        assert len(sink.records) > recorded
+        assert monitor.run_dir == folder / "run-2"
+        assert um.open_run(folder / "run-2").info["status"] == "finished"
+
+
+def check_an_attached_callback_uses_the_trainer_it_was_given(engine: str, folder: Path) -> None:
+    from ulysses_monitor.integrations import callback
+
+    def must_not_search(_: Any) -> Any:
+        raise AssertionError("searched the stack for a Trainer that was given")
+
+    trainer, _, sink = monitored(engine, folder)
+    search, callback.calling_trainer = callback.calling_trainer, must_not_search
+    try:
+        trainer.train()
+    finally:
+        callback.calling_trainer = search
+    if rank() == 0:
+        assert len([r for r in sink.records if "train/loss/total" in r]) == 4
+
+
 def check_weights_are_bit_equal_and_no_patch_remains(engine: str, folder: Path) -> None:
     bare = build_trainer(engine, folder)
     bare.train()
@@ -300,7 +334,7 @@ ENGINES = {1: ["plain"], 2: ["ddp", "zero2"]}
 def why_not(engine: str, name: str) -> str:
     if engine == "plain" and "all_reduce" in name:
         return "one process has no collective"
-    if engine == "zero2" and "can_be_repeated" in name:
+    if engine == "zero2" and ("can_be_repeated" in name or "attached_again" in name):
         return "transformers cannot train twice with DeepSpeed on one Trainer"
     return ""
 
