@@ -13,6 +13,9 @@ training, the callback patches instances that the Trainer owns:
   is done.
 
 All patches are removed when training ends.
+
+Nothing here imports ``transformers.trainer``: under `ulysses attach`, importing it imports this
+module.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerCallback
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import replace_file
@@ -41,7 +44,7 @@ from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["MonitorCallback", "OpensSessions", "TrainerWatcher", "attach"]
 
@@ -65,6 +68,8 @@ def attach(monitor: OpensSessions, trainer: Any) -> Undo:
     Raises:
         InputError: `trainer` is not a `transformers.Trainer`.
     """
+    from transformers import Trainer
+
     if not isinstance(trainer, Trainer):
         raise InputError(
             f"monitor: attach() got a {type(trainer).__name__}; expected a transformers.Trainer or "

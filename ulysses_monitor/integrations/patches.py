@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import Trainer
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.session.session import Session
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 __all__ = ["BatchPatch", "observe_loss", "read_before_clipping"]
 

@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-
-from transformers import Trainer, TrainerCallback
+from typing import TYPE_CHECKING
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.ranks import broadcast_bytes, rank
 from ulysses_monitor.engines import Engine, find_engine
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
 
 __all__ = ["calling_trainer", "engine_of", "read_on_rank_0", "resumed_checkpoint"]
 
@@ -24,6 +26,8 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
     Raises:
         InputError: no caller is a Trainer that has this callback.
     """
+    from transformers import Trainer
+
     frame = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")

@@ -392,9 +392,9 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--bogus", "--", "true"], "No such option: --bogus"),
         (["--sample-every", "0", "--", "true"], "greater than or equal to 1"),
         (["--if-exists", "ask", "--", "true"], "not one of 'refuse', 'resume', 'overwrite'"),
-        (["--run-dir", "train.py", "--", "true"], "--run-dir train.py: train.py is a file"),
+        (["--run-dir", "train.py", "--", "true"], "--run-dir: train.py is a file"),
         (["--run-dir", "train.py/x", "--", "true"], "train.py is a file; expected a directory"),
-        (["--run-dir", "taken", "--", "true"], "--run-dir taken: already holds a run; choose"),
+        (["--run-dir", "taken", "--", "true"], "--run-dir: taken already holds a run; choose"),
     ],
 )
 def test_wrong_input_is_one_line_and_starts_nothing(tmp_path, refused, arguments, expected):
@@ -415,7 +415,7 @@ def test_a_run_directory_in_use_is_refused(tmp_path, refused, if_exists):
     used = RunDirectory(tmp_path / "used")
     used.start({})
     error = refused("--run-dir", "used", "--if-exists", if_exists, "--", "true")
-    assert "--run-dir used: in use by a running training" in error
+    assert "--run-dir: used is in use by a running training" in error
     used.finish("finished")
 
 
