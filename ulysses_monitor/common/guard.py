@@ -33,6 +33,7 @@ class Guard:
 
     def __init__(self, report: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         self._report = report
+        self._reported: set[str] = set()
         self.failures: Counter[str] = Counter()
 
     def is_off(self, part: str) -> bool:
@@ -58,20 +59,28 @@ class Guard:
             return default
 
     def note_failure(self, part: str, error: BaseException, *, is_last: bool = False) -> None:
-        """Counts a failure of `part`; call it from the ``except`` clause that caught `error`.
+        """Reports and counts a failure of `part`.
 
         Args:
             part: the name in messages.
             error: what the part raised.
             is_last: switch the part off at once.
         """
-        self.failures[part] += 1
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if self.failures[part] == 1:
-            logger.error("monitor: %s failed; training continues", part, exc_info=error)
-            self._tell(part, "failed", reason)
+        self.report_failure(part, error)
         if is_last:
-            self.failures[part] = max(self.failures[part], MAX_FAILURES)
+            self.failures[part] = MAX_FAILURES - 1
+        self.count_failure(part, _reason(error))
+
+    def report_failure(self, part: str, error: BaseException) -> None:
+        """Logs and reports a failure of `part` if it is the first one; does not count it."""
+        if part not in self._reported:
+            self._reported.add(part)
+            logger.error("monitor: %s failed; training continues", part, exc_info=error)
+            self._tell(part, "failed", _reason(error))
+
+    def count_failure(self, part: str, reason: str) -> None:
+        """Counts a failure of `part` and switches it off if it failed too often."""
+        self.failures[part] += 1
         if self.failures[part] == MAX_FAILURES:
             logger.error("monitor: %s is switched off: %s", part, reason)
             self._tell(part, "off", reason)
@@ -79,3 +88,7 @@ class Guard:
     def _tell(self, part: str, state: str, reason: str) -> None:
         if self._report is not None:
             self._report({"part": part, "state": state, "error": reason})
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import Undo
 from ulysses_monitor.common.ranks import any_rank, world_size
 from ulysses_monitor.engines import Engine
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(
-    engine: Engine, sample_every: int, next_is_sampled: Callable[[], bool]
+    engine: Engine, sample_every: int, next_is_sampled: Callable[[], bool], guard: Guard
 ) -> tuple[Capture, list[Undo]]:
     """Builds the capture with every probe that fits `engine`; every rank must call it.
 
@@ -30,6 +31,7 @@ def assemble(
         engine: the engine to read.
         sample_every: see `Capture`.
         next_is_sampled: tells whether the coming step is one at which ``sampled`` probes are read.
+        guard: switches off probes that keep failing.
 
     Returns:
         The capture, and functions that remove its hooks.
@@ -44,7 +46,8 @@ def assemble(
             undos.append(adapters.close)
     if engine.replica_sets and world_size() > engine.replica_sets:
         probes.append(ReplicaProbe(layout, engine))
-    return Capture(engine, probes, sample_every, [UpdateProbe(layout, engine.optimizer)]), undos
+    follow_ups = [UpdateProbe(layout, engine.optimizer)]
+    return Capture(engine, probes, sample_every, follow_ups, guard), undos
 
 
 def _make_adapter_probe(

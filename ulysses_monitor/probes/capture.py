@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.probes.slots import MaximaSlots
@@ -20,16 +20,12 @@ from ulysses_monitor.records import Schema
 
 __all__ = ["Capture", "CapturedStep"]
 
-logger = logging.getLogger(__name__)
-
 Array = npt.NDArray[np.float64]
 Part = tuple[Schema, Array]
 """Names and values of what one probe measured."""
 
 _T = TypeVar("_T")
 _P = TypeVar("_P", bound=Probe)
-
-_MAX_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ class Capture:
         probes: the probes that read a step before the optimizer takes it.
         sample_every: probes of cost class ``sampled`` are read at steps 1, 1 + N, 1 + 2N, ...
         follow_ups: the probes that look at sampled steps afterwards.
+        guard: switches off probes that keep failing.
     """
 
     def __init__(
@@ -74,13 +71,14 @@ class Capture:
         probes: Sequence[Probe],
         sample_every: int,
         follow_ups: Sequence[FollowUp] = (),
+        guard: Guard | None = None,
     ) -> None:
         self.engine = engine
         self.sample_every = sample_every
         self._probes = list(probes)
         self._follow_ups = list(follow_ups)
         self._schemas: dict[str, Schema] = {}
-        self._failures = {probe.name: 0 for probe in [*probes, *follow_ups]}
+        self._guard = guard or Guard()
         self._slots = MaximaSlots(engine)
         self._measuring = False
         self._raised_here: set[str] = set()
@@ -122,9 +120,7 @@ class Capture:
             shards = self._shards() or []
             with torch.no_grad():
                 for probe in self._active(self._follow_ups):
-                    self._note_failure(
-                        probe, _attempt(f"probe {probe.name}", probe.after_step, shards)
-                    )
+                    self._note_failure(probe, self._attempt(_part(probe), probe.after_step, shards))
 
     def _prepare(self, step: int, shards: list[Shard]) -> None:
         """Prepares the follow-ups for the coming optimizer step, if it is a sampled one."""
@@ -132,9 +128,7 @@ class Capture:
         self._raised_here.clear()
         if self._measuring:
             for probe in self._active(self._follow_ups):
-                self._note_failure(
-                    probe, _attempt(f"probe {probe.name}", probe.before_step, shards)
-                )
+                self._note_failure(probe, self._attempt(_part(probe), probe.before_step, shards))
 
     def _note_failure(self, probe: Probe, attempt: _Attempt[None]) -> None:
         """Remembers that a follow-up raised on this rank until the vector tells all ranks."""
@@ -142,7 +136,7 @@ class Capture:
             self._raised_here.add(probe.name)
 
     def _active(self, probes: Iterable[_P]) -> list[_P]:
-        return [p for p in probes if self._failures[p.name] < _MAX_FAILURES]
+        return [p for p in probes if not self._guard.is_off(_part(p))]
 
     # -- the vector ------------------------------------------------------------------------
 
@@ -194,20 +188,20 @@ class Capture:
     ) -> tuple[list[Shard], list[Tensor | None]]:
         """Returns all shards, and the vector of each probe, or None if it raised."""
         shards = self._shards()
-        scale = _attempt(f"engine {self.engine.name}", self.engine.grad_scale).result
+        scale = self._attempt(f"engine {self.engine.name}", self.engine.grad_scale).result
         if shards is None or scale is None:
             return [], [None] * len(active)
         reading = Reading([s for s in shards if s.is_counted], scale, is_recheck)
         vectors = [
             None
             if probe.name in self._raised_here
-            else _attempt(f"probe {probe.name}", probe.read, reading).result
+            else self._attempt(_part(probe), probe.read, reading).result
             for probe in active
         ]
         return shards, vectors
 
     def _shards(self) -> list[Shard] | None:
-        return _attempt(f"engine {self.engine.name}", lambda: [*self.engine.shards()]).result
+        return self._attempt(f"engine {self.engine.name}", lambda: [*self.engine.shards()]).result
 
     def _all_reduce(self, vector: Tensor) -> Array:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -223,7 +217,7 @@ class Capture:
                 self._count_failure(probe)
                 continue
             # The totals are the same on all ranks, so an error here is raised on all of them.
-            values = _attempt(f"probe {probe.name}", probe.values, reduced.totals[probe.name])
+            values = self._attempt(_part(probe), probe.values, reduced.totals[probe.name])
             if not values.succeeded:
                 self._count_failure(probe)
             elif values.result is not None:
@@ -238,13 +232,15 @@ class Capture:
 
     def _count_failure(self, probe: Probe) -> None:
         """Counts a failure on any rank; all ranks count the same, so all switch off together."""
-        self._failures[probe.name] += 1
-        if self._failures[probe.name] == _MAX_FAILURES:
-            logger.error(
-                "monitor: probe %s failed %d times and is off; its metrics end here",
-                probe.name,
-                _MAX_FAILURES,
-            )
+        self._guard.count_failure(_part(probe), "it failed too often on some rank")
+
+    def _attempt(self, part: str, call: Callable[..., _T], *args: object) -> _Attempt[_T]:
+        """Calls a function; what it raises is reported and does not reach the training."""
+        try:
+            return _Attempt(succeeded=True, result=call(*args))
+        except Exception as error:  # noqa: BLE001 - report_failure logs it
+            self._guard.report_failure(part, error)
+            return _Attempt(succeeded=False)
 
 
 @dataclass
@@ -264,10 +260,5 @@ class _Attempt(Generic[_T]):
     result: _T | None = None
 
 
-def _attempt(what: str, call: Callable[..., _T], *args: object) -> _Attempt[_T]:
-    """Calls a function and logs what it raises: monitoring never stops training."""
-    try:
-        return _Attempt(succeeded=True, result=call(*args))
-    except Exception:
-        logger.exception("monitor: %s failed", what)
-        return _Attempt(succeeded=False)
+def _part(probe: Probe) -> str:
+    return f"probe {probe.name}"

@@ -92,7 +92,9 @@ class Session:
         self._current = TrainingStep()
         self._last_publish = 0.0
         self._has_warned = False
-        self._capture, self._undos = assemble(engine, settings.sample_every, self._next_is_sampled)
+        self._capture, self._undos = assemble(
+            engine, settings.sample_every, self._next_is_sampled, self._guard
+        )
         self._undos.append(self._steering.end_step)
         try:
             self._recorder = open_recorder(
