@@ -38,7 +38,7 @@ from ulysses_monitor.integrations.trainer_lookup import (
     read_on_rank_0,
     resumed_checkpoint,
 )
-from ulysses_monitor.records.trainer_names import evaluation_name
+from ulysses_monitor.records.trainer_names import name_numbers
 from ulysses_monitor.session.opening import Training, describe_model
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
@@ -100,6 +100,7 @@ class TrainerWatcher(TrainerCallback):
         self._given = trainer
         self._trainer: Trainer | None = trainer
         self._undos: list[Undo] = []
+        self._logged: frozenset[str] = frozenset()
 
     def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
         """Opens the session of a training that begins.
@@ -155,16 +156,30 @@ class TrainerWatcher(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Records an evaluation's numbers as ``eval/<name>/total``."""
-        if self.session is None:
+        """Records an evaluation's numbers as ``eval/<name>/total``, once each."""
+        logged, self._logged = self._logged, frozenset()
+        if self.session is None or rank() != 0:
             return
-        self.session.log(
-            {
-                evaluation_name(name): float(value)
-                for name, value in (metrics or {}).items()
-                if isinstance(value, int | float) and name != "epoch"
-            }
-        )
+        numbers = name_numbers(metrics or {}, is_evaluation=True)
+        self.session.log({name: n for name, n in numbers.items() if name not in logged})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Records what the Trainer logs and the monitor does not measure; see `name_numbers`.
+
+        Some of TRL's Trainers log more of an evaluation than they pass to `on_evaluate`.
+        """
+        if self.session is None or rank() != 0:
+            return
+        numbers = name_numbers(logs or {})
+        self._logged = frozenset(numbers)
+        self.session.log(numbers)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
