@@ -39,31 +39,37 @@ class Guard:
         """Returns whether `part` failed too often to be called again."""
         return self.failures[part] >= MAX_FAILURES
 
-    def call(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
+    def call(
+        self, part: str, function: Callable[[], _T], default: _D, *, stays_on: bool = False
+    ) -> _T | _D:
         """Calls `function` unless `part` is off.
 
         Args:
             part: the name in messages, such as ``policy zclip``.
             function: what to call.
             default: the result where the part is off or raises.
+            stays_on: never switch the part off, because other ranks may wait for what it does.
         """
-        if self.is_off(part):
+        if self.is_off(part) and not stays_on:
             return default
         try:
             return function()
         except TrainingStoppedError:  # a rule or a policy asked for it
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - note_failure logs it
-            self.note_failure(part, error)
+            self.note_failure(part, error, stays_on=stays_on)
             return default
 
-    def note_failure(self, part: str, error: BaseException, *, is_last: bool = False) -> None:
+    def note_failure(
+        self, part: str, error: BaseException, *, is_last: bool = False, stays_on: bool = False
+    ) -> None:
         """Counts a failure of `part`; call it from the ``except`` clause that caught `error`.
 
         Args:
             part: the name in messages.
             error: what the part raised.
             is_last: switch the part off at once.
+            stays_on: the part is not switched off.
         """
         self.failures[part] += 1
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -72,7 +78,7 @@ class Guard:
             self._tell(part, "failed", reason)
         if is_last:
             self.failures[part] = max(self.failures[part], MAX_FAILURES)
-        if self.failures[part] == MAX_FAILURES:
+        if self.failures[part] == MAX_FAILURES and not stays_on:
             logger.error("monitor: %s is switched off: %s", part, reason)
             self._tell(part, "off", reason)
 

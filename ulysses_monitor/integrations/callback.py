@@ -20,7 +20,7 @@ module.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["MonitorCallback", "OpensSessions", "TrainerWatcher", "attach"]
-
-logger = logging.getLogger(__name__)
 
 
 class OpensSessions(Protocol):
@@ -139,14 +137,16 @@ class TrainerWatcher(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Completes the step's record; does what policies or people ask of the training."""
-        if self.session is None:
-            return
-        self.session.step_ends(state.global_step)
-        requests = self.session.take_requests()
-        if "save" in requests:
-            control.should_save = True
-        if "stop" in requests:
-            control.should_training_stop = True
+
+        def end_step(session: Session) -> None:
+            session.step_ends(state.global_step)
+            requests = session.take_requests()
+            if "save" in requests:
+                control.should_save = True
+            if "stop" in requests:
+                control.should_training_stop = True
+
+        self._guarded("on_step_end", end_step)
 
     def on_evaluate(
         self,
@@ -158,10 +158,13 @@ class TrainerWatcher(TrainerCallback):
     ) -> None:
         """Records an evaluation's numbers as ``eval/<name>/total``, once each."""
         logged, self._logged = self._logged, frozenset()
-        if self.session is None or rank() != 0:
-            return
-        numbers = name_numbers(metrics or {}, is_evaluation=True)
-        self.session.log({name: n for name, n in numbers.items() if name not in logged})
+
+        def record(session: Session) -> None:
+            numbers = name_numbers(metrics or {}, is_evaluation=True)
+            session.log({name: n for name, n in numbers.items() if name not in logged})
+
+        if rank() == 0:
+            self._guarded("on_evaluate", record)
 
     def on_log(
         self,
@@ -175,33 +178,22 @@ class TrainerWatcher(TrainerCallback):
 
         Some of TRL's Trainers log more of an evaluation than they pass to `on_evaluate`.
         """
-        if self.session is None or rank() != 0:
-            return
-        numbers = name_numbers(logs or {})
-        self._logged = frozenset(numbers)
-        self.session.log(numbers)
+
+        def record(session: Session) -> None:
+            numbers = name_numbers(logs or {})
+            self._logged = frozenset(numbers)
+            session.log(numbers)
+
+        if rank() == 0:
+            self._guarded("on_log", record)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Records that a checkpoint was written, and keeps with it what policies remember."""
-        if self.session is None or self._trainer is None:
-            return
-        self.session.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
-        try:
-            held = self.session.policy_state()
-        except Exception:
-            logger.exception("monitor: the policies' memory is not kept with this checkpoint")
-            return
-        folder = Path(self._trainer._get_output_dir(trial=None))
-        folder /= f"checkpoint-{state.global_step}"
-        if rank() == 0 and held is not None and folder.is_dir():
-            path = folder / self._state_file(self._trainer)
-            try:
-                with replace_file(path) as file:
-                    file.write(held)
-            except OSError as error:
-                logger.error("monitor: %s: not written: %s", path, error)
+        trainer = self._trainer
+        if trainer is not None:
+            self._guarded("on_save", lambda session: self._keep_policies(session, trainer))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -211,10 +203,28 @@ class TrainerWatcher(TrainerCallback):
 
     def finish(self, status: Status) -> None:
         """Ends the run with `status`; for callers that see the training fail."""
-        undo_all(self._undos)
-        if self.session is not None:
-            self.session.close(status)
-            self.session = None
+        session = self.session
+        if session is None:
+            return
+        while self._undos:  # also those after one that raises
+            session.guarded("removing the patches", lambda: undo_all(self._undos), None)
+        session.guarded("ending the run", lambda: session.close(status), None)
+        self.session = None
+
+    def _guarded(self, part: str, function: Callable[[Session], None]) -> None:
+        """Calls `function` with the session of the training, which it cannot harm."""
+        session = self.session
+        if session is not None:
+            session.guarded(part, lambda: function(session), None)
+
+    def _keep_policies(self, session: Session, trainer: Trainer) -> None:
+        step = trainer.state.global_step
+        session.event("checkpoint", {"path": f"checkpoint-{step}"})
+        held = session.policy_state()
+        folder = Path(trainer._get_output_dir(trial=None), f"checkpoint-{step}")
+        if rank() == 0 and held is not None and folder.is_dir():
+            with replace_file(folder / self._state_file(trainer)) as file:
+                file.write(held)
 
     # -- what the Trainer does not tell --------------------------------------------------------
 
