@@ -32,6 +32,7 @@ from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.patches import BatchPatch, observe_loss, read_before_clipping
+from ulysses_monitor.integrations.trainer_description import describe_trainer
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
     engine_of,
@@ -251,6 +252,7 @@ class TrainerWatcher(TrainerCallback):
                 "trainer": type(trainer).__name__,
                 "model": describe_model(trainer.model),
                 "resumed_at_step": state.global_step or None,
+                **(describe_trainer(trainer) if rank() == 0 else {}),
             },
             abilities=("save", "stop"),
             scheduler=str(getattr(kind, "value", kind)),
