@@ -19,6 +19,7 @@ from ulysses_monitor.probes import assemble
 from ulysses_monitor.probes.capture import CapturedStep, Part
 from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
 from ulysses_monitor.rules import RuleSet
+from ulysses_monitor.session.failure import FailureWatch, peak_memory
 from ulysses_monitor.session.flops import TrainingFlops
 from ulysses_monitor.session.opening import Place, Training, make_steering, open_recorder
 from ulysses_monitor.session.process_exit import Status
@@ -65,6 +66,7 @@ class Session:
         stopped: why a policy or a person stopped the training, None if they did not.
         is_open: whether the run is still recorded.
         sources: metrics of every step from elsewhere.
+        failure: takes the exception that ends the training.
 
     Raises:
         InputError: the run directory is taken, policies contradict one another, or a policy state
@@ -84,6 +86,7 @@ class Session:
         self.step = self._first_step = training.step
         self.stopped: str | None = None
         self.is_open = True
+        self.failure = FailureWatch()
         self._engine = engine
         self._recorder: Recorder = NoRecording()
         self._guard = Guard(lambda about: self.event("monitor", about))
@@ -145,7 +148,11 @@ class Session:
         undo_all(self._undos)
         if self.is_open:
             self.is_open = False
-            self._recorder.close(status, self.step, self.stopped)
+            why = {"reason": self.stopped} if self.stopped else {}
+            if status == "failed" and (error := self.failure.describe()):
+                why["error"] = error
+            about = {**why, "peak_memory": peak_memory(self._engine.device)}
+            self._recorder.close(status, self.step, about)
 
     def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
         """Calls what runs inside the user's training; if it raises, training continues.
