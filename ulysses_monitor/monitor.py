@@ -138,6 +138,9 @@ class Monitor:
         except KeyboardInterrupt:
             status = "stopped"
             raise
+        except BaseException as error:
+            session.failure.note(error)
+            raise
         finally:
             session.close(status)
 

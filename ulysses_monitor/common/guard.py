@@ -40,13 +40,16 @@ class Guard:
         """Returns whether `part` failed too often to be called again."""
         return self.failures[part] >= MAX_FAILURES
 
-    def call(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
+    def call(
+        self, part: str, function: Callable[[], _T], default: _D, *, stays_on: bool = False
+    ) -> _T | _D:
         """Calls `function` unless `part` is off.
 
         Args:
             part: the name in messages, such as ``policy zclip``.
             function: what to call.
             default: the result where the part is off or raises.
+            stays_on: never switch the part off, because other ranks may wait for what it does.
         """
         if self.is_off(part):
             return default
@@ -54,8 +57,11 @@ class Guard:
             return function()
         except TrainingStoppedError:  # a rule or a policy asked for it
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - note_failure logs it
-            self.note_failure(part, error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the guard logs it
+            if stays_on:
+                self.report_failure(part, error)
+            else:
+                self.note_failure(part, error)
             return default
 
     def note_failure(self, part: str, error: BaseException, *, is_last: bool = False) -> None:

@@ -20,7 +20,7 @@ module.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,13 +32,14 @@ from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.patches import BatchPatch, observe_loss, read_before_clipping
+from ulysses_monitor.integrations.trainer_description import describe_trainer
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
     engine_of,
     read_on_rank_0,
     resumed_checkpoint,
 )
-from ulysses_monitor.records.trainer_names import evaluation_name
+from ulysses_monitor.records.trainer_names import name_numbers
 from ulysses_monitor.session.opening import Training, describe_model
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["MonitorCallback", "OpensSessions", "TrainerWatcher", "attach"]
-
-logger = logging.getLogger(__name__)
 
 
 class OpensSessions(Protocol):
@@ -100,6 +99,7 @@ class TrainerWatcher(TrainerCallback):
         self._given = trainer
         self._trainer: Trainer | None = trainer
         self._undos: list[Undo] = []
+        self._logged: frozenset[str] = frozenset()
 
     def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
         """Opens the session of a training that begins.
@@ -138,14 +138,16 @@ class TrainerWatcher(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Completes the step's record; does what policies or people ask of the training."""
-        if self.session is None:
-            return
-        self.session.step_ends(state.global_step)
-        requests = self.session.take_requests()
-        if "save" in requests:
-            control.should_save = True
-        if "stop" in requests:
-            control.should_training_stop = True
+
+        def end_step(session: Session) -> None:
+            session.step_ends(state.global_step)
+            requests = session.take_requests()
+            if "save" in requests:
+                control.should_save = True
+            if "stop" in requests:
+                control.should_training_stop = True
+
+        self._guarded("on_step_end", end_step)
 
     def on_evaluate(
         self,
@@ -155,38 +157,44 @@ class TrainerWatcher(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Records an evaluation's numbers as ``eval/<name>/total``."""
-        if self.session is None:
-            return
-        self.session.log(
-            {
-                evaluation_name(name): float(value)
-                for name, value in (metrics or {}).items()
-                if isinstance(value, int | float) and name != "epoch"
-            }
-        )
+        """Records an evaluation's numbers as ``eval/<name>/total``, once each."""
+        logged, self._logged = self._logged, frozenset()
+
+        def record(session: Session) -> None:
+            numbers = name_numbers(metrics or {}, is_evaluation=True)
+            session.log({name: n for name, n in numbers.items() if name not in logged})
+
+        if rank() == 0:
+            self._guarded("on_evaluate", record)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Records what the Trainer logs and the monitor does not measure; see `name_numbers`.
+
+        Some of TRL's Trainers log more of an evaluation than they pass to `on_evaluate`.
+        """
+
+        def record(session: Session) -> None:
+            numbers = name_numbers(logs or {})
+            self._logged = frozenset(numbers)
+            session.log(numbers)
+
+        if rank() == 0:
+            self._guarded("on_log", record)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Records that a checkpoint was written, and keeps with it what policies remember."""
-        if self.session is None or self._trainer is None:
-            return
-        self.session.event("checkpoint", {"path": f"checkpoint-{state.global_step}"})
-        try:
-            held = self.session.policy_state()
-        except Exception:
-            logger.exception("monitor: the policies' memory is not kept with this checkpoint")
-            return
-        folder = Path(self._trainer._get_output_dir(trial=None))
-        folder /= f"checkpoint-{state.global_step}"
-        if rank() == 0 and held is not None and folder.is_dir():
-            path = folder / self._state_file(self._trainer)
-            try:
-                with replace_file(path) as file:
-                    file.write(held)
-            except OSError as error:
-                logger.error("monitor: %s: not written: %s", path, error)
+        trainer = self._trainer
+        if trainer is not None:
+            self._guarded("on_save", lambda session: self._keep_policies(session, trainer))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -196,10 +204,28 @@ class TrainerWatcher(TrainerCallback):
 
     def finish(self, status: Status) -> None:
         """Ends the run with `status`; for callers that see the training fail."""
-        undo_all(self._undos)
-        if self.session is not None:
-            self.session.close(status)
-            self.session = None
+        session = self.session
+        if session is None:
+            return
+        while self._undos:  # also those after one that raises
+            session.guarded("removing the patches", lambda: undo_all(self._undos), None)
+        session.guarded("ending the run", lambda: session.close(status), None)
+        self.session = None
+
+    def _guarded(self, part: str, function: Callable[[Session], None]) -> None:
+        """Calls `function` with the session of the training, which it cannot harm."""
+        session = self.session
+        if session is not None:
+            session.guarded(part, lambda: function(session), None)
+
+    def _keep_policies(self, session: Session, trainer: Trainer) -> None:
+        step = trainer.state.global_step
+        session.event("checkpoint", {"path": f"checkpoint-{step}"})
+        held = session.policy_state()
+        folder = Path(trainer._get_output_dir(trial=None), f"checkpoint-{step}")
+        if rank() == 0 and held is not None and folder.is_dir():
+            with replace_file(folder / self._state_file(trainer)) as file:
+                file.write(held)
 
     # -- what the Trainer does not tell --------------------------------------------------------
 
@@ -226,6 +252,7 @@ class TrainerWatcher(TrainerCallback):
                 "trainer": type(trainer).__name__,
                 "model": describe_model(trainer.model),
                 "resumed_at_step": state.global_step or None,
+                **(describe_trainer(trainer) if rank() == 0 else {}),
             },
             abilities=("save", "stop"),
             scheduler=str(getattr(kind, "value", kind)),

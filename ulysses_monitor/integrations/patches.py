@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -37,8 +37,12 @@ class BatchPatch:
         undo_all(self._undos)
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._session.step_begins()
-        batches, label_count = original(*args, **kwargs)
+        self._guarded(self._session.step_begins)
+        result = original(*args, **kwargs)
+        self._guarded(lambda: self._see(result[0]))
+        return result
+
+    def _see(self, batches: Iterable[Any]) -> None:
         for batch in batches:
             if isinstance(batch, Mapping):
                 self._count(batch)
@@ -47,13 +51,22 @@ class BatchPatch:
                 self._undos.append(
                     patch_method(self._trainer, "_prepare_inputs", self._prepare_inputs)
                 )
-        return batches, label_count
 
     def _prepare_inputs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         batch = original(*args, **kwargs)
         if self._trainer.model.training:  # not an evaluation between steps
-            self._count(batch)
+            self._guarded(lambda: self._count(batch))
         return batch
+
+    def _guarded(self, function: Callable[[], None]) -> None:
+        """Calls `function`; a batch that cannot be read costs the step's counts."""
+
+        def call() -> bool:
+            function()
+            return True
+
+        if not self._session.guarded("counting tokens", call, False):
+            self._session.miss(counts=True)
 
     def _count(self, batch: Any) -> None:
         trainer = self._trainer
@@ -72,7 +85,12 @@ def observe_loss(session: Session) -> Callable[..., Any]:
     """Returns a wrapper of ``accelerator.backward`` that observes each micro-batch's loss."""
 
     def backward(original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
-        session.observe(loss=loss)
+        def observe() -> bool:
+            session.observe(loss=loss)
+            return True
+
+        if not session.guarded("observing the loss", observe, False):
+            session.miss(loss=True)
         return original(loss, *args, **kwargs)
 
     return backward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.reading import RunReader
 from ulysses_monitor.report import tables
 from ulysses_monitor.report.plots import finite_values, nonfinite_steps
-from ulysses_monitor.report.sections import draw_sections
+from ulysses_monitor.report.sections import draw_sections, find_logged
 
 __all__ = ["write_report"]
 
@@ -92,7 +93,8 @@ def _render(run: RunReader) -> str:
 
 def _context(run: RunReader) -> dict[str, Any]:
     """Returns everything the template uses; the template escapes all text from the run."""
-    frame, info, summary = run.metrics(*_METRICS), run.info, run.summary()
+    frame = run.metrics(*_METRICS, *map(glob.escape, find_logged(run.names())))
+    info, summary = run.info, run.summary()
     alerts = tables.list_alerts(run)
     return {
         "info": info,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,18 @@ from matplotlib.figure import Figure
 from ulysses_monitor.common.formatting import number
 from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
+from ulysses_monitor.records.trainer_names import MEASURED
 from ulysses_monitor.report import plots
 from ulysses_monitor.report.layers import build_layer_grid, plot_layers
 from ulysses_monitor.report.plots import finite_values
 from ulysses_monitor.report.svg import to_svg
 
-__all__ = ["Chart", "draw_sections"]
+__all__ = ["Chart", "draw_sections", "find_logged"]
 
 _OVERHEAD = "monitor/overhead_percent/total"
+_OWN_FAMILIES = ("grad", "param", "optim", "lora", "sp", "eval", "monitor")
+"""Families whose metrics the monitor measures, or that have a place of their own in the report."""
+_MAX_LOGGED = 24
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,10 @@ def draw_sections(frame: pd.DataFrame, alerts: Sequence[int]) -> dict[str, list[
         The charts by section; an empty list if the run recorded nothing for a section.
     """
     if not len(frame):
-        return {key: [] for key in ("loss", "gradients", "lora", "optimizer", "speed")}
+        return {key: [] for key in ("loss", "logged", "gradients", "lora", "optimizer", "speed")}
     return {
         "loss": list(_draw_loss(frame, alerts)),
+        "logged": list(_draw_logged(frame)),
         "gradients": list(_draw_gradients(frame, alerts)),
         "lora": list(_draw_lora(frame)),
         "optimizer": list(_draw_optimizer(frame)),
@@ -67,6 +72,26 @@ def _draw_loss(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Chart]:
     smoothed = len(loss) >= charts.MIN_SMOOTHED
     caption = "Thin line: every step. Thick line: moving average." if smoothed else ""
     yield from _make_chart("loss", plots.plot_loss(frame, alerts), alt, caption)
+
+
+def find_logged(names: Iterable[str]) -> list[str]:
+    """Returns the metrics that a Trainer or the user's own code logged, at most `_MAX_LOGGED`."""
+    logged = [
+        name
+        for name in sorted(names)
+        if name.endswith("/total")
+        and name.split("/", 1)[0] not in _OWN_FAMILIES
+        and name not in MEASURED
+    ]
+    return logged[:_MAX_LOGGED]
+
+
+def _draw_logged(frame: pd.DataFrame) -> Iterator[Chart]:
+    for i, name in enumerate(find_logged(frame.columns)):
+        title = name.removeprefix("train/").removesuffix("/total")
+        figure = plots.plot_metric(frame, name, title, width=charts.THIRD_WIDTH, smooth=False)
+        alt = f"{title}, {_describe(finite_values(frame, name))}."
+        yield from _make_chart(f"logged-{i}", figure, alt)
 
 
 def _draw_gradients(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Chart]:

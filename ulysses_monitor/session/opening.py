@@ -13,6 +13,7 @@ from ulysses_monitor.common.environment import describe_environment
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.ranks import agree_or_raise, rank, world_size
+from ulysses_monitor.common.repository import describe_repository
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.session.flops import numel
 from ulysses_monitor.session.process_exit import Status
@@ -123,8 +124,10 @@ def _describe(
     parts: Parts, engine: Engine, training: Training, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the entries of run.json."""
+    repository = describe_repository()
     return {
         **describe_environment(),
+        **({"git": repository} if repository else {}),
         "engine": engine.name,
         "world_size": world_size(),
         "config": dict(config),

@@ -37,7 +37,7 @@ class Recorder(Protocol):
         """Returns the number of items that each sink lost so far."""
         ...
 
-    def close(self, status: Status, step: int, reason: str | None) -> None:
+    def close(self, status: Status, step: int, about: Mapping[str, Any]) -> None:
         """Writes everything out and ends the run."""
         ...
 
@@ -54,7 +54,7 @@ class NoRecording:
         """Returns nothing."""
         return {}
 
-    def close(self, status: Status, step: int, reason: str | None) -> None:
+    def close(self, status: Status, step: int, about: Mapping[str, Any]) -> None:
         """Does nothing."""
 
 
@@ -110,32 +110,33 @@ class Recording:
         """Returns the number of items that each sink lost so far."""
         return self._bus.dropped() | self._mirror.dropped()
 
-    def close(self, status: Status, step: int, reason: str | None) -> None:
+    def close(self, status: Status, step: int, about: Mapping[str, Any]) -> None:
         """Records the end, writes everything out and ends the run.
 
         Args:
             status: how it ended.
             step: the last optimizer step.
-            reason: why it was stopped, if a policy or a person stopped it.
+            about: how it ended, for the stop event and run.json: ``reason`` if a policy or a person
+                stopped it, ``error`` if it failed, ``peak_memory``.
         """
         with self._exit.closing():
-            status = self._exit.judge("stopped" if reason else status)
-            about = {"status": status} | ({"reason": reason} if reason else {})
-            self.publish(Event(kind="stop", step=step, time=time.time(), data=about))
+            status = self._exit.judge("stopped" if "reason" in about else status)
+            data = {"status": status, **about}
+            self.publish(Event(kind="stop", step=step, time=time.time(), data=data))
             if os.getpid() == self._process:  # not in a forked child: the run is not its own
-                self._write_out(status)
+                self._write_out(status, {"last_step": step, **about})
 
-    def _write_out(self, status: Status) -> None:
+    def _write_out(self, status: Status, about: Mapping[str, Any]) -> None:
         all_ended = False
         try:
             all_ended = self._bus.close()
         finally:
             # If a sink still writes, the directory stays locked as long as the process lives.
-            self._finish(status, release=all_ended)
+            self._finish(status, about, release=all_ended)
         self._mirror.close(_MIRROR_SECONDS)  # last, when everything is written
 
-    def _finish(self, status: Status, *, release: bool) -> None:
+    def _finish(self, status: Status, about: Mapping[str, Any], *, release: bool) -> None:
         try:
-            self._directory.finish(status, release=release)
+            self._directory.finish(status, about, release=release)
         except OSError as error:  # a full disk must not fail a training that is done
             logger.error("monitor: run.json of %s: %s", self._directory.path, error)

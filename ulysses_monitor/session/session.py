@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import undo_all
 from ulysses_monitor.common.ranks import world_size
@@ -19,6 +19,7 @@ from ulysses_monitor.probes import assemble
 from ulysses_monitor.probes.capture import CapturedStep, Part
 from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
 from ulysses_monitor.rules import RuleSet
+from ulysses_monitor.session.failure import FailureWatch, peak_memory
 from ulysses_monitor.session.flops import TrainingFlops
 from ulysses_monitor.session.opening import Place, Training, make_steering, open_recorder
 from ulysses_monitor.session.process_exit import Status
@@ -30,6 +31,9 @@ from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, a
 __all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_D = TypeVar("_D")
 
 
 class Session:
@@ -62,6 +66,7 @@ class Session:
         stopped: why a policy or a person stopped the training, None if they did not.
         is_open: whether the run is still recorded.
         sources: metrics of every step from elsewhere.
+        failure: takes the exception that ends the training.
 
     Raises:
         InputError: the run directory is taken, policies contradict one another, or a policy state
@@ -78,9 +83,10 @@ class Session:
         config: Mapping[str, Any],
     ) -> None:
         self.run_dir = place.run_dir
-        self.step = training.step
+        self.step = self._first_step = training.step
         self.stopped: str | None = None
         self.is_open = True
+        self.failure = FailureWatch()
         self._engine = engine
         self._recorder: Recorder = NoRecording()
         self._guard = Guard(lambda about: self.event("monitor", about))
@@ -144,7 +150,27 @@ class Session:
         undo_all(self._undos)
         if self.is_open:
             self.is_open = False
-            self._recorder.close(status, self.step, self.stopped)
+            why = {"reason": self.stopped} if self.stopped else {}
+            if status == "failed" and (error := self.failure.describe()):
+                why["error"] = error
+            about = {**why, "peak_memory": peak_memory(self._engine.device)}
+            self._recorder.close(status, self.step, about)
+
+    def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
+        """Calls what runs inside the user's training; if it raises, training continues.
+
+        The first failure of a part is logged with its traceback and is an event. The part is called
+        again however often it fails, because other ranks may wait for what it does.
+
+        Args:
+            part: the name in messages.
+            function: what to call.
+            default: the result where it raises.
+
+        Raises:
+            TrainingStoppedError: `function` asked for it.
+        """
+        return self._guard.call(part, function, default, stays_on=True)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -161,7 +187,7 @@ class Session:
         attended: Tensor | float = 0.0,
     ) -> None:
         """Adds a micro-batch of the coming step; see `Monitor.observe`."""
-        if self._current.parts is not None and not self._has_warned:
+        if self._current.was_read and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "monitor: observe() came after before_clip() of the same step; call before_clip() "
@@ -169,28 +195,56 @@ class Session:
             )
         self._current.observe(loss, tokens, loss_tokens, attended)
 
+    def miss(self, *, loss: bool = False, counts: bool = False) -> None:
+        """Notes that a micro-batch could not be read: the coming step has no such metrics.
+
+        Args:
+            loss: its loss is not known.
+            counts: its numbers of tokens are not known.
+        """
+        if loss:
+            self._current.miss_loss()
+        if counts:
+            self._current.miss_counts()
+
     def before_clip(self) -> None:
         """Reads the gradients now unless the engine clips within its own step."""
         if not self._engine.clips_in_step:
             self.gradients_ready()
 
     def gradients_ready(self) -> None:
-        """Reads the step: probes, one all-reduce, one copy. All ranks; once per step."""
+        """Reads the step: probes, one all-reduce, one copy. All ranks; once per step.
+
+        Raises:
+            InputError: before the first step, a policy that the user named cannot act.
+            TrainingStoppedError: a policy asked for it.
+        """
         step = self._current
-        if step.parts is not None:
+        if step.was_read:
             return
         began = time.perf_counter()
+        step.was_read = True
+        refusal = self.guarded("reading the gradients", lambda: self._read_gradients(step), None)
+        step.overhead += time.perf_counter() - began
+        if refusal is not None:
+            raise refusal
+
+    def _read_gradients(self, step: TrainingStep) -> InputError | None:
+        """Reads the step and steers it; returns why a policy cannot act before the first step."""
         sources = self.sources.read()
         own = step.observed() | sources | self._steering.collect_sums()
         captured = self._capture.read(self.step + 1, own)
         step.parts, step.sums = captured.parts, captured.extra
         sources = {name: step.sums[name] for name in sources}
-        events = self._steer(step, sources)
+        try:
+            events = self._steer(step, sources)
+        except InputError as error:
+            return error
         if self._recorder.is_recording:
             self._guard.call(
                 "recording", lambda: self._record_gradients(step, captured, sources, events), None
             )
-        step.overhead += time.perf_counter() - began
+        return None
 
     def _steer(self, step: TrainingStep, sources: Mapping[str, float]) -> list[Event]:
         """Lets policies and people act; on every rank, with the same numbers."""
@@ -201,9 +255,11 @@ class Session:
 
         try:
             return self._steering.steer(make_record, step.sums, self._capture.names)
-        except InputError:  # before the first step, a policy that cannot act
+        except TrainingStoppedError:
             raise
-        except Exception as error:  # noqa: BLE001 - note_failure logs it
+        except Exception as error:
+            if isinstance(error, InputError) and self.step == self._first_step:
+                raise  # a policy that cannot act
             self._guard.note_failure("steering", error, is_last=True)
             self._steering.turn_off()
             return []
@@ -229,9 +285,12 @@ class Session:
             done: false if the step was skipped for an overflow.
         """
         began = time.perf_counter()
+        self.guarded("looking at the step", lambda: self._look_at_step(done), None)
+        self._current.overhead += time.perf_counter() - began
+
+    def _look_at_step(self, done: bool) -> None:
         was_skipped = self._steering.end_step()
         self._capture.finish_step(done and not was_skipped)
-        self._current.overhead += time.perf_counter() - began
 
     def step_ends(self, step: int | None = None) -> None:
         """Completes and publishes the step's record.

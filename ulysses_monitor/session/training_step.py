@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,18 +29,20 @@ class TrainingStep:
         began: when the step began, by `time.perf_counter`.
         parts: names and values per probe, once the gradients were read.
         sums: what was observed, summed over ranks, once the gradients were read.
+        was_read: whether the gradients were read, or reading them failed.
         overhead: seconds of the step that the monitor took.
     """
 
     began: float = field(default_factory=time.perf_counter)
     parts: list[Part] | None = None
     sums: Mapping[str, float] = field(default_factory=dict)
+    was_read: bool = False
     overhead: float = 0.0
     _loss: Tensor | float = 0.0
-    _has_loss: bool = False
+    _has_loss: float = 0.0
     _tokens: Tensor | float = 0.0
     _loss_tokens: Tensor | float = 0.0
-    _has_labels: bool = False
+    _has_labels: float = 0.0
     _attended: Tensor | float = 0.0
 
     def observe(
@@ -61,21 +64,29 @@ class TrainingStep:
             )
         if loss is not None:
             self._loss = self._loss + (loss.detach() if isinstance(loss, Tensor) else loss)
-            self._has_loss = True
+            self._has_loss = self._has_loss or 1.0
         if loss_tokens is not None:
             self._loss_tokens = self._loss_tokens + loss_tokens
-            self._has_labels = True
+            self._has_labels = self._has_labels or 1.0
         self._tokens = self._tokens + tokens
         self._attended = self._attended + attended
+
+    def miss_loss(self) -> None:
+        """Notes that a micro-batch's loss is not known, so that no rank has a loss of the step."""
+        self._has_loss = math.nan
+
+    def miss_counts(self) -> None:
+        """Notes that a micro-batch's tokens are not known; the step has no counts and no speed."""
+        self._tokens = self._has_labels = math.nan
 
     def observed(self) -> dict[str, Tensor | float]:
         """Returns this rank's values, which travel in the step's vector and return as `sums`."""
         return {
             "loss": self._loss,
-            "has_loss": float(self._has_loss),
+            "has_loss": self._has_loss,
             "tokens": self._tokens,
             "loss_tokens": self._loss_tokens,
-            "has_labels": float(self._has_labels),
+            "has_labels": self._has_labels,
             "attended": self._attended,
         }
 
@@ -87,9 +98,9 @@ class TrainingStep:
             edited_norm: norm of the gradients if a policy changed them.
         """
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
-        if self.sums["has_loss"]:
+        if self.sums["has_loss"] > 0:  # not NaN
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
-        if self.sums["has_labels"]:
+        if self.sums["has_labels"] > 0:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
         clip_norm, norm = engine.clip_norm(), edited_norm
         if norm is None:
@@ -101,7 +112,7 @@ class TrainingStep:
     def times(self, seconds: float, flops: TrainingFlops, device: torch.device) -> dict[str, float]:
         """Returns duration and speed of the step, and utilisation if the device's peak is known."""
         times = {"train/step_seconds/total": seconds}
-        if tokens := self.sums["tokens"]:
+        if (tokens := self.sums["tokens"]) > 0:
             times["train/tokens_per_second/total"] = tokens / seconds
             if (peak := peak_flops(device)) is not None:
                 done = flops.of_step(tokens, self.sums["attended"])

@@ -145,16 +145,20 @@ class RunDirectory:
         }
         self._write()
 
-    def finish(self, status: str, *, release: bool = True) -> None:
+    def finish(
+        self, status: str, about: Mapping[str, Any] | None = None, *, release: bool = True
+    ) -> None:
         """Marks the run ``finished``, ``failed`` or ``stopped``, and releases the directory.
 
         Args:
             status: how the run ended.
+            about: further entries for run.json about the end, written with secrets masked.
             release: False if something may still write there, so that the lock must stay.
         """
         if os.getpid() != self._process:
             return
-        self._info |= {"status": status, "ended": time.time()}
+        ending = mask_secrets(to_jsonable(dict(about or {})))
+        self._info |= {**ending, "status": status, "ended": time.time()}
         self._write()
         if release:
             self.release()

@@ -60,6 +60,23 @@ def test_an_interrupt_and_a_requested_stop_pass(error: BaseException) -> None:
         Guard().call("part", lambda: fail(error), None)
 
 
+def test_a_part_that_others_wait_for_is_never_switched_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reports: list[Mapping[str, Any]] = []
+    guard, calls = Guard(reports.append), []
+
+    def breaks() -> None:
+        calls.append(1)
+        raise ValueError("no")
+
+    for _ in range(2 * MAX_FAILURES):
+        guard.call("reading", breaks, None, stays_on=True)
+    assert len(calls) == 2 * MAX_FAILURES
+    assert [report["state"] for report in reports] == ["failed"]
+    assert "switched off" not in caplog.text
+
+
 def test_a_last_failure_switches_off_at_once() -> None:
     reports: list[Mapping[str, Any]] = []
     guard = Guard(reports.append)

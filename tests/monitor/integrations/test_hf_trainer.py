@@ -327,6 +327,44 @@ def check_a_callback_finds_its_trainer_and_evaluations_are_recorded(
     assert info["engine"] == {"plain": "plain", "ddp": "ddp", "zero2": "deepspeed-zero2"}[engine]
 
 
+def check_what_the_trainer_logs_is_recorded_and_nothing_twice(engine: str, folder: Path) -> None:
+    from transformers import Trainer
+
+    class Logs(Trainer):
+        def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+            # As TRL does: more of an evaluation than the results that `on_evaluate` gets.
+            more = {
+                "rewards/chosen": 1.5,
+                "entropy": float("nan"),
+                "": 7.0,
+                "/acc": 0.5,
+                3: "three",
+            }
+            prefix = "eval_" if "eval_loss" in logs else ""
+            named = {f"{prefix}{name}" if prefix else name: n for name, n in more.items()}
+            super().log({**logs, **named}, *args, **kwargs)
+
+    trainer, _, sink = monitored(
+        engine, folder, trainer_class=Logs, eval_strategy="steps", eval_steps=2
+    )
+    trainer.train()
+    if rank() != 0:
+        return
+    frame = um.open_run(folder / "run").metrics()
+    for family, steps in (("train", [1, 2, 3, 4]), ("eval", [2, 4])):
+        for stat, value in (("rewards/chosen", 1.5), ("acc", 0.5), ("unnamed", 7.0)):
+            recorded = frame[f"{family}/{stat}/total"].dropna()
+            assert recorded.index.tolist() == steps, (family, stat)
+            assert set(recorded) == {value}
+    assert any("train/entropy/total" in record for record in sink.records)
+    for name in ("train/loss/total", "eval/loss/total", "eval/runtime/total"):
+        seen = [record.step for record in sink.records if name in record]
+        assert seen == ([2, 4] if name.startswith("eval") else [1, 2, 3, 4]), name
+    assert not {"train/epoch/total", "train/train_runtime/total", "train/total_flos/total"} & set(
+        frame.columns
+    )
+
+
 CHECKS = {name: f for name, f in sorted(globals().items()) if name.startswith("check_")}
 ENGINES = {1: ["plain"], 2: ["ddp", "zero2"]}
 

@@ -257,3 +257,14 @@ def test_a_long_run_keeps_its_spike_in_a_small_file(tmp_path: Path) -> None:
     html = html_of(run)
     assert "Each column shows the maximum over its steps." in html
     assert len(html) < 1_000_000
+
+
+def test_what_the_trainer_and_the_user_log_has_charts(tmp_path: Path) -> None:
+    steps = [step_metrics(s) for s in range(1, 4)]
+    for metrics in steps:
+        metrics |= {"train/rewards/chosen/total": 0.5, "my/met[r]ic/total": 1.0}
+    html = html_of(make_run(tmp_path / "run", steps))
+    section = html.split('<h2 id="logged">')[1].split("</section>")[0]
+    assert section.count("<svg") == 2
+    assert "rewards/chosen, from 0.500 to 0.500" in section
+    assert "my/met[r]ic, from 1.00 to 1.00" in section
