@@ -94,7 +94,7 @@ class Follower:
             yield Event(kind=kind, step=int(step), time=float(when), data=data)
 
     def _read_records(self) -> Iterator[StepRecord]:
-        frame = self._run.metrics(*WATCHED)
+        frame = self._run.metrics(*WATCHED, missing="ignore")
         if HELD_OUT in frame:
             held_out = frame.pop(HELD_OUT).dropna()
             for step, value in held_out[held_out.index > self._held_out].items():

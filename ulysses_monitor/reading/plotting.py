@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 
-from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.reading import charts
-from ulysses_monitor.reading.selection import Steps, Times, make_name_filter
+from ulysses_monitor.reading.selection import Steps, Times
+from ulysses_monitor.reading.unmatched import find_unmatched, refuse_pattern
 from ulysses_monitor.store import Block
 
 if TYPE_CHECKING:
@@ -52,12 +53,8 @@ def _check_patterns(run: RunReader, patterns: Sequence[str]) -> None:
     if not patterns:
         raise InputError("plot: no pattern was given; expected one or more, such as 'grad/norm/*'")
     names = run.names()
-    for pattern in patterns:
-        if not any(map(make_name_filter([pattern]), names)):
-            raise InputError(
-                f"plot: pattern is {pattern!r}; expected a metric of {run}, or a pattern that "
-                f"matches one{nearest(pattern, names)}"
-            )
+    for pattern in find_unmatched(patterns, names):
+        raise InputError(refuse_pattern("plot", pattern, run, names))
 
 
 @charts.with_own_style

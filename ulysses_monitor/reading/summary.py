@@ -17,7 +17,7 @@ _PATTERNS = ("train/*", "eval/loss/*", "grad/norm/total", "lora/*/total", "monit
 
 def summarize(run: RunReader) -> dict[str, Any]:
     """Summarizes a run; see `RunReader.summary`."""
-    frame, info = run.metrics(*_PATTERNS), run.info
+    frame, info = run.metrics(*_PATTERNS, missing="ignore"), run.info
     loss, held_out = _column(frame, "train/loss/total"), _column(frame, "eval/loss/total")
     norm, ratio = _column(frame, "grad/norm/total"), _column(frame, "lora/grad_ratio_B_A/total")
     seconds = _column(frame, "train/step_seconds/total")

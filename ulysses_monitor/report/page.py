@@ -92,7 +92,8 @@ def _render(run: RunReader) -> str:
 
 def _context(run: RunReader) -> dict[str, Any]:
     """Returns everything the template uses; the template escapes all text from the run."""
-    frame, info, summary = run.metrics(*_METRICS), run.info, run.summary()
+    frame = run.metrics(*_METRICS, missing="ignore")
+    info, summary = run.info, run.summary()
     alerts = tables.list_alerts(run)
     return {
         "info": info,

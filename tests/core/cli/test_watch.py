@@ -38,8 +38,9 @@ class FakeRun:
             metrics = {"train/loss/total": 1.0, "train/step_seconds/total": 0.5}
             self.rows[step] = metrics | {k.replace("__", "/"): v for k, v in more.items()}
 
-    def metrics(self, *patterns: str) -> pd.DataFrame:
+    def metrics(self, *patterns: str, missing: str) -> pd.DataFrame:
         assert patterns
+        assert missing == "ignore"
         frame = pd.DataFrame.from_dict(self.rows, orient="index", dtype="float64")
         return frame.sort_index().rename_axis("step")
 
