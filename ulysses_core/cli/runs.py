@@ -82,7 +82,7 @@ def _make_cells(name: str, run: Overview) -> list[Text]:
     loss = str(run.loss) if is_broken else fmt.number(run.loss, 4)
     return [
         as_text(name),
-        as_text(run.status, _COLORS.get(run.status, "")),
+        as_text(run.status, "red" if is_broken else _COLORS.get(run.status, "")),
         as_text(f"{run.step:,}{planned}"),
         as_text(loss, "red" if is_broken else ""),
         as_text(str(run.alerts), "yellow" if run.alerts else ""),

@@ -100,6 +100,8 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def _number(value: Any, form: str) -> str:
-    if value is None or math.isnan(value):
+    if value is None:
         return "-"
+    if math.isnan(value):
+        return "NaN"
     return "∞" if math.isinf(value) else form.format(value)

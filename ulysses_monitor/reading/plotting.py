@@ -79,7 +79,10 @@ def _draw_group(ax: Axes, block: Block, group: str) -> None:
     """Draws the metrics of one group, and marks the steps where one of them is NaN or Inf."""
     index = pd.Index(block.steps, name="step")
     values = np.asarray(block.values, np.float64)
-    lines = [pd.Series(column, index)[np.isfinite(column)] for column in values.T]
+    lines = [
+        pd.Series(column, index)[present]
+        for column, present in zip(values.T, block.present.T, strict=True)
+    ]
     nonfinite = block.steps[(block.present & ~np.isfinite(values)).any(axis=1)].tolist()
     charts.fit_step_axis(ax, index)
     if len(lines) == 1:
@@ -87,7 +90,7 @@ def _draw_group(ax: Axes, block: Block, group: str) -> None:
     else:
         labels = _label_lines(block.names, group)
         _draw_lines(ax, lines, labels, room=_LEGEND_WIDTH if nonfinite else 0.0)
-    drawn = pd.concat(lines)
+    drawn = pd.concat([line[np.isfinite(line)] for line in lines])
     if len(drawn):
         charts.choose_y_scale(ax, drawn)
     charts.mark_steps(ax, nonfinite, charts.RED, "NaN or Inf")
@@ -102,7 +105,7 @@ def _draw_lines(
     has_legend = len(labels) <= _MAX_LABELS and sum(map(len, labels)) <= _MAX_CHARACTERS
     colors = _choose_colors(labels)
     for line, label, color in zip(lines, labels, colors, strict=True):
-        drawn = charts.thin_out(line)
+        drawn = charts.with_holes(line)
         ax.plot(
             drawn.index,
             drawn,
