@@ -64,11 +64,15 @@ class RunReader:
     Args:
         source: reads the run's files.
         path: the run's folder on this machine; None if it is elsewhere.
+
+    Attributes:
+        logs_damage: whether to log each damaged file once; not if the caller shows `damaged`.
     """
 
     def __init__(self, source: Source, path: Path | None) -> None:
         self._source = source
         self._path = path
+        self.logs_damage = True
         self._warned: set[str] = set()
         self._unmatched = UnmatchedPatterns()
 
@@ -239,6 +243,7 @@ class RunReader:
         """
         check_missing("events", missing)
         events = self._source.events()
+        self._warn_of_damage()
         known = dict.fromkeys([*EVENT_KINDS, *(str(event["kind"]) for event in events)])
         if kind is not None and kind not in known and missing == "raise":
             raise InputError(
@@ -268,7 +273,7 @@ class RunReader:
 
     def _warn_of_damage(self) -> None:
         for name, reason in self.damaged.items():
-            if name not in self._warned:
+            if self.logs_damage and name not in self._warned:
                 self._warned.add(name)
                 _LOG.warning(
                     "%s: %s is damaged; reading what is left of it: %s", self.location, name, reason

@@ -86,6 +86,7 @@ def _context(run: RunReader) -> dict[str, Any]:
     info, summary = run.info, run.summary()
     alerts = tables.list_alerts(run)
     return {
+        "damaged": list(run.damaged.items()),
         "info": info,
         "summary": summary,
         "ends_broken": _ends_broken(summary),

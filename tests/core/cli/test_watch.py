@@ -32,6 +32,7 @@ class FakeRun:
         self.info: dict[str, Any] = {"status": "running", "name": "demo"}
         self.rows: dict[int, dict[str, float]] = {}
         self.lines: list[dict[str, Any]] = [START]
+        self.damaged: dict[str, str] = {}
 
     def train(self, *steps: int, **more: float) -> None:
         for step in steps:

@@ -284,11 +284,18 @@ def test_a_damaged_run_json_is_an_input_error(tmp_path: Path) -> None:
         assert len(run.metrics()) == 2
 
 
-def test_lines_that_are_not_events_are_skipped(tmp_path: Path) -> None:
+def test_lines_that_are_not_events_are_skipped_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_run(tmp_path / "run", [])
     lines = ['{"kind": "note"}', "[]", "3", '{"step": 4}', "null", "", '{"kind": "a", "step": 2}']
     (tmp_path / "run/events.jsonl").write_text("\n".join(lines))
-    assert um.open_run(tmp_path / "run").events()["kind"].tolist() == ["note", "a"]
+    run = um.open_run(tmp_path / "run")
+    for _ in range(2):
+        assert run.events()["kind"].tolist() == ["note", "a"]
+    assert run.damaged == {"events.jsonl": "lines that hold no event: 4"}
+    (message,) = caplog.messages
+    assert "events.jsonl is damaged; reading what is left of it" in message
 
 
 WRITER = """

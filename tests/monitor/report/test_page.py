@@ -255,6 +255,18 @@ def test_a_run_that_ends_in_nan_never_looks_calm(tmp_path: Path) -> None:
     assert math.isfinite(summary["loss_first"])
 
 
+def test_damaged_files_are_named_above_everything_else(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", [step_metrics(1)])
+    part = next(file for file in (tmp_path / "r/metrics").iterdir() if file.is_file())
+    (tmp_path / "r/metrics" / part.name).write_bytes(b"nothing")
+    (tmp_path / "r/events.jsonl").write_text('{"kind": "sta\n{"kind": "alert", "step": 1}\n')
+    head = html_of(run).partition("<dl")[0]
+    assert f"<code>metrics/{part.name}</code> is damaged" in head
+    assert "<code>events.jsonl</code> is damaged" in head
+    assert "lines that hold no event: 1" in head
+    assert "Damaged files" not in html_of(make_run(tmp_path / "sound", [step_metrics(1)]))
+
+
 def test_a_large_run_gets_a_small_file_quickly(tmp_path: Path) -> None:
     steps = (step_metrics(s, layers=32, extra=340) for s in range(1, 1001))
     run = make_run(tmp_path / "r", steps)
