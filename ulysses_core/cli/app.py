@@ -138,10 +138,14 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report.html and print its path."""
+    from ulysses_core.cli.tables import print_damage
     from ulysses_monitor.reading import open_run
     from ulysses_monitor.report import write_report
 
-    typer.echo(write_report(open_run(run), output))
+    reader = open_run(run)
+    reader.logs_damage = False
+    typer.echo(write_report(reader, output))
+    print_damage(reader)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ulysses_core.cli.tables import as_text
+from ulysses_core.cli.tables import as_text, print_damage
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
@@ -96,11 +96,13 @@ def replay(
         InputError: there is no run, or a rule or policy is wrong, or a policy cannot act in it.
     """
     run = open_run(place)
+    run.logs_damage = False
     _import_from_here()
     steps = [int(step) for step in trained_steps(run)]
     results = [_replay_policies(run, policies, bool(steps))] if policies else []
     if rules or not policies:
         results.append(_replay_rules(run, rules or ["default"]))
+    print_damage(run)
     if as_json:
         typer.echo(json.dumps(_as_json(run, steps, results), indent=2, allow_nan=False))
         return
@@ -153,7 +155,8 @@ def _as_json(run: RunReader, steps: Sequence[int], results: Sequence[_Result]) -
     }
     keys = {"policy": "policies", "rule": "rules"}
     by_source = {keys[result.source]: _result_as_json(result) for result in results}
-    return {"run": str(run), "steps": about} | by_source
+    damaged = dict(run.damaged)
+    return {"run": str(run), "damaged": damaged, "steps": about} | by_source
 
 
 def _result_as_json(result: _Result) -> dict[str, Any]:

@@ -40,9 +40,11 @@ def list_runs(place: str, *, as_json: bool) -> None:
         InputError: there is no such folder.
     """
     runs = open_runs(place)
+    for run in runs:
+        run.logs_damage = False  # the problems name it
     overviews = runs.overviews()
     if as_json:
-        typer.echo(json.dumps(_as_json(overviews, runs.problems), indent=2, allow_nan=False))
+        typer.echo(json.dumps(_as_json(runs, overviews), indent=2, allow_nan=False))
         return
     if overviews:
         table, console = _make_table(overviews), Console()
@@ -54,13 +56,16 @@ def list_runs(place: str, *, as_json: bool) -> None:
     _print_problems(runs)
 
 
-def _as_json(overviews: dict[str, Overview], problems: dict[str, str]) -> dict[str, Any]:
+def _as_json(runs: RunSet, overviews: dict[str, Overview]) -> dict[str, Any]:
     """Returns an object for JSON, with NaN and Inf as text, as in events.jsonl."""
-    rows = [dataclasses.asdict(run) | {"name": name} for name, run in overviews.items()]
+    rows = [
+        dataclasses.asdict(run) | {"name": name, "damaged": dict(runs[name].damaged)}
+        for name, run in overviews.items()
+    ]
     for row in rows:
         if row["loss"] is not None and not math.isfinite(row["loss"]):
             row["loss"] = str(row["loss"])
-    return {"runs": rows, "problems": problems}
+    return {"runs": rows, "problems": runs.problems}
 
 
 def _make_table(overviews: dict[str, Overview]) -> Table:
@@ -82,7 +87,7 @@ def _make_cells(name: str, run: Overview) -> list[Text]:
     loss = str(run.loss) if is_broken else fmt.number(run.loss, 4)
     return [
         as_text(name),
-        as_text(run.status, _COLORS.get(run.status, "")),
+        as_text(run.status, "red" if is_broken else _COLORS.get(run.status, "")),
         as_text(f"{run.step:,}{planned}"),
         as_text(loss, "red" if is_broken else ""),
         as_text(str(run.alerts), "yellow" if run.alerts else ""),

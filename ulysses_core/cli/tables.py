@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,12 +16,26 @@ from ulysses_core.config import RunConfig
 if TYPE_CHECKING:
     from ulysses_monitor.reading import RunReader
 
-__all__ = ["as_text", "describe_processes", "make_table", "print_plan", "print_summary"]
+__all__ = [
+    "as_text",
+    "describe_processes",
+    "make_table",
+    "print_damage",
+    "print_plan",
+    "print_summary",
+]
 
 
 def as_text(text: str, style: str = "") -> Text:
     """Returns `text` for rich to print literally, with escape codes and other controls replaced."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style)
+
+
+def print_damage(run: RunReader) -> None:
+    """Prints a line to standard error for each file of `run` that could not be read in full."""
+    for name, reason in run.damaged.items():
+        line = f"{run}: {name} is damaged; showing what is left of it: {reason}"
+        typer.echo(as_text(line).plain, err=True)
 
 
 def make_table(title: str) -> Table:
@@ -100,6 +115,8 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def _number(value: Any, form: str) -> str:
-    if value is None or math.isnan(value):
+    if value is None:
         return "-"
+    if math.isnan(value):
+        return "NaN"
     return "∞" if math.isinf(value) else form.format(value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
+from ulysses_core.cli.tables import print_damage
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.console import ConsoleSink
 from ulysses_monitor.sinks.console.state import HELD_OUT, LOSS, NORM, SECONDS, WATCHED
@@ -34,6 +35,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
     from ulysses_monitor.reading import open_run
 
     run = open_run(path)
+    run.logs_damage = False
     sink = ConsoleSink(console or Console(), run_name=str(run.info.get("name", "")))
     follower = Follower(run)
     try:
@@ -53,6 +55,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
         return
     finally:
         sink.close()
+        print_damage(run)
 
 
 class Follower:
@@ -94,7 +97,7 @@ class Follower:
             yield Event(kind=kind, step=int(step), time=float(when), data=data)
 
     def _read_records(self) -> Iterator[StepRecord]:
-        frame = self._run.metrics(*WATCHED)
+        frame = self._run.metrics(*WATCHED, missing="ignore")
         if HELD_OUT in frame:
             held_out = frame.pop(HELD_OUT).dropna()
             for step, value in held_out[held_out.index > self._held_out].items():

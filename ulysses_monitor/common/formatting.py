@@ -15,12 +15,14 @@ _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 def number(value: object, digits: int = 3) -> str:
     """Formats a number with `digits` significant digits and a suffix: k, M, B or T.
 
-    >>> number(12345.6), number(0.012), number(2e-05), number(float("inf")), number(None)
-    ('12.3k', '0.0120', '2.00e-5', '∞', '—')
+    >>> number(12345.6), number(0.012), number(2e-05), number(float("inf")), number(float("nan"))
+    ('12.3k', '0.0120', '2.00e-5', '∞', 'NaN')
+    >>> number(None)
+    '—'
     """
     x = _as_float(value)
     if math.isnan(x):
-        return DASH
+        return DASH if _is_missing(value) else "NaN"
     return ("\N{MINUS SIGN}" if x < 0 else "") + _magnitude(abs(x), digits)
 
 
@@ -84,6 +86,11 @@ def when(timestamp: object) -> str:
     except (ValueError, OverflowError, OSError):
         return DASH
     return f"{moment.day} {moment:%b %Y, %H:%M %Z}"
+
+
+def _is_missing(value: object) -> bool:
+    """Whether `value` is not a number, not even NaN or its name."""
+    return not (isinstance(value, float) or str(value).strip("+-").lower() == "nan")
 
 
 def _as_float(value: object) -> float:

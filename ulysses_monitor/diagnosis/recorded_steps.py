@@ -73,7 +73,8 @@ def _logged_by_user(run: RunReader, names: Sequence[str], others: Sequence[str])
     if not early:
         return found
     # By family: thousands of names as patterns would take minutes.
-    block = run.block(*TRAINED, *{f"{name.split('/')[0]}/*" for name in early})
+    families = {f"{name.split('/')[0]}/*" for name in early}
+    block = run.block(*TRAINED, *families, missing="ignore")
     between = block.present[~_is_trained(block)]
     return found | {n for i, n in enumerate(block.names) if n in early and between[:, i].any()}
 

@@ -85,7 +85,7 @@ def replay_policies(run: RunReader, policies: str | Sequence[Any]) -> list[Event
     if not asked:
         return []
     metrics = MetricTimes.of(run)
-    block = keep_trained(run.block(*_patterns(run, asked)))
+    block = keep_trained(run.block(*_patterns(run, asked), missing="ignore"))
     starts = Starts.of(run)
     which = starts.of_steps(block.steps)
     events = []
@@ -174,7 +174,7 @@ def _patterns(run: RunReader, policies: Sequence[Managed]) -> list[str]:
     patterns = {pattern for policy in policies for pattern in policy.needed_metrics}
     # A policy that goes by a total names modules in what it says it has read.
     modules = {p.removesuffix("total") + "module/*" for p in patterns if p.startswith("lora/")}
-    not_finite = run.block("grad/nonfinite/total").values > 0
+    not_finite = run.block("grad/nonfinite/total", missing="ignore").values > 0
     where = ["grad/nonfinite/param/*"] if not_finite.any() else []
     return [*TRAINED, "grad/nonfinite/total", *where, *sorted(patterns | modules)]
 

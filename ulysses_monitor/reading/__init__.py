@@ -1,5 +1,6 @@
 """Opens recorded runs: one or many, finished or live, local or at a URL, ours or another tool's."""
 
+from ulysses_monitor.reading.nonfinite import hide_partial_norms
 from ulysses_monitor.reading.opening import open_runs
 from ulysses_monitor.reading.overview import Overview
 from ulysses_monitor.reading.reader import RunReader, open_run
@@ -10,6 +11,7 @@ __all__ = [
     "Overview",
     "RunReader",
     "RunSet",
+    "hide_partial_norms",
     "make_name_filter",
     "open_run",
     "open_runs",

@@ -57,7 +57,7 @@ def read_overview(run: RunReader) -> Overview:
     Raises:
         InputError: the run's description cannot be read.
     """
-    info, block = run.info, run.block(*_EVERY_STEP)
+    info, block = run.info, run.block(*_EVERY_STEP, missing="ignore")
     if not len(block.steps):
         block = run.block()
     starts = info.get("starts")

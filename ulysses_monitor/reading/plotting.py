@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 
-from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.reading import charts
-from ulysses_monitor.reading.selection import Steps, Times, make_name_filter
+from ulysses_monitor.reading.selection import Steps, Times
+from ulysses_monitor.reading.unmatched import find_unmatched, refuse_pattern
 from ulysses_monitor.store import Block
 
 if TYPE_CHECKING:
@@ -52,12 +53,8 @@ def _check_patterns(run: RunReader, patterns: Sequence[str]) -> None:
     if not patterns:
         raise InputError("plot: no pattern was given; expected one or more, such as 'grad/norm/*'")
     names = run.names()
-    for pattern in patterns:
-        if not any(map(make_name_filter([pattern]), names)):
-            raise InputError(
-                f"plot: pattern is {pattern!r}; expected a metric of {run}, or a pattern that "
-                f"matches one{nearest(pattern, names)}"
-            )
+    for pattern in find_unmatched(patterns, names):
+        raise InputError(refuse_pattern("plot", pattern, run, names))
 
 
 @charts.with_own_style
@@ -82,7 +79,10 @@ def _draw_group(ax: Axes, block: Block, group: str) -> None:
     """Draws the metrics of one group, and marks the steps where one of them is NaN or Inf."""
     index = pd.Index(block.steps, name="step")
     values = np.asarray(block.values, np.float64)
-    lines = [pd.Series(column, index)[np.isfinite(column)] for column in values.T]
+    lines = [
+        pd.Series(column, index)[present]
+        for column, present in zip(values.T, block.present.T, strict=True)
+    ]
     nonfinite = block.steps[(block.present & ~np.isfinite(values)).any(axis=1)].tolist()
     charts.fit_step_axis(ax, index)
     if len(lines) == 1:
@@ -90,7 +90,7 @@ def _draw_group(ax: Axes, block: Block, group: str) -> None:
     else:
         labels = _label_lines(block.names, group)
         _draw_lines(ax, lines, labels, room=_LEGEND_WIDTH if nonfinite else 0.0)
-    drawn = pd.concat(lines)
+    drawn = pd.concat([line[np.isfinite(line)] for line in lines])
     if len(drawn):
         charts.choose_y_scale(ax, drawn)
     charts.mark_steps(ax, nonfinite, charts.RED, "NaN or Inf")
@@ -105,7 +105,7 @@ def _draw_lines(
     has_legend = len(labels) <= _MAX_LABELS and sum(map(len, labels)) <= _MAX_CHARACTERS
     colors = _choose_colors(labels)
     for line, label, color in zip(lines, labels, colors, strict=True):
-        drawn = charts.thin_out(line)
+        drawn = charts.with_holes(line)
         ax.plot(
             drawn.index,
             drawn,

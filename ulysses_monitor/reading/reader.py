@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.reading.downsampling import keep_extremes
 from ulysses_monitor.reading.selection import (
     Steps,
@@ -21,6 +21,13 @@ from ulysses_monitor.reading.selection import (
 )
 from ulysses_monitor.reading.sources import Source, find_source
 from ulysses_monitor.reading.summary import summarize
+from ulysses_monitor.reading.unmatched import (
+    Missing,
+    UnmatchedPatterns,
+    check_missing,
+    find_unmatched,
+)
+from ulysses_monitor.records import EVENT_KINDS
 from ulysses_monitor.store import Block, Location
 
 if TYPE_CHECKING:
@@ -57,12 +64,17 @@ class RunReader:
     Args:
         source: reads the run's files.
         path: the run's folder on this machine; None if it is elsewhere.
+
+    Attributes:
+        logs_damage: whether to log each damaged file once; not if the caller shows `damaged`.
     """
 
     def __init__(self, source: Source, path: Path | None) -> None:
         self._source = source
         self._path = path
+        self.logs_damage = True
         self._warned: set[str] = set()
+        self._unmatched = UnmatchedPatterns()
 
     def __repr__(self) -> str:
         return f"<RunReader {self}>"
@@ -116,6 +128,7 @@ class RunReader:
         steps: Steps | None = None,
         times: Times | None = None,
         points: int | None = None,
+        missing: Missing = "raise",
     ) -> pd.DataFrame:
         """Returns the metrics that match shell-style patterns, such as ``"grad/norm/layer/*"``.
 
@@ -127,6 +140,9 @@ class RunReader:
                 time without a zone is local.
             points: the largest number of rows to return, with each metric's extremes among them:
                 see `ulysses_monitor.reading.downsampling.keep_extremes`.
+            missing: what to do if a pattern matches no metric of the run. ``"raise"`` refuses
+                patterns of which none matches, and logs a warning if some match; a run that has
+                no metrics yet returns an empty frame. ``"ignore"`` leaves out what is not there.
 
         Returns:
             A frame indexed by `step`, with a float64 column for each metric in the order of the
@@ -134,9 +150,12 @@ class RunReader:
             metric that is sampled every N steps is NaN in between.
 
         Raises:
-            InputError: a limit is invalid, or `points` is too small to keep the extremes.
+            InputError: no pattern matches a metric, a limit is invalid, or `points` is too small
+                to keep the extremes.
         """
-        return _to_frame(self.block(*patterns, steps=steps, times=times, points=points))
+        return _to_frame(
+            self.block(*patterns, steps=steps, times=times, points=points, missing=missing)
+        )
 
     def block(
         self,
@@ -144,6 +163,7 @@ class RunReader:
         steps: Steps | None = None,
         times: Times | None = None,
         points: int | None = None,
+        missing: Missing = "raise",
     ) -> Block:
         """Returns the same rows as `metrics` as arrays, with times.
 
@@ -152,8 +172,11 @@ class RunReader:
         Raises:
             InputError: see `metrics`.
         """
+        check_missing("metrics", missing)
         block = select_rows(self._source.read(make_name_filter(patterns)), steps, times)
         self._warn_of_damage()
+        if missing == "raise" and (unmatched := find_unmatched(patterns, block.names)):
+            self._unmatched.check(self, patterns, unmatched, self.names())
         return block if points is None else take_rows(block, keep_extremes(block, points))
 
     def times(self, *patterns: str) -> pd.Series[float]:
@@ -164,6 +187,9 @@ class RunReader:
 
         Returns:
             Seconds since the epoch, indexed by `step`; NaN if the run has no times.
+
+        Raises:
+            InputError: no pattern matches a metric.
         """
         block = self.block(*patterns)
         return pd.Series(block.times, index=pd.Index(block.steps, name="step"), name="time")
@@ -190,22 +216,40 @@ class RunReader:
 
         return plot_metrics(self, patterns, steps, times)
 
-    def events(self, kind: str | None = None) -> pd.DataFrame:
+    def events(self, kind: str | None = None, *, missing: Missing = "raise") -> pd.DataFrame:
         """Returns the events, in the order they were written.
 
         Args:
             kind: ``alert``, ``action``, ``checkpoint``, ...; all kinds if None.
+            missing: whether to refuse a kind that is neither one of the project's nor in the run.
 
         Returns:
             A row for each event, with the columns `kind`, `step`, `time` and every other key that
             one of the events has.
+
+        Raises:
+            InputError: the kind is unknown.
         """
-        rows = self.event_list(kind)
+        rows = self.event_list(kind, missing=missing)
         return pd.DataFrame(rows, columns=None if rows else ["kind", "step", "time"])
 
-    def event_list(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Returns the same events as `events`, each as a dictionary of its own keys."""
-        return [e for e in self._source.events() if kind is None or e["kind"] == kind]
+    def event_list(
+        self, kind: str | None = None, *, missing: Missing = "raise"
+    ) -> list[dict[str, Any]]:
+        """Returns the same events as `events`, each as a dictionary of its own keys.
+
+        Raises:
+            InputError: see `events`.
+        """
+        check_missing("events", missing)
+        events = self._source.events()
+        self._warn_of_damage()
+        known = dict.fromkeys([*EVENT_KINDS, *(str(event["kind"]) for event in events)])
+        if kind is not None and kind not in known and missing == "raise":
+            raise InputError(
+                f"events: kind is {kind!r}{nearest(str(kind), known)}; allowed: {', '.join(known)}"
+            )
+        return [event for event in events if kind is None or event["kind"] == kind]
 
     def alerts(self) -> pd.DataFrame:
         """Returns the events of kind ``alert``."""
@@ -229,7 +273,7 @@ class RunReader:
 
     def _warn_of_damage(self) -> None:
         for name, reason in self.damaged.items():
-            if name not in self._warned:
+            if self.logs_damage and name not in self._warned:
                 self._warned.add(name)
                 _LOG.warning(
                     "%s: %s is damaged; reading what is left of it: %s", self.location, name, reason

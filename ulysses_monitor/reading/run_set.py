@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,6 +16,12 @@ from ulysses_monitor.reading.overview import Overview, read_overview
 from ulysses_monitor.reading.reader import RunReader
 from ulysses_monitor.reading.selection import SelectionError, Steps, Times
 from ulysses_monitor.reading.sql import run_query
+from ulysses_monitor.reading.unmatched import (
+    Missing,
+    UnmatchedPatterns,
+    check_missing,
+    find_unmatched,
+)
 
 __all__ = ["RunSet"]
 
@@ -43,6 +49,7 @@ class RunSet:
         self._runs = dict(runs)
         self._unopened = dict(problems or {})
         self.problems = dict(self._unopened)
+        self._unmatched = UnmatchedPatterns()
 
     def __repr__(self) -> str:
         return f"<RunSet of {len(self)} runs>"
@@ -84,6 +91,7 @@ class RunSet:
         steps: Steps | None = None,
         times: Times | None = None,
         points: int | None = None,
+        missing: Missing = "raise",
     ) -> pd.DataFrame:
         """Returns the metrics of all runs; see `RunReader.metrics`.
 
@@ -92,6 +100,8 @@ class RunSet:
             steps: ``(first, last)``, both included; None for no limit.
             times: ``(first, last)``, both included; None for no limit.
             points: the largest number of rows for each run.
+            missing: as in `RunReader.metrics`; a pattern is missing if it matches in none of the
+                runs.
 
         Returns:
             A frame indexed by `run` and `step`, with a column for each metric; NaN where a run did
@@ -99,10 +109,17 @@ class RunSet:
             ``frame["train/loss/total"].unstack("run")`` has a column for each run.
 
         Raises:
-            InputError: a limit is invalid, or `points` is too small to keep the extremes.
+            InputError: no pattern matches a metric of any run, a limit is invalid, or `points` is
+                too small to keep the extremes.
         """
+        check_missing("metrics", missing)
         found = self._read_each(
-            lambda run: run.metrics(*patterns, steps=steps, times=times, points=points)
+            lambda run: run.metrics(
+                *patterns, steps=steps, times=times, points=points, missing="ignore"
+            )
+        )
+        self._check_patterns(
+            patterns, {run: frame.columns for run, frame in found.items()}, missing
         )
         frames = {name: frame for name, frame in found.items() if len(frame)}
         if not frames:
@@ -115,6 +132,7 @@ class RunSet:
         steps: Steps | None = None,
         times: Times | None = None,
         points: int | None = None,
+        missing: Missing = "raise",
     ) -> Any:
         """Returns the same metrics as `metrics`, with a row for each measured value.
 
@@ -125,9 +143,13 @@ class RunSet:
         Raises:
             InputError: see `metrics`.
         """
+        check_missing("metrics", missing)
         found = self._read_each(
-            lambda run: run.block(*patterns, steps=steps, times=times, points=points)
+            lambda run: run.block(
+                *patterns, steps=steps, times=times, points=points, missing="ignore"
+            )
         )
+        self._check_patterns(patterns, {run: block.names for run, block in found.items()}, missing)
         return build_metric_table(found)
 
     def sql(self, query: str, metrics: tuple[str, ...] | str = ()) -> pd.DataFrame:
@@ -142,12 +164,18 @@ class RunSet:
             metrics: patterns of the metrics to load into the table; all metrics if there are none.
 
         Raises:
-            InputError: DuckDB is not installed, or the query is wrong.
+            InputError: DuckDB is not installed, the query is wrong, or no pattern matches a metric
+                of any run.
         """
         patterns = (metrics,) if isinstance(metrics, str) else metrics
         found = self._read_each(
-            lambda run: (read_overview(run), run.block(*patterns), run.event_list())
+            lambda run: (
+                read_overview(run),
+                run.block(*patterns, missing="ignore"),
+                run.event_list(),
+            )
         )
+        self._check_patterns(patterns, {run: parts[1].names for run, parts in found.items()})
         runs = _tabulate(_sort_by_start({name: parts[0] for name, parts in found.items()}))
         tables = {
             "runs": pa.Table.from_pandas(runs.reset_index(), preserve_index=False),
@@ -155,6 +183,19 @@ class RunSet:
             "events": build_event_table({name: parts[2] for name, parts in found.items()}),
         }
         return run_query(query, tables)
+
+    def _check_patterns(
+        self,
+        patterns: Sequence[str],
+        found: Mapping[str, Iterable[str]],
+        missing: Missing = "raise",
+    ) -> None:
+        """Refuses or names patterns that match in none of the runs that were `found` readable."""
+        matched = {name for names in found.values() for name in names}
+        unmatched = find_unmatched(patterns, matched) if missing == "raise" else []
+        if unmatched:
+            names = dict.fromkeys(name for run in found for name in self._runs[run].names())
+            self._unmatched.check("these runs", patterns, unmatched, list(names))
 
     def _read_each(self, read: Callable[[RunReader], T]) -> dict[str, T]:
         """Calls `read` with each run, and returns the results of those that can be read."""

@@ -5,34 +5,39 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+
+from ulysses_monitor.reading.nonfinite import hide_partial_norms
+from ulysses_monitor.records.nonfinite import COUNT
+from ulysses_monitor.store import Block
 
 if TYPE_CHECKING:
     from ulysses_monitor.reading.reader import RunReader
 
 __all__ = ["summarize"]
 
-_PATTERNS = ("train/*", "eval/loss/*", "grad/norm/total", "lora/*/total", "monitor/*")
+_PATTERNS = ("train/*", "eval/loss/*", "grad/norm/total", COUNT, "lora/*/total", "monitor/*")
 
 
 def summarize(run: RunReader) -> dict[str, Any]:
     """Summarizes a run; see `RunReader.summary`."""
-    frame, info = run.metrics(*_PATTERNS), run.info
-    loss, held_out = _column(frame, "train/loss/total"), _column(frame, "eval/loss/total")
-    norm, ratio = _column(frame, "grad/norm/total"), _column(frame, "lora/grad_ratio_B_A/total")
-    seconds = _column(frame, "train/step_seconds/total")
-    overhead = _column(frame, "monitor/overhead_seconds/total")
+    block, info = hide_partial_norms(run.block(*_PATTERNS, missing="ignore")), run.info
+    loss, held_out = _column(block, "train/loss/total"), _column(block, "eval/loss/total")
+    norm, ratio = _column(block, "grad/norm/total"), _column(block, "lora/grad_ratio_B_A/total")
+    seconds = _column(block, "train/step_seconds/total")
+    overhead = _column(block, "monitor/overhead_seconds/total")
     return {
         "name": info["name"],
         "status": info["status"],
         "engine": info.get("engine"),
         "world_size": info.get("world_size"),
-        "steps": _last_step(run, frame),
+        "steps": _last_step(run, block),
         "loss_first": _mean(loss.head(5)),
         "loss_last": _mean(loss.tail(5)),
         "eval_loss_first": _value_at(held_out, 0),
         "eval_loss_last": _value_at(held_out, -1),
-        "tokens_per_second": _median(_column(frame, "train/tokens_per_second/total")),
+        "tokens_per_second": _median(_column(block, "train/tokens_per_second/total")),
         "grad_norm_first": _mean(norm.head(5)),
         "grad_norm_last": _mean(norm.tail(5)),
         "lora_ratio_first": _value_at(ratio, 0),
@@ -42,14 +47,19 @@ def summarize(run: RunReader) -> dict[str, Any]:
     }
 
 
-def _last_step(run: RunReader, frame: pd.DataFrame) -> int:
-    """Returns the last step of `frame`, or of all metrics if `frame` is empty."""
-    steps = frame.index if len(frame) else run.times().index
+def _last_step(run: RunReader, block: Block) -> int:
+    """Returns the last step of `block`, or of all metrics if `block` is empty."""
+    steps = block.steps if len(block.steps) else run.block().steps
     return int(steps.max()) if len(steps) else 0
 
 
-def _column(frame: pd.DataFrame, name: str) -> pd.Series[float]:
-    return frame[name].dropna() if name in frame else pd.Series(dtype="float64")
+def _column(block: Block, name: str) -> pd.Series[float]:
+    """Returns the values that were measured, NaN among them."""
+    if name not in block.names:
+        return pd.Series(dtype="float64")
+    column = block.names.index(name)
+    values = np.asarray(block.values, np.float64)[:, column]
+    return pd.Series(values[block.present[:, column]])
 
 
 def _value_at(series: pd.Series[float], i: int) -> float | None:
@@ -57,7 +67,8 @@ def _value_at(series: pd.Series[float], i: int) -> float | None:
 
 
 def _mean(series: pd.Series[float]) -> float | None:
-    return float(series.mean()) if len(series) else None
+    """Returns the mean, NaN if one of the values is: pandas would leave that one out."""
+    return float(np.mean(series.to_numpy())) if len(series) else None
 
 
 def _median(series: pd.Series[float]) -> float | None:

@@ -1,7 +1,7 @@
 """The data that all parts exchange: metrics, schemas, records, events, alerts, actions."""
 
 from ulysses_monitor.records.action import KINDS, Action, Mode
-from ulysses_monitor.records.events import Alert, Event, Severity
+from ulysses_monitor.records.events import EVENT_KINDS, Alert, Event, Severity
 from ulysses_monitor.records.step import (
     METRIC_SCHEMA_VERSION,
     Cost,
@@ -13,6 +13,7 @@ from ulysses_monitor.records.step import (
 )
 
 __all__ = [
+    "EVENT_KINDS",
     "KINDS",
     "METRIC_SCHEMA_VERSION",
     "Action",

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Alert", "Event", "Severity"]
+__all__ = ["EVENT_KINDS", "Alert", "Event", "Severity"]
 
 Severity = Literal["info", "warning", "critical"]
+
+EVENT_KINDS = ("start", "stop", "alert", "action", "control", "eval", "checkpoint", "monitor")
+"""The kinds of events that the project records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +19,7 @@ class Event:
     """Something rarer than a step: a start, a stop, an alert, an evaluation, a checkpoint.
 
     Attributes:
-        kind: ``start``, ``stop``, ``alert``, ``action``, ``control``, ``eval``, ``checkpoint``,
-            ``monitor``.
+        kind: one of `EVENT_KINDS`.
         step: the last optimizer step at that time.
         time: seconds since the epoch.
         data: JSON-ready details.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -15,6 +15,9 @@ from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
 
 __all__ = ["build_layer_grid", "plot_layers"]
+
+_LEGEND_WIDTH = 1.2
+"""Of a legend whose only entry is NaN or Inf, in inches."""
 
 _MAX_COLUMNS = 640
 """Columns are wider than a pixel on paper and on screen, so that no spike is lost."""
@@ -57,11 +60,15 @@ def plot_layers(
         return None
     figure, (ax,) = charts.stack_axes(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)
     image = _draw_grid(ax, grid)
+    has_holes = _mark_holes(ax, grid)
     _set_layer_ticks(ax, grid.layers)
     charts.fit_step_axis(ax, frame.index)
     charts.set_title(ax, "Layer")
     low, high = image.get_clim()
-    charts.add_color_bar(ax, image.cmap, f"{label}   {tick(low, 2)}", tick(high, 2))
+    room = _LEGEND_WIDTH if has_holes else 0.0
+    charts.add_color_bar(ax, image.cmap, f"{label}   {tick(low, 2)}", tick(high, 2), room)
+    if has_holes:
+        charts.add_legend(ax)
     return figure
 
 
@@ -69,18 +76,33 @@ def _draw_grid(ax: Axes, grid: LayerGrid) -> AxesImage:
     good = grid.cells[np.isfinite(grid.cells) & (grid.cells > 0)]
     high = float(good.max())
     low = min(max(float(good.min()), high * 1e-6), high / 1.5)
-    half = grid.stride / 2 if grid.stride > 1 else 0.5
-    end = grid.first + grid.stride * grid.cells.shape[1]
     ax.grid(visible=False)
     return ax.imshow(
-        np.where(np.isnan(grid.cells), np.nan, np.clip(grid.cells, low, high)),
+        np.where(np.isfinite(grid.cells), np.clip(grid.cells, low, high), np.nan),
         norm=LogNorm(low, high),
         cmap=colormaps["magma"],
         origin="lower",
         aspect="auto",
         interpolation="none",
-        extent=(grid.first - half, end - half, -0.5, len(grid.layers) - 0.5),
+        extent=_extent(grid),
     )
+
+
+def _mark_holes(ax: Axes, grid: LayerGrid) -> bool:
+    """Paints the cells that are not finite, which no colour of the scale may stand for."""
+    is_broken = np.isinf(grid.cells)
+    if is_broken.any():
+        cells = np.zeros((*is_broken.shape, 4))
+        cells[is_broken] = to_rgba(charts.RED)
+        ax.imshow(cells, origin="lower", aspect="auto", interpolation="none", extent=_extent(grid))
+        ax.fill_between([], [], [], color=charts.RED, label="NaN or Inf", linewidth=0)
+    return bool(is_broken.any())
+
+
+def _extent(grid: LayerGrid) -> tuple[float, float, float, float]:
+    half = grid.stride / 2 if grid.stride > 1 else 0.5
+    end = grid.first + grid.stride * grid.cells.shape[1]
+    return grid.first - half, end - half, -0.5, len(grid.layers) - 0.5
 
 
 def _set_layer_ticks(ax: Axes, layers: tuple[int, ...]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,24 +17,12 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.reading import RunReader
 from ulysses_monitor.report import tables
+from ulysses_monitor.report.frame import read_frame
 from ulysses_monitor.report.plots import finite_values, nonfinite_steps
-from ulysses_monitor.report.sections import draw_sections, find_logged
+from ulysses_monitor.report.sections import draw_sections
 
 __all__ = ["write_report"]
 
-_METRICS = (
-    "train/*",
-    "eval/*",
-    "grad/norm/*",
-    "grad/clip_coef/total",
-    "lora/grad_ratio_B_A/*",
-    "optim/lr/*",
-    "optim/exp_avg_norm/total",
-    "optim/exp_avg_norm/layer/*",
-    "optim/exp_avg_sq_mean/total",
-    "optim/exp_avg_sq_mean/layer/*",
-    "monitor/overhead_seconds/total",
-)
 Entry = tuple[str, str, str]
 """A label, its value, and a note; the note may be empty."""
 
@@ -88,17 +76,20 @@ def _render(run: RunReader) -> str:
     environment.filters |= {
         name: getattr(fmt, name) for name in ("number", "count", "share", "duration", "when")
     }
+    environment.filters["norm"] = lambda x: fmt.number(x) if math.isfinite(x) else "NaN or Inf"
     return environment.get_template("report.html.j2").render(_context(run))
 
 
 def _context(run: RunReader) -> dict[str, Any]:
     """Returns everything the template uses; the template escapes all text from the run."""
-    frame = run.metrics(*_METRICS, *map(glob.escape, find_logged(run.names())))
+    frame = read_frame(run)
     info, summary = run.info, run.summary()
     alerts = tables.list_alerts(run)
     return {
+        "damaged": list(run.damaged.items()),
         "info": info,
         "summary": summary,
+        "ends_broken": _ends_broken(summary),
         "facts": _list_facts(info, summary, frame),
         "figures": _list_key_figures(summary, frame, alerts),
         "alerts": alerts[:_MAX_ALERTS],
@@ -168,7 +159,6 @@ def _list_key_figures(
     }
     evaluations = "no evaluation" if pairs["eval_loss"] == fmt.DASH else "first → last evaluation"
     ends = "mean of first 5 → last 5 steps"
-    nonfinite = len(nonfinite_steps(frame, "train/loss/total"))
     severities = [str(a.get("severity")) for a in alerts]
     counts = [
         f"{severities.count(s)} {s}" for s in ("critical", "warning", "info") if s in severities
@@ -177,19 +167,26 @@ def _list_key_figures(
         (
             "Training loss",
             pairs["loss"],
-            f"NaN or Inf at {_count_steps(nonfinite)}" if nonfinite else ends,
+            _note_nonfinite(frame, "train/loss/total") or ends,
         ),
         ("Held-out loss", pairs["eval_loss"], evaluations),
         ("Tokens per second", fmt.number(summary["tokens_per_second"]), "median"),
-        ("Gradient norm", pairs["grad_norm"], ends),
+        ("Gradient norm", pairs["grad_norm"], _note_nonfinite(frame, "grad/norm/total") or ends),
         ("LoRA gradient ratio B/A", pairs["lora_ratio"], "median over modules, first → last"),
         ("Alerts", fmt.count(len(alerts)), ", ".join(counts) or "no rule fired"),
         ("Monitor overhead", fmt.share(summary["monitor_share"]), "of the step time"),
     ]
 
 
-def _count_steps(count: int) -> str:
-    return f"{count:,} step{'s' * (count != 1)}"
+def _note_nonfinite(frame: pd.DataFrame, name: str) -> str:
+    count = len(nonfinite_steps(frame, name))
+    return f"NaN or Inf at {count:,} step{'s' * (count != 1)}" if count else ""
+
+
+def _ends_broken(summary: Mapping[str, Any]) -> bool:
+    """Whether the loss or the gradient is NaN or Inf at the end of the run."""
+    ends = (summary["loss_last"], summary["grad_norm_last"], summary["eval_loss_last"])
+    return any(value is not None and not math.isfinite(value) for value in ends)
 
 
 def _add_bars(table: pd.DataFrame) -> list[Any]:

@@ -37,6 +37,15 @@ def finite_values(frame: pd.DataFrame, name: str) -> pd.Series[float]:
     return column[np.isfinite(column)]
 
 
+def _curve(frame: pd.DataFrame, name: str) -> pd.Series[float]:
+    """Returns the values of a metric to draw: finite, or infinite where the line has a hole."""
+    if name not in frame:
+        return pd.Series(dtype="float64")
+    column: pd.Series[float] = frame[name]
+    holes = pd.Series(np.inf, index=pd.Index(nonfinite_steps(frame, name)), dtype="float64")
+    return pd.concat([column[np.isfinite(column)], holes]).sort_index()
+
+
 @charts.with_own_style
 def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
     """Plots the training loss, raw and smoothed, the held-out loss, and the learning rate below.
@@ -45,8 +54,7 @@ def plot_loss(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figure | None:
         frame: ``train/loss/total``, ``eval/loss/total`` and ``optim/lr/*``; any may be missing.
         alerts: steps to mark.
     """
-    loss = finite_values(frame, "train/loss/total")
-    held_out = finite_values(frame, "eval/loss/total")
+    loss, held_out = _curve(frame, "train/loss/total"), finite_values(frame, "eval/loss/total")
     if not len(loss) and not len(held_out):
         return None
     rates = _distinct_rates(frame)
@@ -117,12 +125,13 @@ def plot_gradient_norm(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figur
         frame: ``grad/norm/total``, and ``grad/clip_coef/total`` to mark clipped steps.
         alerts: steps to mark.
     """
-    norm = finite_values(frame, "grad/norm/total")
-    if not len(norm):
+    curve, norm = _curve(frame, "grad/norm/total"), finite_values(frame, "grad/norm/total")
+    if not len(curve):
         return None
     figure, (ax,) = charts.stack_axes(2.1)
-    charts.draw_line(ax, norm, charts.BLUE)
-    charts.choose_y_scale(ax, norm)
+    charts.draw_line(ax, curve, charts.BLUE)
+    if len(norm):
+        charts.choose_y_scale(ax, norm)
     charts.fit_step_axis(ax, frame.index)
     coefficient = finite_values(frame, "grad/clip_coef/total").reindex(norm.index)
     clipped = norm.index[coefficient < 1]

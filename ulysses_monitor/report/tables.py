@@ -27,7 +27,7 @@ def find_largest_gradients(frame: pd.DataFrame, limit: int = 10) -> pd.DataFrame
     """Finds the parameters with the largest gradients in the last 10 recorded steps.
 
     Args:
-        frame: ``grad/norm/param/*`` and ``grad/norm/total``.
+        frame: ``grad/norm/param/*`` and ``grad/norm/total``; an infinite norm comes first.
         limit: the largest number of rows.
 
     Returns:
@@ -35,10 +35,14 @@ def find_largest_gradients(frame: pd.DataFrame, limit: int = 10) -> pd.DataFrame
         these steps, and `share`, the parameter's fraction of the squared total norm over these
         steps.
     """
-    end = _last_rows(frame, _GRADIENT)
+    end = _last_rows(frame, _GRADIENT, keep_infinite=True)
     total = frame.get("grad/norm/total", pd.Series(dtype="float64")).reindex(end.index)
     known = np.isfinite(total) & (total > 0)
-    share = (end[known] ** 2).sum() / (total[known] ** 2).sum() if known.any() else np.nan
+    share = (
+        (end[known].replace(np.inf, np.nan) ** 2).sum() / (total[known] ** 2).sum()
+        if known.any()
+        else np.nan
+    )
     table = pd.DataFrame({"norm": end.mean(), "share": share}).dropna(subset="norm")
     return table.rename_axis("parameter").nlargest(limit, "norm")
 

@@ -145,3 +145,26 @@ def test_two_hundred_runs_are_listed_in_seconds(ulysses: Ulysses, tmp_path: Path
     assert time.process_time() - begin < 10
     assert code == 0
     assert len(out.splitlines()) == 201
+
+
+def test_each_command_names_each_damaged_file_once(ulysses: Ulysses, tmp_path: Path) -> None:
+    record(tmp_path / "runs/one", [2.0, 1.5])
+    (tmp_path / "runs/one/events.jsonl").write_text('{"kind": "sta\n')
+    damage = {"events.jsonl": "lines that hold no event: 1"}
+    for command in (
+        ["report", "runs/one"],
+        ["replay", "runs/one"],
+        ["watch", "runs/one"],
+        ["runs"],
+    ):
+        code, _, error = ulysses(*command)
+        assert code == 0
+        assert error.count("events.jsonl") == 1, command
+        assert damage["events.jsonl"] in error
+    assert json.loads(ulysses("replay", "runs/one", "--json")[1])["damaged"] == damage
+    (row,) = json.loads(ulysses("runs", "--json")[1])["runs"]
+    assert row["damaged"] == damage
+    for file in (tmp_path / "runs/one/metrics").iterdir():
+        file.unlink()
+    (tmp_path / "runs/one/metrics").rmdir()
+    assert "metrics: the folder is missing" in ulysses("runs")[2]

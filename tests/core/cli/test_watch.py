@@ -32,14 +32,16 @@ class FakeRun:
         self.info: dict[str, Any] = {"status": "running", "name": "demo"}
         self.rows: dict[int, dict[str, float]] = {}
         self.lines: list[dict[str, Any]] = [START]
+        self.damaged: dict[str, str] = {}
 
     def train(self, *steps: int, **more: float) -> None:
         for step in steps:
             metrics = {"train/loss/total": 1.0, "train/step_seconds/total": 0.5}
             self.rows[step] = metrics | {k.replace("__", "/"): v for k, v in more.items()}
 
-    def metrics(self, *patterns: str) -> pd.DataFrame:
+    def metrics(self, *patterns: str, missing: str) -> pd.DataFrame:
         assert patterns
+        assert missing == "ignore"
         frame = pd.DataFrame.from_dict(self.rows, orient="index", dtype="float64")
         return frame.sort_index().rename_axis("step")
 

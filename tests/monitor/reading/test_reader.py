@@ -27,9 +27,74 @@ def test_patterns_select_columns_and_no_pattern_selects_all(tmp_path: Path) -> N
         "grad/norm/total",
     ]
     assert len(run.metrics().columns) == 8
-    assert run.metrics("Grad/*").empty  # case matters
-    assert run.metrics("no/such/*").shape == (0, 0)
+    assert run.metrics("Grad/*", missing="ignore").empty  # case matters
+    assert run.metrics("no/such/*", missing="ignore").shape == (0, 0)
     assert run.metrics().index.name == "step"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ending"),
+    [
+        ("train/los/total", "matches one (did you mean 'train/loss/total'?)"),
+        ("grad/nrom/layer/*", "matches one (did you mean 'grad/norm/layer/0'?)"),
+        ("loss", "matches one (did you mean 'train/loss/total'?)"),
+        ("grad_norm", "matches one (did you mean 'grad/norm/total'?)"),
+        ("overhead", "matches one (did you mean 'monitor/overhead_seconds/total'?)"),
+        ("typo", "matches one, such as train/*, grad/*, lora/*, monitor/*"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(
+    tmp_path: Path, pattern: str, ending: str
+) -> None:
+    run = write_run(tmp_path / "run", training(2))
+    for read in (run.metrics, run.block, run.times):
+        with pytest.raises(InputError) as caught:
+            read(pattern)
+        assert str(caught.value) == (
+            f"metrics: pattern is {pattern!r}; expected a metric of {run}, or a pattern that "
+            f"{ending}; missing='ignore' returns an empty result"
+        )
+
+
+def test_one_pattern_of_several_that_matches_nothing_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", training(2))
+    for _ in range(2):
+        assert list(run.metrics("train/loss/total", "grad/nrm/total")) == ["train/loss/total"]
+    (message,) = caplog.messages
+    assert message.endswith("(did you mean 'grad/norm/total'?)")
+    with pytest.raises(InputError, match="missing is 'warn'; allowed: raise, ignore"):
+        run.metrics("train/*", missing="warn")  # type: ignore[arg-type]
+
+
+def test_a_live_run_with_no_metrics_yet_returns_an_empty_frame(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.start({})
+    run = um.open_run(tmp_path / "run")
+    assert run.metrics("train/loss/total").empty
+    sink = StoreSink(directory)
+    sink.write(training(1)[0])
+    sink.flush()
+    assert len(run.metrics("train/loss/total")) == 1
+    with pytest.raises(InputError, match="did you mean 'train/loss/total'"):
+        run.metrics("train/lss/total")
+    sink.close()
+    directory.release()
+
+
+def test_an_unknown_kind_of_event_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [Event(kind="mine", step=1, time=0.0)])
+    for read in (run.events, run.event_list):
+        with pytest.raises(InputError) as caught:
+            read("alrt")
+        assert str(caught.value) == (
+            "events: kind is 'alrt' (did you mean 'alert'?); allowed: start, stop, alert, action, "
+            "control, eval, checkpoint, monitor, mine"
+        )
+    assert run.events("alert").empty
+    assert len(run.events("mine")) == 1
+    assert run.events("later", missing="ignore").empty
 
 
 def test_events_are_selected_by_kind_and_survive_a_torn_last_line(tmp_path: Path) -> None:
@@ -219,11 +284,18 @@ def test_a_damaged_run_json_is_an_input_error(tmp_path: Path) -> None:
         assert len(run.metrics()) == 2
 
 
-def test_lines_that_are_not_events_are_skipped(tmp_path: Path) -> None:
+def test_lines_that_are_not_events_are_skipped_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_run(tmp_path / "run", [])
     lines = ['{"kind": "note"}', "[]", "3", '{"step": 4}', "null", "", '{"kind": "a", "step": 2}']
     (tmp_path / "run/events.jsonl").write_text("\n".join(lines))
-    assert um.open_run(tmp_path / "run").events()["kind"].tolist() == ["note", "a"]
+    run = um.open_run(tmp_path / "run")
+    for _ in range(2):
+        assert run.events()["kind"].tolist() == ["note", "a"]
+    assert run.damaged == {"events.jsonl": "lines that hold no event: 4"}
+    (message,) = caplog.messages
+    assert "events.jsonl is damaged; reading what is left of it" in message
 
 
 WRITER = """

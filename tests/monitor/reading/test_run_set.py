@@ -144,6 +144,21 @@ def test_metrics_stacks_all_runs_in_one_frame(folder: Path) -> None:
     assert len(runs.metrics(LOSS, points=2).loc["one"]) == 2
 
 
+def test_a_pattern_that_matches_in_no_run_is_refused(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = um.open_runs(folder)
+    for read in (runs.metrics, runs.dataset, lambda p: runs.sql("SELECT * FROM metrics", p)):
+        with pytest.raises(InputError, match=r"metric of these runs.* mean 'train/loss/total'"):
+            read("train/lss/total")
+    assert runs.metrics("nothing", missing="ignore").empty
+    assert runs.dataset("nothing", missing="ignore").num_rows == 0
+    # The run `three` has a loss only.
+    assert len(runs.metrics("grad/norm/total")) == 8
+    assert not runs.problems
+    assert not caplog.messages
+
+
 def test_an_invalid_selection_is_refused_and_not_taken_for_a_broken_run(folder: Path) -> None:
     with pytest.raises(InputError, match="expected first <= last"):
         um.open_runs(folder).metrics(steps=(3, 1))

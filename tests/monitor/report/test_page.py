@@ -230,6 +230,43 @@ def test_steps_with_a_nonfinite_loss_are_marked_and_counted(tmp_path: Path) -> N
     assert html.count(">NaN or Inf<") == 2
 
 
+def broken_step(step: int) -> dict[str, float]:
+    """Returns a step whose gradient is NaN everywhere: the recorded norm of the rest is 0."""
+    metrics = step_metrics(step) | {"train/loss/total": NAN}
+    norms = [name for name in metrics if name.startswith("grad/norm/")]
+    counts = {name.replace("/norm/", "/nonfinite/"): 7.0 for name in norms}
+    return metrics | dict.fromkeys(norms, 0.0) | counts
+
+
+def test_a_run_that_ends_in_nan_never_looks_calm(tmp_path: Path) -> None:
+    steps = [broken_step(s) if s in (12, 13) or s > 28 else step_metrics(s) for s in range(1, 31)]
+    run = make_run(tmp_path / "r", steps)
+    html = html_of(run)
+    assert '<span class="status failed">finished with NaN or Inf</span>' in html
+    for figure in ("Training loss", "Gradient norm"):
+        found = re.search(rf"<dt>{figure}</dt><dd>(.*?)</dd><dd class=.note.>(.*?)<", html)
+        assert found is not None
+        assert found[1].endswith("→ NaN")
+        assert found[2] == "NaN or Inf at 4 steps"
+    assert html.count(">NaN or Inf<") >= 4  # loss, norm, layers, and the largest gradients
+    summary = run.summary()
+    assert math.isnan(summary["loss_last"])
+    assert math.isnan(summary["grad_norm_last"])
+    assert math.isfinite(summary["loss_first"])
+
+
+def test_damaged_files_are_named_above_everything_else(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", [step_metrics(1)])
+    part = next(file for file in (tmp_path / "r/metrics").iterdir() if file.is_file())
+    (tmp_path / "r/metrics" / part.name).write_bytes(b"nothing")
+    (tmp_path / "r/events.jsonl").write_text('{"kind": "sta\n{"kind": "alert", "step": 1}\n')
+    head = html_of(run).partition("<dl")[0]
+    assert f"<code>metrics/{part.name}</code> is damaged" in head
+    assert "<code>events.jsonl</code> is damaged" in head
+    assert "lines that hold no event: 1" in head
+    assert "Damaged files" not in html_of(make_run(tmp_path / "sound", [step_metrics(1)]))
+
+
 def test_a_large_run_gets_a_small_file_quickly(tmp_path: Path) -> None:
     steps = (step_metrics(s, layers=32, extra=340) for s in range(1, 1001))
     run = make_run(tmp_path / "r", steps)

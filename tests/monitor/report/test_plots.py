@@ -70,3 +70,17 @@ def test_svg_ids_carry_the_charts_name(run: RunReader) -> None:
     svg = to_svg(figure, "loss")
     assert svg.startswith("<svg")
     assert all(i.startswith("loss-") for i in re.findall(r'\bid="([^"]+)"', svg))
+
+
+def test_lines_and_averages_have_a_hole_at_nan(tmp_path: Path) -> None:
+    nan = float("nan")
+    losses = [nan if 60 <= step < 70 or step in (80, 82) else step for step in range(1, 101)]
+    steps = [{"train/loss/total": loss, "train/step_seconds/total": 1.0} for loss in losses]
+    figure = plot_loss(make_run(tmp_path / "r", steps).metrics())
+    assert figure is not None
+    lone, raw, average = figure.axes[0].get_lines()[:3]
+    assert list(lone.get_xdata()) == [81]
+    for line in (raw, average):
+        values = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        assert np.isnan([values[step] for step in (60, 80, 82)]).all()
+        assert values[70] == 70  # the average does not remember what was before the hole

@@ -232,6 +232,37 @@ def test_nan_and_inf_are_shown() -> None:
     assert [line.split()[-1] for line in shown if line.startswith("gradient norm")] == ["inf"]
 
 
+def test_nan_among_the_last_steps_leaves_holes_and_no_calm_word() -> None:
+    terminal = FakeTerminal()
+    sink = on_terminal(terminal, width=100)
+    sink.write(start(max_steps=40))
+    for step in range(1, 41):
+        values = {"train/loss/total": 1.0 / step, "grad/norm/total": 1.0, "grad/nonfinite/total": 0}
+        broken = {"train/loss/total": float("nan"), "grad/norm/total": 0, "grad/nonfinite/total": 9}
+        sink.write(StepRecord.of(step, 0.0, TRAINED | (broken if step == 30 else values)))
+    sink.close()
+    for label in ("loss", "gradient norm"):
+        (line,) = [line for line in last_frame(terminal) if line.startswith(label)]
+        assert line.endswith("not finite")
+        assert line.count("!") == 1
+    assert "nan" not in "".join(last_frame(terminal))
+
+
+def test_a_norm_that_left_out_every_element_is_nan_and_the_bar_is_red() -> None:
+    terminal = FakeTerminal()
+    sink = on_terminal(terminal)
+    sink.write(start(max_steps=1))
+    sink.write(StepRecord.of(1, 0.0, TRAINED | {"grad/norm/total": 0, "grad/nonfinite/total": 9}))
+    sink.close()
+    (line,) = [line for line in last_frame(terminal) if line.startswith("gradient norm")]
+    assert line.split()[-1] == "nan"
+    assert "\x1b[31m━" in terminal.getvalue()
+    file = io.StringIO()
+    sink = ConsoleSink(Console(file=file, width=80))
+    sink.write(StepRecord.of(1, 0.0, TRAINED | {"grad/norm/total": 0, "grad/nonfinite/total": 9}))
+    assert "grad norm nan" in file.getvalue()
+
+
 def test_the_table_has_the_name_of_the_run(tmp_path: Path) -> None:
     terminal = FakeTerminal()
     sink = on_terminal(terminal)

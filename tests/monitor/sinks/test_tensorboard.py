@@ -149,6 +149,20 @@ def test_nonfinite_values_are_left_out_and_the_others_stay(tmp_path: Path) -> No
     assert [e.step for e in events.Scalars("optim/lr/0")] == [1, 2, 3, 4, 5]
 
 
+def test_a_norm_that_left_out_nan_leaves_no_point(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    for step, count in ((1, 0.0), (2, 5.0)):
+        norms = {"grad/norm/total": 0.25, "grad/norm/layer/0": 0.25}
+        counts = {"grad/nonfinite/total": count, "grad/nonfinite/layer/0": count}
+        sink.write(StepRecord.of(step, 0.0, norms | counts))
+    sink.close()
+    for name in ("grad/norm/total", "grad/norm/layer/0"):
+        assert [point.step for point in read_back(tmp_path).Scalars(name)] == [1]
+    ((step, text),) = texts(tmp_path, "not finite")
+    assert step == 2
+    assert "`grad/norm/total` = nan" in text
+
+
 def test_a_text_says_when_values_stop_being_finite_and_when_they_recover(
     tmp_path: Path,
 ) -> None:

@@ -12,7 +12,13 @@ from ulysses_monitor.reading.charts.axes import (
     set_title,
     stack_axes,
 )
-from ulysses_monitor.reading.charts.lines import draw_line, mark_alerts, mark_steps, thin_out
+from ulysses_monitor.reading.charts.lines import (
+    draw_line,
+    mark_alerts,
+    mark_steps,
+    thin_out,
+    with_holes,
+)
 from ulysses_monitor.reading.charts.style import (
     BLUE,
     FONT_SIZE,
@@ -55,5 +61,6 @@ __all__ = [
     "set_title",
     "stack_axes",
     "thin_out",
+    "with_holes",
     "with_own_style",
 ]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from ulysses_monitor.reading.charts.style import MIN_SMOOTHED, RED
 
-__all__ = ["draw_line", "mark_alerts", "mark_steps", "thin_out"]
+__all__ = ["draw_line", "mark_alerts", "mark_steps", "thin_out", "with_holes"]
 
 Series = pd.Series  # of float, indexed by step
 
@@ -25,22 +25,64 @@ def thin_out(series: Series, limit: int = 1600) -> Series:
     return series.loc[sorted({*groups.idxmin(), *groups.idxmax()})]
 
 
+_MAX_SMOOTHED_PARTS = 100
+"""A line in more parts is not smoothed: little would be left of each."""
+
+
+def with_holes(series: Series, limit: int = 1600) -> Series:
+    """Returns at most `limit` finite points, with a NaN in each hole, which interrupts a line.
+
+    Args:
+        series: infinite or NaN where a value was measured and is not finite.
+        limit: of `thin_out`.
+    """
+    is_broken = ~np.isfinite(series.to_numpy())
+    if not is_broken.any():
+        return thin_out(series, limit)
+    holes = series[is_broken & ~np.append(False, is_broken[:-1])] * np.nan
+    drawn: Series = pd.concat([thin_out(series[~is_broken], limit), holes])
+    return drawn.sort_index()
+
+
+def _find_lone_points(series: Series) -> Series:
+    """Returns the finite values between two holes, or a hole and an end: no line shows these."""
+    is_broken = ~np.isfinite(series.to_numpy())
+    lone = ~is_broken & np.append(True, is_broken[:-1]) & np.append(is_broken[1:], True)
+    found: Series = series[lone]
+    return found
+
+
+def _smooth(series: Series) -> Series:
+    """Returns the moving average, which begins again after each value that is not finite."""
+    is_finite = np.isfinite(series.to_numpy())
+    parts = np.cumsum(~is_finite)
+    span = max(5, int(is_finite.sum()) // 50)
+    if not parts[-1]:
+        return series.ewm(span=span).mean()
+    averages = series.where(is_finite).groupby(parts).transform(lambda s: s.ewm(span=span).mean())
+    return averages.where(is_finite)
+
+
 def draw_line(
     ax: Axes, series: Series, color: str, label: str | None = None, *, smooth: bool = True
 ) -> None:
     """Draws a series as a light line under its exponential moving average.
 
-    A series that is short, or not to be smoothed, is drawn as one line.
+    A series that is short, or not to be smoothed, is drawn as one line. A value that is not finite
+    is a hole in either line.
     """
-    if len(series) < MIN_SMOOTHED or not smooth:
+    holes = int((~np.isfinite(series)).sum())
+    if holes and len(lone := thin_out(_find_lone_points(series))):
+        ax.plot(lone.index, lone, color=color, linestyle="none", marker=".", markersize=3)
+    if len(series) < MIN_SMOOTHED or not smooth or holes > _MAX_SMOOTHED_PARTS:
         marker = {"marker": "o", "markersize": 3.2} if len(series) < 13 else {}
         line: dict[str, Any] = {"color": color, "linewidth": 1.3, "label": label, **marker}
-        series = thin_out(series)
+        series = with_holes(series)
         ax.plot(series.index, series, **line)
         return
-    raw = thin_out(series)
+    raw = with_holes(series)
     ax.plot(raw.index, raw, color=color, linewidth=0.6, alpha=0.45)
-    average = thin_out(series.ewm(span=max(5, len(series) // 50)).mean(), 800)
+    average = with_holes(_smooth(series), 800)
     ax.plot(average.index, average, color=color, linewidth=1.5, label=label)
 
 

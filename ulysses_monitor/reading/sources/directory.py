@@ -22,11 +22,18 @@ class DirectorySource:
     def __init__(self, folder: Location) -> None:
         self.folder = folder
         self._metrics = MetricsReader(folder / "metrics")
+        self._bad_lines = 0
 
     @property
     def damaged(self) -> Mapping[str, str]:
         """See `Source.damaged`."""
-        return {f"metrics/{name}": reason for name, reason in self._metrics.damaged.items()}
+        found = {f"metrics/{name}": reason for name, reason in self._metrics.damaged.items()}
+        local = self.folder.local
+        if local is not None and not (local / "metrics").is_dir():
+            found["metrics"] = "the folder is missing"
+        if self._bad_lines:
+            found["events.jsonl"] = f"lines that hold no event: {self._bad_lines}"
+        return found
 
     def info(self) -> dict[str, Any]:
         """See `Source.info`.
@@ -59,7 +66,9 @@ class DirectorySource:
             lines = (self.folder / "events.jsonl").read().split(b"\n")
         except FileNotFoundError:
             return []
-        return [event for event in map(_parse_event, lines) if event is not None]
+        *whole, torn = lines  # a killed run leaves a torn last line, which is no damage
+        self._bad_lines = sum(bool(line.strip()) and _parse_event(line) is None for line in whole)
+        return [event for event in map(_parse_event, [*whole, torn]) if event is not None]
 
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from ulysses_monitor.sinks.console.state import (
     alert_text,
     control_text,
     engine_text,
+    shown_value,
 )
 from ulysses_monitor.sinks.console.table import clean_text, severity_style
 
@@ -137,7 +138,11 @@ class ConsoleSink:
 
     def _print_numbers(self, record: StepRecord) -> None:
         self._unprinted = None
-        values = [(label, form, record[name]) for label, name, form in _SHOWN if name in record]
+        values = [
+            (label, form, shown_value(record, name))
+            for label, name, form in _SHOWN
+            if name in record
+        ]
         text = "  ".join(f"{label} {form.format(value)}" for label, form, value in values)
         total = f"/{self._state.total}" if self._state.total else ""
         self._print(f"step {record.step}{total}  {text}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records.nonfinite import COUNT
 from ulysses_monitor.sinks.selection import Selection
 
 __all__ = ["EVERY_STEP", "SAMPLED", "WATCHED", "AlertLine", "RunState"]
@@ -36,7 +37,7 @@ SAMPLED = {
 
 RATES, DROPPED = "optim/lr/*", "monitor/dropped_records/*"
 
-WATCHED = (*EVERY_STEP, *SAMPLED, HELD_OUT, RATES, DROPPED)
+WATCHED = (*EVERY_STEP, *SAMPLED, HELD_OUT, RATES, DROPPED, COUNT)
 """Patterns of all metrics that the state uses."""
 
 _REMEMBERED = 400
@@ -98,6 +99,10 @@ class RunState:
             return None
         return max(0, self.total - self.step) * sum(self._seconds) / len(self._seconds)
 
+    def ends_broken(self) -> bool:
+        """Returns whether the last loss or gradient norm is NaN or Inf."""
+        return any(not math.isfinite(self.values.get(name, 0.0)) for name in (LOSS, NORM))
+
     def is_new_action(self, event: Event) -> bool:
         """Returns whether the event, which was added last, is an action new to its policy.
 
@@ -136,14 +141,20 @@ class RunState:
             if math.isfinite(record[SECONDS]):
                 self._seconds.append(record[SECONDS])
             self.losses.append(record.get(LOSS))
-            self.norms.append(record.get(NORM))
+            self.norms.append(shown_value(record, NORM))
             self.rates = tuple(dict.fromkeys(v for _, v in self._rates.items(record)))
             self.dropped |= {n.split("/", 2)[2]: v for n, v in self._drops.items(record) if v > 0}
-        self.values |= {name: record[name] for name in EVERY_STEP if name in record}
+        self.values |= {name: shown_value(record, name) for name in EVERY_STEP if name in record}
         sampled = {name: record[name] for name in SAMPLED if name in record}
         if sampled:
             self.values |= sampled
             self.sampled_at = record.step
+
+
+def shown_value(record: StepRecord, name: str) -> float:
+    """Returns a value to show; a gradient norm that left out NaN and Inf is NaN."""
+    is_partial = name == NORM and record.get(COUNT) > 0
+    return math.nan if is_partial else record.get(name)
 
 
 def alert_text(event: Event) -> str:

@@ -22,6 +22,8 @@ _LABEL = 18
 _CELL = 38
 """Width of a label with its value, in characters."""
 _SPARKS = "▁▂▃▄▅▆▇█"
+_HOLE = "!"
+"""In a course: a value here is NaN or Inf."""
 _FLAT = 0.005
 _ALERT_LINES = 3
 
@@ -60,7 +62,8 @@ def _lines(state: RunState, console: Console, width: int, encoding: str) -> Iter
     yield Text(clean_text(title, encoding), style="bold")
     yield _position(state, width)
     if state.total:
-        yield _bar(state.step / state.total, width, encoding)
+        color = "red" if state.ends_broken() else "green"
+        yield _bar(state.step / state.total, width, encoding, color)
     yield from _columns([_cell(*curve) for curve in _curves(state, width, encoding)], width, 1)
     yield from _columns(_numbers(state), width)
     sampled = [_cell(*c) for c in _format_cells(state, SAMPLED)]
@@ -84,10 +87,10 @@ def _position(state: RunState, width: int) -> Text:
     return Text(done + right.rjust(max(len(right) + 2, width - len(done))))
 
 
-def _bar(share: float, width: int, encoding: str) -> Text:
+def _bar(share: float, width: int, encoding: str, color: str) -> Text:
     full, empty = "━─" if encoding.startswith("utf") else "#-"
     done = min(width, int(share * width))
-    return Text.assemble((full * done, "green"), (empty * (width - done), "dim"))
+    return Text.assemble((full * done, color), (empty * (width - done), "dim"))
 
 
 def _time_left(seconds: float | None) -> str:
@@ -113,29 +116,33 @@ def _curves(state: RunState, width: int, encoding: str) -> Iterable[tuple[str, s
 
 
 def _spark(values: Sequence[float], room: int) -> str:
-    """Draws `values` in at most `room` characters; each character shows a mean."""
+    """Draws `values` in at most `room` characters; each shows a mean, or that one is not finite."""
     known = [v for v in values if math.isfinite(v)]
     if room < 4 or len(known) < 2:
         return ""
-    room = min(room, len(known))
-    edges = [len(known) * i // room for i in range(room + 1)]
-    means = [sum(known[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    if min(means) > 0 and max(means) > 10 * min(means):
-        means = [math.log(mean) for mean in means]  # so that a spike does not flatten the rest
-    low, high = min(means), max(means)
-    steps = (high - low) / (len(_SPARKS) - 1) or 1.0
-    return "".join(_SPARKS[round((mean - low) / steps)] for mean in means)
+    room = min(room, len(values))
+    edges = [len(values) * i // room for i in range(room + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    finite = [mean for mean in means if math.isfinite(mean)] or [1.0]
+    # A logarithm, so that a spike does not flatten the rest.
+    scale = math.log if min(finite) > 0 and max(finite) > 10 * min(finite) else float
+    low, high = scale(min(finite)), scale(max(finite))
+    step = (high - low) / (len(_SPARKS) - 1) or 1.0
+    return "".join(
+        _SPARKS[round((scale(mean) - low) / step)] if math.isfinite(mean) else _HOLE
+        for mean in means
+    )
 
 
 def _trend(values: Sequence[float]) -> str:
     """Compares the mean of the last steps, at most 50, with that of as many steps before."""
-    if values and not math.isfinite(values[-1]):
-        return ""
-    known = [v for v in values if math.isfinite(v)]
-    half = min(50, len(known) // 2)
+    half = min(50, len(values) // 2)
     if half < 5:
         return ""
-    now, before = sum(known[-half:]) / half, sum(known[-2 * half : -half]) / half
+    compared = values[-2 * half :]
+    if not all(map(math.isfinite, compared)):
+        return "not finite"
+    now, before = sum(compared[half:]) / half, sum(compared[:half]) / half
     change = (now - before) / abs(before) if before else 0.0
     return "flat" if abs(change) < _FLAT else "rising" if change > 0 else "falling"
 

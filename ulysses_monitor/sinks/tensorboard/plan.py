@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.records import Schema
+from ulysses_monitor.records.nonfinite import pair_norms
 from ulysses_monitor.sinks.selection import Selection
 
 __all__ = ["PERCENTILES", "Plan", "Planner"]
@@ -40,6 +41,7 @@ class Plan:
         nonfinite: positions of the layers' counts of NaN and Inf [L]; empty if not recorded.
         histograms: positions of the values of each histogram, by tag.
         hidden: number of metrics that have no tag.
+        partial: positions of gradient norms, and of the counts of NaN and Inf that they leave out.
     """
 
     tags: tuple[str, ...]
@@ -50,9 +52,14 @@ class Plan:
     nonfinite: Positions
     histograms: dict[str, Positions]
     hidden: int
+    partial: tuple[list[int], list[int]]
 
     def values(self, values: Values) -> npt.NDArray[np.float32]:
         """Returns a value for each tag, in the precision that TensorBoard stores."""
+        norms, counts = self.partial
+        if norms and (values[counts] > 0).any():
+            values = values.copy()
+            values[norms] = np.where(values[counts] > 0, np.nan, values[norms])
         parts = [values[self.metrics], *(_percentiles(values[i]) for i in self.adapters)]
         with np.errstate(over="ignore"):
             return np.concatenate(parts).astype(np.float32)
@@ -98,6 +105,7 @@ class Planner:
                 _MANY, [(i, schema.names[i]) for i in self._distributions.of(schema)[1]]
             ),
             hidden=len(schema.names) - len(metrics),
+            partial=pair_norms(schema.names),
         )
 
 
