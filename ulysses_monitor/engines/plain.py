@@ -123,8 +123,25 @@ class PlainEngine(ParameterView):
         return lambda: undo_all(undos)
 
     def _hook_optimizer(self, before: Callable[[], None], after: Callable[[], None]) -> Undo:
-        pre = self.optimizer.register_step_pre_hook(lambda *_: before())
-        post = self.optimizer.register_step_post_hook(lambda *_: after())
+        """Hooks the optimizer's outermost step: `super().step()` inside a step runs hooks too."""
+        kinds = [k for k in type(self.optimizer).__mro__ if k is not torch.optim.Optimizer]
+        most = max(1, sum("step" in vars(kind) for kind in kinds))
+        depth = 0
+
+        def enter(*_: Any) -> None:
+            nonlocal depth
+            depth = depth % most + 1  # a step that raised never left
+            if depth == 1:
+                before()
+
+        def leave(*_: Any) -> None:
+            nonlocal depth
+            depth -= 1
+            if depth == 0:
+                after()
+
+        pre = self.optimizer.register_step_pre_hook(enter)
+        post = self.optimizer.register_step_post_hook(leave)
 
         def undo() -> None:
             pre.remove()
@@ -158,6 +175,7 @@ def full_shards(
             settings.get(param, {}),
             step_count(state),
             is_counted=i in counted,
+            has_state=bool(state),
         )
 
 

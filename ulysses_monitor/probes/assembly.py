@@ -44,7 +44,7 @@ def assemble(
             undos.append(adapters.close)
     if engine.replica_sets and world_size() > engine.replica_sets:
         probes.append(ReplicaProbe(layout, engine))
-    return Capture(engine, probes, sample_every, [UpdateProbe(layout, engine.optimizer)]), undos
+    return Capture(engine, probes, sample_every, [UpdateProbe(layout, engine)]), undos
 
 
 def _make_adapter_probe(
