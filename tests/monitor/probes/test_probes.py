@@ -85,10 +85,10 @@ def test_adapter_ratios_are_per_module_and_the_total_is_their_median() -> None:
 
 def test_layers_and_adapters_of_common_models_are_found_by_name() -> None:
     names = (
-        "model.layers.11.mlp.weight",
-        "transformer.h.2.attn.weight",
-        "encoder.layer.0.weight",
-        "blocks.1.weight",
+        "base.layers.11.mlp.weight",
+        "base.layers.2.attn.weight",
+        "base.layers.0.weight",
+        "base.layers.1.weight",
         "model.embed_tokens.weight",
         "base.layers.0.q.lora_A.one.weight",
         "base.layers.0.q.lora_B.one.weight",
@@ -104,6 +104,29 @@ def test_layers_and_adapters_of_common_models_are_found_by_name() -> None:
     assert modules == ["base.layers.0.q.one", "base.layers.0.q.two", "base.embed.one"]
     spread = dict(zip(layout.scopes, layout.aggregate(np.ones(len(names))), strict=True))
     assert (spread["total"], spread["layer/0"], spread["layer/11"]) == (12.0, 6.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "path", ["model.layers", "transformer.h", "encoder.layer", "blocks", "base.model.model.layers"]
+)
+def test_the_layers_of_a_model_with_one_block_list_have_numbers(path: str) -> None:
+    names = (f"{path}.10.mlp.weight", f"{path}.9.layer.0.weight", "model.embed_tokens.weight")
+    layout = Layout(names, (1, 1, 1))
+    assert layout.scopes[:3] == ("total", "layer/9", "layer/10")
+
+
+def test_the_layers_of_an_encoder_and_a_decoder_are_told_apart() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=11, d_model=4, d_kv=2, d_ff=8, num_layers=2, num_heads=2)
+    names, params = zip(*T5ForConditionalGeneration(config).named_parameters(), strict=True)
+    layout = Layout(names, tuple(p.numel() for p in params))
+    lists = ("encoder.block", "decoder.block")
+    assert layout.scopes[1:5] == tuple(f"layer/{path}.{i}" for path in lists for i in (0, 1))
+    numels = dict(zip(layout.scopes, layout.aggregate(np.array(layout.numels)), strict=True))
+    for path in lists:
+        truth = sum(p.numel() for n, p in zip(names, params, strict=True) if f"{path}.1." in n)
+        assert numels[f"layer/{path}.1"] == truth
 
 
 # -- optimizer state and parameters -----------------------------------------------------------
