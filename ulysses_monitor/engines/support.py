@@ -5,7 +5,7 @@ Legend: P trainable parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from ulysses_monitor.engines.base import AdamUpdate, Shard
 __all__ = [
     "assign_parameters",
     "check_spans_world",
+    "defer",
     "own_step",
+    "refuse_lbfgs",
     "select_state",
     "strip_wrappers",
     "torch_adam_update",
@@ -77,6 +79,51 @@ def select_state(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tens
         and value.is_floating_point()
         and value.element_size() > 1  # float8 needs a scale, which is elsewhere
     }
+
+
+def defer(
+    call: Callable[[], None], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Calls something when a step's gradients are there: now, or once the step's closure has run.
+
+    Args:
+        call: called once.
+        args: what the step gets, with the optimizer itself first.
+        kwargs: likewise.
+
+    Returns:
+        What the step gets instead, for a hook that runs before it; None for no change.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        call()
+        return None
+    is_done = False
+
+    def run(*given: Any, **named: Any) -> Any:
+        nonlocal is_done
+        result = closure(*given, **named)
+        if not is_done:
+            is_done = True
+            call()
+        return result
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": run}
+    return (args[0], run, *args[2:]), kwargs
+
+
+def refuse_lbfgs(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that makes several gradients in one step.
+
+    Raises:
+        InputError: the optimizer is an `LBFGS`.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError(
+            f"monitor: the optimizer is {type(optimizer).__name__}, which calls its closure "
+            "several times a step; expected an optimizer that takes one gradient a step"
+        )
 
 
 def own_step(optimizer: type[torch.optim.Optimizer]) -> object:
