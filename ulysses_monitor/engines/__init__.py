@@ -14,7 +14,7 @@ from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
 from ulysses_monitor.engines.deepspeed import find_deepspeed_engine
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
 from ulysses_monitor.engines.plain import PlainEngine
-from ulysses_monitor.engines.support import unwrap
+from ulysses_monitor.engines.support import refuse_lbfgs, unwrap
 
 __all__ = [
     "DDPEngine",
@@ -64,6 +64,7 @@ def find_engine(
             f"monitor: the optimizer is a {type(optimizer).__name__}; "
             "expected a torch.optim.Optimizer"
         )
+    refuse_lbfgs(optimizer)
     refuse_fsdp1(model)
     view = FSDPEngine if is_fsdp(unwrap(model)) else DDPEngine if is_ddp(model) else PlainEngine
     return view(model, optimizer, scaler=scaler, clip_norm=clip_norm)

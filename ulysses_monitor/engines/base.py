@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from ulysses_monitor.common.patching import Undo
 
-__all__ = ["Engine", "Replica", "Shard", "StepCallback", "do_nothing"]
+__all__ = ["AdamUpdate", "Engine", "Replica", "Shard", "StepCallback", "do_nothing"]
 
 
 def do_nothing() -> None:
@@ -45,6 +45,9 @@ def do_nothing() -> None:
 StepCallback = Callable[[bool], None]
 """Called after an optimizer step with True, or with False if an overflow made the engine skip it.
 """
+
+AdamUpdate = Literal["adam", "adamw"]
+"""Adam's update, with weight decay in the gradient (``adam``) or apart from it (``adamw``)."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ class Shard:
             write with `Engine.set_gradient`.
         state: the optimizer's tensors for the part, under the optimizer's own names
             (``exp_avg``, ``exp_avg_sq``); empty before the first step.
-        settings: the optimizer's parameter group: ``lr``, ``betas``, ...
+        settings: the optimizer's parameter group: ``lr``, ``betas``, ...; empty if the optimizer
+            does not hold the parameter.
         steps: the optimizer's step count for the part; None if it keeps none.
         is_counted: whether this rank counts the part in sums over ranks; False for a replica that
             another rank counts.
+        has_state: whether the optimizer keeps anything for the part, also what `state` cannot
+            show: quantized, projected and factored moments.
     """
 
     index: int
@@ -74,6 +80,7 @@ class Shard:
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: Tensor | float | None = None
     is_counted: bool = True
+    has_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,14 @@ class Engine(Protocol):
 
     def learning_rates(self) -> list[float]:
         """Returns the learning rate that the coming step uses, for each parameter group."""
+        ...
+
+    def adam_update(self, settings: Mapping[str, Any]) -> AdamUpdate | None:
+        """Returns which of Adam's updates the optimizer's `step` computes; None for any other.
+
+        Args:
+            settings: the parameter group.
+        """
         ...
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:

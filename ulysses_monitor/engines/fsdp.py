@@ -105,6 +105,7 @@ class FSDPEngine(PlainEngine):
                 self._settings.get(param, {}),
                 step_count(state),
                 is_counted=i in self._counted,
+                has_state=bool(state),
             )
 
     def replicas(self) -> Iterator[Replica]:

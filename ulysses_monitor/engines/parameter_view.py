@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ulysses_monitor.engines.base import Shard
-from ulysses_monitor.engines.support import trainable_parameters, unwrap, write_gradient
+from ulysses_monitor.engines.base import AdamUpdate, Shard
+from ulysses_monitor.engines.support import (
+    torch_adam_update,
+    trainable_parameters,
+    unwrap,
+    write_gradient,
+)
 
 __all__ = ["ParameterView"]
 
@@ -46,6 +54,10 @@ class ParameterView:
     def learning_rates(self) -> list[float]:
         """See `Engine.learning_rates`."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def adam_update(self, settings: Mapping[str, Any]) -> AdamUpdate | None:
+        """See `Engine.adam_update`."""
+        return torch_adam_update(self.optimizer, settings)
 
     def set_gradient(self, shard: Shard, value: Tensor) -> None:
         """See `Engine.set_gradient`; the gradient that was read is the one the engine uses."""

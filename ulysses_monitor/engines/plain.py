@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler, OptState
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.engines.base import Replica, Shard, StepCallback, do_nothing
 from ulysses_monitor.engines.parameter_view import ParameterView
-from ulysses_monitor.engines.support import select_state
+from ulysses_monitor.engines.support import defer, select_state
 
 __all__ = ["PlainEngine", "full_shards", "step_count"]
 
@@ -110,7 +110,8 @@ class PlainEngine(ParameterView):
             if optimizer is not self.optimizer:
                 return original(optimizer, *args, **kwargs)
             stepped = False
-            before()
+            if not args:  # a closure: torch refuses it with a scaler, but only by keyword
+                before()
             result = original(optimizer, *args, **kwargs)
             after(stepped)
             ended()
@@ -123,8 +124,27 @@ class PlainEngine(ParameterView):
         return lambda: undo_all(undos)
 
     def _hook_optimizer(self, before: Callable[[], None], after: Callable[[], None]) -> Undo:
-        pre = self.optimizer.register_step_pre_hook(lambda *_: before())
-        post = self.optimizer.register_step_post_hook(lambda *_: after())
+        """Hooks the optimizer's outermost step: `super().step()` inside a step runs hooks too.
+
+        A closure makes the step's gradients, so `before` waits until it has run.
+        """
+        kinds = [k for k in type(self.optimizer).__mro__ if k is not torch.optim.Optimizer]
+        most = max(1, sum("step" in vars(kind) for kind in kinds))
+        depth = 0
+
+        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal depth
+            depth = depth % most + 1  # a step that raised never left
+            return defer(before, args, kwargs) if depth == 1 else None
+
+        def leave(*_: Any) -> None:
+            nonlocal depth
+            depth -= 1
+            if depth == 0:
+                after()
+
+        pre = self.optimizer.register_step_pre_hook(enter)
+        post = self.optimizer.register_step_post_hook(leave)
 
         def undo() -> None:
             pre.remove()
@@ -158,6 +178,7 @@ def full_shards(
             settings.get(param, {}),
             step_count(state),
             is_counted=i in counted,
+            has_state=bool(state),
         )
 
 

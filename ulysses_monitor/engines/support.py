@@ -5,19 +5,25 @@ Legend: P trainable parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.engines.base import Shard
+from ulysses_monitor.engines.base import AdamUpdate, Shard
 
 __all__ = [
     "assign_parameters",
     "check_spans_world",
+    "defer",
+    "own_step",
+    "refuse_lbfgs",
     "select_state",
     "strip_wrappers",
+    "torch_adam_update",
     "trainable_parameters",
     "unwrap",
     "write_gradient",
@@ -63,13 +69,88 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def select_state(tensors: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
     """Returns the optimizer's plain floating-point tensors that have the shape of `param`.
 
-    Quantized state (8-bit optimizers) is neither, so it is not measured as if it were.
+    Quantized state (8-bit optimizers) is not, so its codes are not measured as if they were values.
     """
     return {
         name: value
         for name, value in tensors.items()
-        if type(value) is Tensor and value.shape == param.shape and value.is_floating_point()
+        if type(value) is Tensor
+        and value.shape == param.shape
+        and value.is_floating_point()
+        and value.element_size() > 1  # float8 needs a scale, which is elsewhere
     }
+
+
+def defer(
+    call: Callable[[], None], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Calls something when a step's gradients are there: now, or once the step's closure has run.
+
+    Args:
+        call: called once.
+        args: what the step gets, with the optimizer itself first.
+        kwargs: likewise.
+
+    Returns:
+        What the step gets instead, for a hook that runs before it; None for no change.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        call()
+        return None
+    is_done = False
+
+    def run(*given: Any, **named: Any) -> Any:
+        nonlocal is_done
+        result = closure(*given, **named)
+        if not is_done:
+            is_done = True
+            call()
+        return result
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": run}
+    return (args[0], run, *args[2:]), kwargs
+
+
+def refuse_lbfgs(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that makes several gradients in one step.
+
+    Raises:
+        InputError: the optimizer is an `LBFGS`.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError(
+            f"monitor: the optimizer is {type(optimizer).__name__}, which calls its closure "
+            "several times a step; expected an optimizer that takes one gradient a step"
+        )
+
+
+def own_step(optimizer: type[torch.optim.Optimizer]) -> object:
+    """Returns the `step` of an optimizer's class, without what torch wraps around every `step`.
+
+    torch wraps the `step` of a class, also an inherited one, when it makes the first object of it.
+    """
+    step: Any = optimizer.step
+    here = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
+    while hasattr(step, "__wrapped__") and step.__code__.co_filename == here:
+        step = step.__wrapped__
+    return step
+
+
+def torch_adam_update(
+    optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> AdamUpdate | None:
+    """Implements `Engine.adam_update` for torch's own `Adam` and `AdamW`.
+
+    A class that inherits from them and has a `step` of its own may compute anything.
+    """
+    step = own_step(type(optimizer))
+    if step not in (own_step(torch.optim.Adam), own_step(torch.optim.AdamW)):
+        return None
+    # Before torch 2.7 AdamW had a step of its own, and groups did not say what they do.
+    is_adamw = isinstance(optimizer, torch.optim.AdamW)
+    return "adamw" if settings.get("decoupled_weight_decay", is_adamw) else "adam"
 
 
 def assign_parameters(numels: list[int], readers: int, reader: int) -> list[int]:

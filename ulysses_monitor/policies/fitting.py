@@ -60,7 +60,8 @@ def fit_policies(
     """Splits policies into those that can act in a run and those that cannot.
 
     A policy that a preset brought is left out where it cannot act. One that the user named is an
-    error there.
+    error there, unless the training is only too short: a smoke test has the policies of the run
+    that it tests.
 
     Args:
         policies: the policies of the run that are not off.
@@ -76,6 +77,7 @@ def fit_policies(
         reason = _why_not(policy, metrics, max_steps, abilities)
         if reason and not policy.preset:
             raise InputError(f"policy {policy.name}: {reason}")
+        reason = reason or _too_short(policy, max_steps)
         if reason:
             fit.left_out[policy.name] = reason
         else:
@@ -93,10 +95,14 @@ def _why_not(
             return f"its metric {pattern} is not collected{_hint(pattern, metrics)}"
     if missing := (policy.action_kinds & {"save", "stop"}) - {*abilities}:
         return f"this training cannot {min(missing)}; give watch(..., save=)"
+    return ""
+
+
+def _too_short(policy: Managed, max_steps: int | None) -> str:
     silent = getattr(policy.policy, "steps_before_acting", 0)
     if max_steps is not None and silent >= max_steps:
         return (
-            f"it never acts: it only observes for {silent} steps, and the training has "
+            f"it will not act: it only observes for {silent} steps, and the training has "
             f"{max_steps}; lower its warmup, reference or patience"
         )
     return ""

@@ -46,7 +46,7 @@ def assemble(
             undos.append(adapters.close)
     if engine.replica_sets and world_size() > engine.replica_sets:
         probes.append(ReplicaProbe(layout, engine))
-    follow_ups = [UpdateProbe(layout, engine.optimizer)]
+    follow_ups = [UpdateProbe(layout, engine)]
     return Capture(engine, probes, sample_every, follow_ups, guard), undos
 
 

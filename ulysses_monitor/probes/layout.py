@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.records.adapter_names import AdapterPair, find_adapter_pairs
+from ulysses_monitor.records.layers import Layer, order_layers
 
 __all__ = ["Layout", "median", "metric_names"]
 
@@ -32,14 +33,20 @@ class Layout:
     numels: tuple[int, ...]
 
     @cached_property
-    def layers(self) -> tuple[int, ...]:
-        """Numbers of the layers that have a trainable parameter, ascending [L]."""
-        return tuple(sorted({i for i in self._layer_of if i is not None}))
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that have a trainable parameter [L]: by number, or by path and number.
+
+        A model with several block lists (an encoder and a decoder, a vision tower and a language
+        model) has several layers of one number, which only the path of the list tells apart.
+        """
+        return order_layers(layer for layer in self._layer_of if layer is not None)
 
     @cached_property
-    def _layer_of(self) -> tuple[int | None, ...]:
-        found = (_LAYER.search(name) for name in self.names)
-        return tuple(int(m.group(1)) if m else None for m in found)
+    def _layer_of(self) -> tuple[str | None, ...]:
+        found = [_LAYER.search(name) for name in self.names]
+        paths = [m and (m.string[: m.start(1) - 1], m[1]) for m in found]
+        is_one_list = len({path for path, _ in filter(None, paths)}) <= 1
+        return tuple(p and (p[1] if is_one_list else ".".join(p)) for p in paths)
 
     @cached_property
     def scopes(self) -> tuple[str, ...]:
@@ -59,7 +66,7 @@ class Layout:
     @cached_property
     def _layer_matrix(self) -> npt.NDArray[np.float64]:
         """Ones where a parameter belongs to a layer [L, P]."""
-        rows = [[float(of == layer) for of in self._layer_of] for layer in self.layers]
+        rows = [[float(of == str(layer)) for of in self._layer_of] for layer in self.layers]
         return np.array(rows, np.float64).reshape(len(self.layers), len(self.names))
 
     @cached_property

@@ -105,10 +105,11 @@ class GradientProbe:
 class AdamStateProbe:
     """``optim/exp_avg_norm/*`` and ``optim/exp_avg_sq_mean/*``: the state that enters this step.
 
-    A moment that the optimizer does not keep (SGD; Adafactor's factored second moment; 8-bit
-    state) gives no metric, and neither does the first step, before which there is no state. A
-    parameter that never got a gradient counts as zeros, whether the optimizer keeps state for it
-    or not.
+    A moment that cannot be read as it is (SGD has none; Adafactor factors the second, GaLore and
+    APOLLO project both, 8-bit optimizers quantize them) gives no metric, and neither does the first
+    step, before which there is no state. A layer and the total need the moment of every part: the
+    sum of the rest would look like a smaller moment. A parameter that never got a gradient counts
+    as zeros, whether the optimizer keeps state for it or not.
 
     Args:
         layout: the parameters.
@@ -135,7 +136,7 @@ class AdamStateProbe:
         first = [s for s in reading.shards if "exp_avg" in s.state]
         second = [s for s in reading.shards if "exp_avg_sq" in s.state]
         # A parameter without state counts as zeros, but only if others have state.
-        bare = [s for s in reading.shards if not s.state and s.steps is None]
+        bare = [s for s in reading.shards if s.settings and not (s.state or s.has_state)]
         rows = [
             self._row(statistics([s.state["exp_avg"] for s in first])[0], first),
             # The second moment is never negative, so its sum is its sum of magnitudes.
@@ -154,11 +155,13 @@ class AdamStateProbe:
         aggregate = self.layout.aggregate
         if not squares.any() and not sums.any():
             return None
+        numels = aggregate(np.array(self.layout.numels, np.float64))
         # A parameter that never got a gradient counts as zeros in a moment that others have.
         firsts, seconds = (aggregate(has + bare if has.any() else has) for has in (first, second))
         with np.errstate(divide="ignore", invalid="ignore"):
-            norms = np.where(firsts > 0, np.sqrt(aggregate(squares)), np.nan)
-            return np.concatenate([norms, aggregate(sums) / seconds])
+            norms = np.where(firsts == numels, np.sqrt(aggregate(squares)), np.nan)
+            means = np.where(seconds == numels, aggregate(sums) / seconds, np.nan)
+            return np.concatenate([norms, means])
 
 
 class ParameterProbe:

@@ -8,7 +8,8 @@ state that it leaves behind, so it is computed after the step, a piece at a time
     Adam:   p' = p - u                    AdamW:  p' = p * (1 - lr * weight_decay) - u
 
 (Kingma and Ba, arXiv 1412.6980, algorithm 1; Loshchilov and Hutter, arXiv 1711.05101, algorithm 2;
-eps where torch and DeepSpeed put it.) This does not work for other optimizers, and it misses the
+eps where torch and DeepSpeed put it.) It applies only if the engine knows the optimizer's `step`: a
+subclass with a `step` of its own may compute anything. And it misses the
 rounding of half-precision parameters. These parameters are copied if this rank's part is small, as
 adapters are; otherwise they have no such metric.
 
@@ -17,16 +18,15 @@ Legend: P trainable parameters, N parameters that are measured in one way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ulysses_monitor.engines import Shard
+from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes import kernels
 from ulysses_monitor.probes.base import Reading
 from ulysses_monitor.probes.layout import Layout, median, metric_names
@@ -61,7 +61,7 @@ class UpdateProbe:
 
     Args:
         layout: the parameters.
-        optimizer: the optimizer that does the arithmetic.
+        engine: the engine, which says what its optimizer computes.
     """
 
     name = "updates"
@@ -69,10 +69,10 @@ class UpdateProbe:
     maxima = 0
     rechecks = False
 
-    def __init__(self, layout: Layout, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, layout: Layout, engine: Engine) -> None:
         self.layout = layout
         self.size = 3 * len(layout.names)
-        self._optimizer = optimizer
+        self._engine = engine
         pairs = layout.adapter_pairs
         self._sides = {
             "A": np.array([pair.a for pair in pairs], np.intp),
@@ -91,12 +91,29 @@ class UpdateProbe:
         self._measured, self._copies, self._adam = None, {}, {}
         counted = [s for s in shards if s.is_counted]
         for s in counted:
-            adam = _adam_settings(self._optimizer, s.settings) if _is_exact(s) else None
+            adam = self._adam_settings(s)
             if adam is not None:
                 self._adam[s.index] = adam
         rest = [s for s in counted if s.index not in self._adam]
         if sum(s.param.numel() for s in rest) <= COPY_LIMIT:
             self._copies = {s.index: s.param.clone() for s in rest}
+
+    def _adam_settings(self, shard: Shard) -> _Adam | None:
+        """Returns the settings of the coming step if the formula describes it, else None."""
+        settings = shard.settings
+        is_exact = shard.param.dtype in (torch.float32, torch.float64)
+        kind = self._engine.adam_update(settings) if settings and is_exact else None
+        if kind is None:
+            return None
+        lr = float(settings["lr"])
+        return _Adam(
+            lr=lr,
+            betas=(float(settings["betas"][0]), float(settings["betas"][1])),
+            eps=float(settings["eps"]),
+            decay=-lr * float(settings["weight_decay"]) if kind == "adamw" else 0.0,
+            corrects_bias=bool(settings.get("bias_correction", True)),
+            second="max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq",
+        )
 
     def after_step(self, shards: Sequence[Shard]) -> None:
         """Computes squared norms of change and parameter, and elements measured [3 * P]."""
@@ -109,7 +126,7 @@ class UpdateProbe:
                 copied.append((self._copies[s.index], s))
             elif adam is not None and adam.second in s.state:
                 computed.append((adam, s))
-            elif adam is not None and not s.state:
+            elif adam is not None and not (s.state or s.has_state):
                 unmoved.append(s)  # it never got a gradient
         measured = [*(s for _, s in (*computed, *copied)), *unmoved]
         if measured:
@@ -136,35 +153,14 @@ class UpdateProbe:
         missing = self.layout.aggregate((numels < self.layout.numels).astype(np.float64)) > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.sqrt(self.layout.aggregate(changes) / self.layout.aggregate(before))
-            by_parameter = np.sqrt(changes / before)
         values = [np.where(missing, np.nan, ratios)]
+        by_parameter = values[0][len(ratios) - len(changes) :]  # [1 + L + P] -> [P]
         values += [
             np.append(by_parameter[side], median(by_parameter[side]))
             for side in self._sides.values()
             if len(side)
         ]
         return np.concatenate(values)
-
-
-def _is_exact(shard: Shard) -> bool:
-    return shard.param.dtype in (torch.float32, torch.float64)
-
-
-def _adam_settings(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> _Adam | None:
-    """Returns the settings of torch's or DeepSpeed's Adam and AdamW; None for others."""
-    kinds = {c.__name__ for c in type(optimizer).__mro__}
-    if not kinds & {"Adam", "FusedAdam", "DeepSpeedCPUAdam"}:
-        return None
-    decoupled = settings.get("decoupled_weight_decay", getattr(optimizer, "adam_w_mode", False))
-    lr = float(settings["lr"])
-    return _Adam(
-        lr=lr,
-        betas=(float(settings["betas"][0]), float(settings["betas"][1])),
-        eps=float(settings["eps"]),
-        decay=-lr * float(settings["weight_decay"]) if decoupled else 0.0,
-        corrects_bias=bool(settings.get("bias_correction", True)),
-        second="max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq",
-    )
 
 
 def _measure_adam(adams: Sequence[tuple[_Adam, Shard]]) -> Tensor:

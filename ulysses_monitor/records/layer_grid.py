@@ -7,6 +7,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from ulysses_monitor.records.layers import Layer
+
 __all__ = ["LayerGrid"]
 
 Values = npt.NDArray[np.float64]
@@ -18,13 +20,13 @@ class LayerGrid:
     Choose `most_columns` so that a column is wider than a pixel; then no spike is lost between two.
 
     Args:
-        layers: layer indices, ascending [L].
+        layers: the layers, in order [L].
         first: step of the first column.
         spacing: steps between two recorded steps; more than 1 for a sampled metric.
         most_columns: limit on the number of columns, an even number.
 
     Attributes:
-        layers: layer indices, ascending [L].
+        layers: the layers, in order [L].
         first: step of the first column.
         last: last step that was added; `first - 1` before any.
         stride: steps that a column covers; it doubles whenever the columns run out.
@@ -32,7 +34,7 @@ class LayerGrid:
     """
 
     def __init__(
-        self, layers: tuple[int, ...], first: int, *, spacing: int = 1, most_columns: int
+        self, layers: tuple[Layer, ...], first: int, *, spacing: int = 1, most_columns: int
     ) -> None:
         self.layers = layers
         self.first = first
@@ -43,7 +45,7 @@ class LayerGrid:
     @classmethod
     def from_table(
         cls,
-        layers: tuple[int, ...],
+        layers: tuple[Layer, ...],
         steps: npt.NDArray[np.int64],
         values: Values,
         *,
@@ -52,7 +54,7 @@ class LayerGrid:
         """Makes the grid of a finished table; a NaN in it is a value that was not recorded.
 
         Args:
-            layers: layer indices, ascending [L].
+            layers: the layers, in order [L].
             steps: ascending [N], N > 0.
             values: [N, L]; infinite where the value was not finite.
             most_columns: limit on the number of columns, an even number.

@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 from ulysses_monitor.common.formatting import tick
 from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
+from ulysses_monitor.records.layers import Layer, order_layers
 
 __all__ = ["build_layer_grid", "plot_layers"]
 
@@ -26,10 +27,8 @@ _MAX_COLUMNS = 640
 def build_layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGrid | None:
     """Builds the grid of the ``<metric>/layer/*`` columns of `frame`; None if it has no value."""
     prefix = f"{metric}/layer/"
-    found = {n.removeprefix(prefix): n for n in frame.columns if n.startswith(prefix)}
-    names = {int(index): name for index, name in found.items() if index.isdecimal()}
-    layers = tuple(sorted(names))
-    rows = frame[[names[i] for i in layers]].dropna(how="all")
+    layers = order_layers(n.removeprefix(prefix) for n in frame.columns if n.startswith(prefix))
+    rows = frame[[f"{prefix}{layer}" for layer in layers]].dropna(how="all")
     if not layers or not len(rows):
         return None
     steps = rows.index.to_numpy(dtype=np.int64)
@@ -105,7 +104,7 @@ def _extent(grid: LayerGrid) -> tuple[float, float, float, float]:
     return grid.first - half, end - half, -0.5, len(grid.layers) - 0.5
 
 
-def _set_layer_ticks(ax: Axes, layers: tuple[int, ...]) -> None:
+def _set_layer_ticks(ax: Axes, layers: tuple[Layer, ...]) -> None:
     every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 10**6) if len(layers) / n <= 9)
     places = range(0, len(layers), every)
     ax.set_yticks(list(places), [str(layers[i]) for i in places])

@@ -136,7 +136,7 @@ class Steering:
         if command is not None:
             events.append(self._obey(command, record.step))
         if not self._is_fitted:
-            self._fit({*metrics(), *record.schema.names})
+            events += self._fit({*metrics(), *record.schema.names}, record.step)
         if self._is_off:
             return events
         if self._has_policies and (difference := self._agreement.find_difference(sums)):
@@ -152,14 +152,25 @@ class Steering:
         now = time.time()
         return [*events, *(outcome.to_event(record.step, now) for outcome in outcomes)]
 
-    def _fit(self, metrics: Collection[str]) -> None:
-        """Before the first step: leaves out what presets brought and this run cannot use."""
+    def _fit(self, metrics: Collection[str], step: int) -> list[Event]:
+        """Before the first step: leaves out what cannot act in this run.
+
+        Returns:
+            An event for each policy that the user named and that is left out.
+        """
         self._is_fitted = True
+        named = {policy.name for policy in self._policies.enabled if not policy.preset}
         fit = fit_policies(self._policies.enabled, metrics, self._max_steps, self._abilities)
         self._policies.leave_out(fit.left_out)
         if rank() == 0:
             for name, reason in fit.left_out.items():
-                logger.info("monitor: policy %s is left out: %s", name, reason)
+                level = logging.WARNING if name in named else logging.INFO
+                logger.log(level, "monitor: policy %s is left out: %s", name, reason)
+        return [
+            Event(kind="monitor", step=step, time=time.time(), data={"policy": n, "left_out": r})
+            for n, r in fit.left_out.items()
+            if n in named
+        ]
 
     def _act(self, outcomes: Sequence[Outcome], record: StepRecord) -> list[Outcome]:
         norm = record.get("grad/norm/total")

@@ -206,7 +206,6 @@ def check_policies_that_cannot_work_are_refused_before_the_first_step(
 ) -> None:
     cases = [
         ([{"lora_balance": {}}], "lora/grad_ratio_B_A/total is not collected"),
-        ([{"zclip": {"warmup": 50}}], "it never acts"),
         (["lr_boost", "spike_escalation"], "both set the learning rate"),
         (["warmup_cosine"], "so does the Trainer's linear schedule"),
     ]
@@ -214,6 +213,18 @@ def check_policies_that_cannot_work_are_refused_before_the_first_step(
         with pytest.raises(um.InputError, match=message):
             train(engine, folder / str(i), policies)
         forget_last_trainer()
+
+
+def check_a_training_shorter_than_a_warm_up_runs_and_says_that_the_policy_will_not_act(
+    engine: str, folder: Path
+) -> None:
+    trainer, _ = train(engine, folder, [{"zclip": {"warmup": 50}}])
+    assert trainer.state.global_step == 4
+    if rank() == 0:
+        lines = (folder / "run/events.jsonl").read_text().splitlines()
+        told = [event for event in map(json.loads, lines) if "left_out" in event]
+        assert [event["policy"] for event in told] == ["zclip"]
+        assert "it only observes for 50 steps" in told[0]["left_out"]
 
 
 def check_presets_leave_out_policies_that_cannot_act(engine: str, folder: Path) -> None:

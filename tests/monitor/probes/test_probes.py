@@ -85,10 +85,10 @@ def test_adapter_ratios_are_per_module_and_the_total_is_their_median() -> None:
 
 def test_layers_and_adapters_of_common_models_are_found_by_name() -> None:
     names = (
-        "model.layers.11.mlp.weight",
-        "transformer.h.2.attn.weight",
-        "encoder.layer.0.weight",
-        "blocks.1.weight",
+        "base.layers.11.mlp.weight",
+        "base.layers.2.attn.weight",
+        "base.layers.0.weight",
+        "base.layers.1.weight",
         "model.embed_tokens.weight",
         "base.layers.0.q.lora_A.one.weight",
         "base.layers.0.q.lora_B.one.weight",
@@ -104,6 +104,29 @@ def test_layers_and_adapters_of_common_models_are_found_by_name() -> None:
     assert modules == ["base.layers.0.q.one", "base.layers.0.q.two", "base.embed.one"]
     spread = dict(zip(layout.scopes, layout.aggregate(np.ones(len(names))), strict=True))
     assert (spread["total"], spread["layer/0"], spread["layer/11"]) == (12.0, 6.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "path", ["model.layers", "transformer.h", "encoder.layer", "blocks", "base.model.model.layers"]
+)
+def test_the_layers_of_a_model_with_one_block_list_have_numbers(path: str) -> None:
+    names = (f"{path}.10.mlp.weight", f"{path}.9.layer.0.weight", "model.embed_tokens.weight")
+    layout = Layout(names, (1, 1, 1))
+    assert layout.scopes[:3] == ("total", "layer/9", "layer/10")
+
+
+def test_the_layers_of_an_encoder_and_a_decoder_are_told_apart() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=11, d_model=4, d_kv=2, d_ff=8, num_layers=2, num_heads=2)
+    names, params = zip(*T5ForConditionalGeneration(config).named_parameters(), strict=True)
+    layout = Layout(names, tuple(p.numel() for p in params))
+    lists = ("encoder.block", "decoder.block")
+    assert layout.scopes[1:5] == tuple(f"layer/{path}.{i}" for path in lists for i in (0, 1))
+    numels = dict(zip(layout.scopes, layout.aggregate(np.array(layout.numels)), strict=True))
+    for path in lists:
+        truth = sum(p.numel() for n, p in zip(names, params, strict=True) if f"{path}.1." in n)
+        assert numels[f"layer/{path}.1"] == truth
 
 
 # -- optimizer state and parameters -----------------------------------------------------------
@@ -127,7 +150,7 @@ def test_an_optimizer_with_one_moment_gives_only_that_metric() -> None:
     found = probe.values(probe.read(Reading(shards, 1.0)).numpy())
     metrics = dict(zip(probe.names, found.tolist(), strict=True))
     assert metrics["optim/exp_avg_norm/param/lion"] == pytest.approx(math.sqrt(3))
-    assert metrics["optim/exp_avg_norm/total"] == pytest.approx(math.sqrt(3))
+    assert math.isnan(metrics["optim/exp_avg_norm/total"])  # not the sum of the rest
     assert math.isnan(metrics["optim/exp_avg_norm/param/matrix"])
     assert math.isnan(metrics["optim/exp_avg_sq_mean/total"])
 
@@ -174,7 +197,8 @@ def test_a_large_model_with_an_unknown_optimizer_has_no_update_ratio(
     """It must not copy its parameters for that."""
     monkeypatch.setattr("ulysses_monitor.probes.updates.COPY_LIMIT", 5)
     model = nn.Linear(3, 2)
-    probe = UpdateProbe(Layout(("w",), (6,)), torch.optim.SGD(model.parameters(), lr=1.0))
+    engine = PlainEngine(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    probe = UpdateProbe(Layout(("w",), (6,)), engine)
     shards = [Shard(0, 0, model.weight.detach(), None, {}, {"lr": 1.0})]
     probe.before_step(shards)
     probe.after_step(shards)
@@ -268,7 +292,7 @@ class BrokenFollowUp(UpdateProbe):
 def test_a_follow_up_that_raises_is_off_after_three_failures() -> None:
     engine = plain_engine()
     layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
-    broken = BrokenFollowUp(layout, engine.optimizer)
+    broken = BrokenFollowUp(layout, engine)
     capture = Capture(engine, [GradientProbe(layout)], 1, [broken])
     for step in range(1, 7):
         assert not capture.read(step, {}).previous_parts

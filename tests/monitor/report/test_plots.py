@@ -56,6 +56,17 @@ def test_sampled_layers_leave_no_gaps(run: RunReader) -> None:
     assert grid.cells.shape == (3, 2)
 
 
+def test_the_layers_of_two_towers_share_a_heat_map(tmp_path: Path) -> None:
+    towers = ("vision.blocks", "language.layers")
+    norms = {f"grad/norm/layer/{tower}.{i}": 1.0 + i for tower in towers for i in (1, 0)}
+    run = make_run(tmp_path / "r", [norms, norms])
+    grid = build_layer_grid(run.metrics("grad/norm/layer/*"))
+    assert grid is not None
+    assert {"vision.blocks.0", "language.layers.1"} < set(grid.layers)
+    assert sorted(grid.cells[:, 0]) == [1.0, 1.0, 2.0, 2.0]
+    assert plot_layers(run.metrics()) is not None
+
+
 def test_thinning_keeps_extremes(run: RunReader) -> None:
     frame = run.metrics("train/loss/total")
     series = frame["train/loss/total"]

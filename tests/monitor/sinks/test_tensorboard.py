@@ -269,6 +269,18 @@ def test_a_picture_of_layers_by_steps_is_drawn_regularly_and_at_the_end(
         assert len(image.encoded_image_string) < 150_000
 
 
+def test_the_layers_of_an_encoder_and_a_decoder_share_a_picture(tmp_path: Path) -> None:
+    layers = [f"{side}.block.{i}" for side in ("encoder", "decoder") for i in (0, 1, 2)]
+    sink = TensorBoardSink(tmp_path, picture_every=1)
+    for step in (1, 2):
+        metrics = {f"grad/norm/layer/{layer}": float(step) for layer in layers}
+        sink.write(StepRecord.of(step, 60.0 * step, metrics))
+    sink.close()
+    events = read_back(tmp_path)
+    assert [image.step for image in events.Images("grad/norm/layers")] == [1, 2]
+    assert [s.value for s in events.Scalars("grad/norm/layer/decoder.block.2")] == [1.0, 2.0]
+
+
 def test_short_steps_do_not_draw_a_picture_every_few_seconds(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path, picture_every=10)
     for step in range(1, 101):

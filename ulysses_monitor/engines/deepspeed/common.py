@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,10 +10,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
-from ulysses_monitor.engines.base import Replica, StepCallback, do_nothing
+from ulysses_monitor.engines.base import AdamUpdate, Replica, StepCallback, do_nothing
 from ulysses_monitor.engines.parameter_view import ParameterView
+from ulysses_monitor.engines.support import own_step
 
 __all__ = ["DeepSpeedView"]
+
+_ADAM_STEPS = {
+    ("deepspeed.ops.adam.fused_adam", "FusedAdam.step"),
+    ("deepspeed.ops.adam.cpu_adam", "DeepSpeedCPUAdam.step"),
+}
+"""Module and name of the steps of DeepSpeed's own Adam."""
 
 
 class DeepSpeedView(ParameterView):
@@ -53,6 +60,14 @@ class DeepSpeedView(ParameterView):
     def clip_norm(self) -> float | None:
         """See `Engine.clip_norm`."""
         return float(self._engine.gradient_clipping()) or None
+
+    def adam_update(self, settings: Mapping[str, Any]) -> AdamUpdate | None:
+        """See `Engine.adam_update`; also knows DeepSpeed's own Adam, on the GPU and on the CPU."""
+        step: Any = own_step(type(self.optimizer))
+        name = getattr(step, "__module__", ""), getattr(step, "__qualname__", "")
+        if name in _ADAM_STEPS:
+            return "adamw" if self.optimizer.adam_w_mode else "adam"  # type: ignore[attr-defined]
+        return super().adam_update(settings)
 
     def hook_step(
         self,

@@ -83,6 +83,7 @@ class MasterWeightsEngine(Zero0Engine):
                 settings,
                 step_count(state),
                 is_counted=i in self._counted,
+                has_state=bool(state),
             )
 
     def grad_scale(self) -> Tensor | float:

@@ -64,6 +64,7 @@ class Zero12Engine(DeepSpeedView):
                 {k: v.narrow(0, *_span(address)) for k, v in select_state(state, flat).items()},
                 settings,
                 step_count(state),
+                has_state=bool(state),
             )
 
     def _gradient(self, param: Any, mapping: Any) -> Tensor | None:

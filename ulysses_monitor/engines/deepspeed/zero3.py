@@ -70,6 +70,7 @@ class Zero3Engine(DeepSpeedView):
                 {k: v.narrow(0, start, numel) for k, v in select_state(state, flat).items()},
                 self.optimizer.param_groups[zero.sub_group_to_group_id[group]],
                 step_count(state),
+                has_state=bool(state),
             )
 
     def _gradient(self, param: Any, group: int, start: int, numel: int) -> Tensor | None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.records.layer_grid import LayerGrid
+from ulysses_monitor.records.layers import Layer
 
 if TYPE_CHECKING:
     from ulysses_monitor.sinks.tensorboard.heat_map import Picture
@@ -37,7 +38,7 @@ class LayerPictures:
         self._drawn_step, self._drawn_time = 0, -np.inf
 
     def add(
-        self, step: int, time: float, layers: tuple[int, ...], norms: npt.NDArray[np.float64]
+        self, step: int, time: float, layers: tuple[Layer, ...], norms: npt.NDArray[np.float64]
     ) -> Picture | None:
         """Adds the norms of a step; returns a picture if one is due."""
         if not self._every or not layers:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.records import Schema
+from ulysses_monitor.records.layers import Layer, order_layers
 from ulysses_monitor.records.nonfinite import pair_norms
 from ulysses_monitor.sinks.selection import Selection
 
@@ -20,7 +21,7 @@ __all__ = ["PERCENTILES", "Plan", "Planner"]
 
 PERCENTILES = (10, 50, 90)
 
-_LAYER = re.compile(r"grad/(norm|nonfinite)/layer/(\d+)$")
+_LAYER = re.compile(r"grad/(norm|nonfinite)/layer/(.+)$")
 _ADAPTERS = re.compile(r"(lora/[^/]+)/module/")
 _MANY = re.compile(r"([^/]+/[^/]+/(?:param|module))/")
 
@@ -36,7 +37,7 @@ class Plan:
         tags: tags of the scalars: first metrics by name, then percentiles.
         metrics: positions of those metrics.
         adapters: positions of the modules of each LoRA statistic, which give three percentiles.
-        layers: numbers of the layers [L].
+        layers: the layers, in order [L].
         norms: positions of the layers' gradient norms [L].
         nonfinite: positions of the layers' counts of NaN and Inf [L]; empty if not recorded.
         histograms: positions of the values of each histogram, by tag.
@@ -47,7 +48,7 @@ class Plan:
     tags: tuple[str, ...]
     metrics: Positions
     adapters: tuple[Positions, ...]
-    layers: tuple[int, ...]
+    layers: tuple[Layer, ...]
     norms: Positions
     nonfinite: Positions
     histograms: dict[str, Positions]
@@ -118,15 +119,16 @@ def _groups(pattern: re.Pattern[str], names: Sequence[tuple[int, str]]) -> dict[
     return {key: np.array(places, np.intp) for key, places in found.items()}
 
 
-def _layers(schema: Schema) -> tuple[tuple[int, ...], Positions, Positions]:
-    places: dict[str, dict[int, int]] = {"norm": {}, "nonfinite": {}}
+def _layers(schema: Schema) -> tuple[tuple[Layer, ...], Positions, Positions]:
+    places: dict[str, dict[str, int]] = {"norm": {}, "nonfinite": {}}
     for i, name in enumerate(schema.names):
         if match := _LAYER.match(name):
-            places[match[1]][int(match[2])] = i
-    layers = tuple(sorted(places["norm"]))
-    counted = layers if set(layers) <= set(places["nonfinite"]) else ()
-    norms = np.array([places["norm"][n] for n in layers], np.intp)
-    return layers, norms, np.array([places["nonfinite"][n] for n in counted], np.intp)
+            places[match[1]][match[2]] = i
+    layers = order_layers(places["norm"])
+    scopes = [str(layer) for layer in layers]
+    counted = scopes if set(scopes) <= set(places["nonfinite"]) else ()
+    norms = np.array([places["norm"][scope] for scope in scopes], np.intp)
+    return layers, norms, np.array([places["nonfinite"][scope] for scope in counted], np.intp)
 
 
 def _percentiles(values: Values) -> Values:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.engines import Engine, Shard
+from ulysses_monitor.engines.support import defer
 from ulysses_monitor.steering.acting.snapshot import Snapshot, local_part, updated_tensors
 
 __all__ = ["UpdateGate"]
@@ -86,7 +87,9 @@ class UpdateGate:
         # closes; after it the gate opens and then they read.
         after = optimizer.register_step_post_hook(lambda *_: self._guarded(self._after))
         undo = hook()
-        before = optimizer.register_step_pre_hook(lambda *_: self._guarded(self._before))
+        before = optimizer.register_step_pre_hook(
+            lambda _, args, kwargs: defer(lambda: self._guarded(self._before), args, kwargs)
+        )
         return lambda: undo_all([before.remove, undo, after.remove])
 
     def _guarded(self, call: Callable[[], None]) -> None:
