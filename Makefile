@@ -40,7 +40,7 @@ test: $(STAMP)
 test-full: $(STAMP)
 	$(PYTEST) --full
 
-# The wheel, installed with each extra alone in a fresh environment; downloads packages.
+# Builds the sdist and the wheel and checks that they can be published.
 test-install: $(STAMP)
 	$(BIN)/pytest --install -m install tests/install
 
