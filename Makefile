@@ -10,7 +10,7 @@ SERVICES := $(VENV)/.services-installed
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup data train test test-full test-services lint format check clean
+.PHONY: setup data train test test-full test-services test-install test-matrix lint format check clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,15 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(PYTEST) --full
+
+# Builds the sdist and the wheel and checks that they can be published.
+test-install: $(STAMP)
+	$(BIN)/pytest --install -m install tests/install
+
+# The Trainer with and without the monitor, under the oldest and the newest supported versions.
+# For others: .venv/bin/python -m tests.install.matrix 5.6.* 1.11.*
+test-matrix: $(STAMP)
+	$(BIN)/python -m tests.install.matrix
 
 # Real servers, all on this machine: MLflow, Prometheus, an OTLP receiver, W&B's own files.
 test-services: $(SERVICES)

@@ -37,19 +37,21 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the longer grids")
+    parser.addoption("--install", action="store_true", help="also install the wheel afresh")
     parser.addoption("--services", action="store_true", help="also test against real servers")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_place)
     _skip(config, items, "full", "a longer grid; give --full to run it")
+    _skip(config, items, "install", "installs the wheel afresh; give --install to run it")
     _skip(config, items, "services", "needs servers on this machine; give --services to run it")
 
 
 def _skip(config: pytest.Config, items: list[pytest.Item], marker: str, reason: str) -> None:
     if not config.getoption(f"--{marker}"):
         for item in items:
-            if marker in item.keywords:
+            if item.get_closest_marker(marker):  # keywords have the names of folders too
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -15,12 +15,12 @@ from typing import Annotated, Literal
 import typer
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.extras import explain_missing
 
 __all__ = ["main"]
 
 app = typer.Typer(
     name="ulysses",
-    help="Train LLMs on long sequences, and record, follow and steer any training.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -43,6 +43,26 @@ Run = Annotated[
 ]
 LocalRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/sft.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from ulysses_monitor.common.environment import package_versions
+
+        typer.echo(f"ulysses {package_versions().get('ulysses-toolkit', 'not installed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _read_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Train LLMs on long sequences, and record, follow and steer any training."""
 
 
 @app.command()
@@ -262,7 +282,8 @@ def main() -> None:
     if arguments and arguments[0].startswith("--local_rank="):
         arguments = arguments[1:]
     try:
-        sys.exit(app(arguments or ["--help"], standalone_mode=False) or 0)
+        with explain_missing(next(iter(arguments), "ulysses")):
+            sys.exit(app(arguments or ["--help"], standalone_mode=False) or 0)
     except typer.TyperException as error:
         message = error.format_message().splitlines()[0]
         typer.echo(f"ulysses: {message.rstrip('.')}; try ulysses --help", err=True)

@@ -76,7 +76,10 @@ def _explain_missing(path: Path) -> str:
     if not path.exists():
         return f"no such folder; {expected}"
     if (path / "run.json").is_file():
-        return "no TensorBoard files; the run was recorded with tensorboard=false"
+        return (
+            "no TensorBoard files; the run was recorded with tensorboard=false, or where "
+            "TensorBoard is not installed"
+        )
     return f"no run in this folder; {expected}"
 
 

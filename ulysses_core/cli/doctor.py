@@ -18,6 +18,7 @@ from ulysses_core.cli.tables import as_text, describe_processes, make_table
 from ulysses_core.cli.train import check
 from ulysses_core.config import RunConfig, load_config
 from ulysses_monitor.common.environment import package_versions
+from ulysses_monitor.common.extras import find_missing
 
 if TYPE_CHECKING:
     from ulysses_core.memory.estimate import Footprint
@@ -50,6 +51,13 @@ def _make_machine_table() -> Table:
     table.add_row("Python", platform.python_version())
     for package, version in package_versions().items():
         table.add_row(package, version)
+    if missing := find_missing("core"):
+        table.add_row(
+            "training core",
+            as_text(
+                f"not installed: {', '.join(missing)}; run pip install 'ulysses-toolkit[core]'"
+            ),
+        )
     table.add_row("CPU cores", str(psutil.cpu_count(logical=False) or psutil.cpu_count()))
     table.add_row("memory", _format_bytes(psutil.virtual_memory().total))
     table.add_row("GPUs", _describe_gpus())

@@ -169,14 +169,16 @@ def _show_result(run_dir: Path, config: RunConfig) -> None:
         typer.echo(f"model saved in {run_dir}")
         return
     from ulysses_monitor.reading import open_run
-    from ulysses_monitor.report import write_report
 
-    run = open_run(run_dir)
+    run, report = open_run(run_dir), None
     try:
-        report: Path | None = write_report(run)
+        from ulysses_monitor.report import write_report
+
+        report = write_report(run)
+    except InputError as error:
+        logging.getLogger(__name__).error("%s", error)
     except Exception:
         logging.getLogger(__name__).exception("could not write the report")
-        report = None
     print_summary(run, report)
 
 

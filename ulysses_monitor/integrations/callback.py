@@ -31,6 +31,7 @@ from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
+from ulysses_monitor.integrations.hooks import check_hooks
 from ulysses_monitor.integrations.patches import BatchPatch, observe_loss, read_before_clipping
 from ulysses_monitor.integrations.trainer_description import describe_trainer
 from ulysses_monitor.integrations.trainer_lookup import (
@@ -117,6 +118,7 @@ class TrainerWatcher(TrainerCallback):
         """Finds the Trainer and its engine, opens the run, patches what it must see."""
         undo_all(self._undos)  # of a training that raised before
         trainer = self._find_trainer(state)
+        check_hooks(trainer)
         engine = engine_of(trainer)
         self.session = session = self.open_session(
             trainer, engine, self._describe(trainer, state, engine)

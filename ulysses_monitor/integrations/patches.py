@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ class BatchPatch:
         trainer = self._trainer
         # Ranks that share rows share their tokens. `get_sp_size` does not count: DeepSpeed's own
         # sequence parallelism has sliced the rows before they come here.
-        peers = trainer.get_cp_size() * trainer.get_tp_size()
+        # A Trainer of transformers 4 has neither method.
+        sizes = (getattr(trainer, name, lambda: 1) for name in ("get_cp_size", "get_tp_size"))
+        peers = math.prod(size() for size in sizes)
         labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
         self._session.observe(
             tokens=row_tokens(batch) / peers,

@@ -2,7 +2,8 @@
 
 torch has no operation that returns a norm, a sum of magnitudes, a maximum and a count of non-zeros
 in one pass, and its fp32 norm adds naively, with a relative error of 4e-3 at 50 million elements.
-These kernels add in float64, which costs nothing because memory is the bottleneck.
+These kernels add in float64, which costs nothing because memory is the bottleneck. Only
+`ulysses_monitor.probes.compiled` imports this module, because Numba may not be installed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
-__all__ = ["AdamStep", "adam_changes", "statistics"]
+from ulysses_monitor.probes.adam_step import AdamStep
+
+__all__ = ["adam_changes", "statistics"]
 
 _T = TypeVar("_T")
 
@@ -35,18 +38,6 @@ _MAGNITUDE_MASK = {kind: kind(np.iinfo(kind).max) for kind in (np.int32, np.int6
 _compiled = njit(
     fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", nogil=True, cache=True
 )
-
-
-class AdamStep(NamedTuple):
-    """The scalars in the formula of one Adam step."""
-
-    rate: float | Tensor
-    """Learning rate divided by the first moment's bias correction."""
-    root_scale: float | Tensor
-    """One divided by the square root of the second moment's bias correction."""
-    eps: float
-    decay: float
-    """The factor that AdamW applied to the parameter, minus one; 0 for Adam."""
 
 
 def statistics(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """Sums over local shards, exact enough to compare engines, in bounded memory.
 
-On the CPU, the kernels of this project read memory once. On a GPU, whose memory is ten times as
-fast, a few torch operations do, which add as trees.
+On the CPU, the kernels of this project read memory once. Without Numba, which compiles them, torch
+adds in float64, a piece at a time. On a GPU, whose memory is ten times as fast, a few torch
+operations do, which add as trees.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ulysses_monitor.probes import kernels
+from ulysses_monitor.probes.compiled import KERNELS
 
 __all__ = [
     "GPU_PIECE",
@@ -22,6 +23,7 @@ __all__ = [
     "split_pieces",
     "statistics",
     "statistics_by_torch",
+    "statistics_in_float64",
 ]
 
 PIECE = 1 << 18
@@ -47,8 +49,24 @@ def statistics(tensors: Sequence[Tensor]) -> Tensor:
         float64 tensor [4, len(tensors)] on their device; a column is not finite if its tensor is
         not.
     """
-    on_cpu = not tensors or tensors[0].device.type == "cpu"
-    return (kernels.statistics if on_cpu else statistics_by_torch)(tensors)
+    if tensors and tensors[0].device.type != "cpu":
+        return statistics_by_torch(tensors)
+    found: Tensor = (statistics_in_float64 if KERNELS is None else KERNELS.statistics)(tensors)
+    return found
+
+
+def statistics_in_float64(tensors: Sequence[Tensor]) -> Tensor:
+    """Does what `statistics` does, for a CPU without Numba: exact, but slower."""
+    result = torch.zeros(4, len(tensors), dtype=torch.float64)
+    for i, tensor in enumerate(tensors):
+        # An empty tensor has no maximum.
+        for piece in split_pieces(tensor.detach()) if tensor.numel() else ():
+            magnitudes = piece.double().abs()
+            result[2, i] = torch.maximum(result[2, i], magnitudes.amax())
+            result[1, i] += magnitudes.sum()
+            result[3, i] += magnitudes.count_nonzero()
+            result[0, i] += magnitudes.square_().sum()
+    return result
 
 
 def statistics_by_torch(tensors: Sequence[Tensor]) -> Tensor:
@@ -100,7 +118,7 @@ def _finite_statistics(tensor: Tensor) -> Tensor:
     rows = []
     for piece in split_pieces(tensor):
         bad = ~piece.isfinite()
-        finite = piece.double().abs_().masked_fill_(bad, 0.0)
+        finite = piece.double().abs().masked_fill_(bad, 0.0)
         nonzero = (piece != 0).sum()
         rows.append([finite.square().sum(), finite.sum(), finite.amax(), nonzero, bad.sum()])
     by_piece = torch.stack([torch.stack([v.double() for v in row]) for row in rows])

@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 
 from ulysses_monitor.engines import Engine, Shard
-from ulysses_monitor.probes import kernels
+from ulysses_monitor.probes.adam_step import AdamStep
 from ulysses_monitor.probes.base import Reading
+from ulysses_monitor.probes.compiled import KERNELS
 from ulysses_monitor.probes.layout import Layout, median, metric_names
 from ulysses_monitor.probes.standard import count_elements, scatter_rows
-from ulysses_monitor.probes.sums import GPU_PIECE, split_pieces, statistics
+from ulysses_monitor.probes.sums import GPU_PIECE, PIECE, split_pieces, statistics
 from ulysses_monitor.records import Cost
 
 __all__ = ["COPY_LIMIT", "UpdateProbe"]
@@ -169,28 +170,36 @@ def _measure_adam(adams: Sequence[tuple[_Adam, Shard]]) -> Tensor:
         (_adam_step(adam, s), (s.param, s.state["exp_avg"], s.state[adam.second]))
         for adam, s in adams
     ]
-    if all(tensors[0].device.type == "cpu" for _, tensors in steps):
-        return kernels.adam_changes(steps)
+    on_cpu = all(tensors[0].device.type == "cpu" for _, tensors in steps)
+    if on_cpu and KERNELS is not None:
+        found: Tensor = KERNELS.adam_changes(steps)
+        return found
     return torch.stack([adam_change_by_torch(*step) for step in steps], dim=1)
 
 
-def _adam_step(adam: _Adam, shard: Shard) -> kernels.AdamStep:
+def _adam_step(adam: _Adam, shard: Shard) -> AdamStep:
     steps = 1.0 if shard.steps is None else shard.steps
     if isinstance(steps, Tensor):  # reading it from a GPU would make the host wait
         on_host = steps.device.type == "cpu"
         steps = float(steps.numpy()) if on_host else steps.double()
     first, second = ((1 - beta**steps) if adam.corrects_bias else 1.0 for beta in adam.betas)
-    return kernels.AdamStep(adam.lr / first, second**-0.5, adam.eps, adam.decay)
+    return AdamStep(adam.lr / first, second**-0.5, adam.eps, adam.decay)
 
 
-def adam_change_by_torch(step: kernels.AdamStep, tensors: Sequence[Tensor]) -> Tensor:
-    """Returns one column of `kernels.adam_changes` [2], for a GPU, where norms add as trees."""
+def adam_change_by_torch(step: AdamStep, tensors: Sequence[Tensor]) -> Tensor:
+    """Returns one column of `kernels.adam_changes` [2], for a GPU and for a CPU without Numba.
+
+    On a GPU norms add as trees. On a CPU they add one by one, so they need float64.
+    """
+    on_cpu = tensors[0].device.type == "cpu"
+    size, accumulator = (PIECE, torch.float64) if on_cpu else (GPU_PIECE, None)
     total = torch.zeros(2, dtype=torch.float64, device=tensors[0].device)
-    for after, m, v in zip(*(split_pieces(t, GPU_PIECE) for t in tensors), strict=True):
+    for after, m, v in zip(*(split_pieces(t, size) for t in tensors), strict=True):
+        m, v = m.to(after.dtype), v.to(after.dtype)
         update = m / (v.sqrt() * step.root_scale + step.eps) * step.rate
         before = (after + update) / (1 + step.decay)
         change = update - step.decay * before
-        norms = [torch.linalg.vector_norm(x) for x in (change, before)]
+        norms = [torch.linalg.vector_norm(x, dtype=accumulator) for x in (change, before)]
         total += torch.stack(norms).double().square()
     return total
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ulysses_monitor.common.errors import InputError, nearest
+from ulysses_monitor.common.extras import explain_missing
 from ulysses_monitor.reading.downsampling import keep_extremes
 from ulysses_monitor.reading.selection import (
     Steps,
@@ -212,7 +213,8 @@ class RunReader:
         Raises:
             InputError: a pattern matches no metric, or no step is within the limits.
         """
-        from ulysses_monitor.reading.plotting import plot_metrics  # only plots need matplotlib
+        with explain_missing("plot"):
+            from ulysses_monitor.reading.plotting import plot_metrics
 
         return plot_metrics(self, patterns, steps, times)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ulysses_monitor.bus import Bus
+from ulysses_monitor.common.extras import is_installed
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.session.process_exit import ProcessExit, Status
 from ulysses_monitor.sinks import Sink, TensorBoardSink
@@ -66,8 +67,8 @@ class Recording:
         if_exists: what to do with a run that is there already.
         info: entries for run.json.
         sinks: sinks beside the run store.
-        tensorboard: whether to write TensorBoard files; a `TensorBoardSink` of the user's own
-            takes the place of ours.
+        tensorboard: whether to write TensorBoard files, if TensorBoard is installed; a
+            `TensorBoardSink` of the user's own takes the place of ours.
         mirror: a URL that gets a copy of the directory.
         on_exit: closes the session when the process ends.
 
@@ -95,7 +96,7 @@ class Recording:
         self._directory.start(info)
         own: list[Sink] = [StoreSink(self._directory)]
         if tensorboard and not any(isinstance(sink, TensorBoardSink) for sink in sinks):
-            own.append(TensorBoardSink())
+            own += _make_tensorboard()
         self._bus = Bus([*own, *sinks], (run_dir, self._directory.info))
         self._mirror = Bus(copies, report=self._bus.report)
         self._process = os.getpid()
@@ -140,3 +141,14 @@ class Recording:
             self._directory.finish(status, about, release=release)
         except OSError as error:  # a full disk must not fail a training that is done
             logger.error("monitor: run.json of %s: %s", self._directory.path, error)
+
+
+def _make_tensorboard() -> list[Sink]:
+    """Returns the TensorBoard sink; none if TensorBoard, an optional dependency, is missing."""
+    if is_installed("tensorboard"):
+        return [TensorBoardSink()]
+    logger.warning(
+        "monitor: TensorBoard is not installed, so this run has no TensorBoard files; run "
+        "pip install 'ulysses-toolkit[tensorboard]', or set tensorboard=False"
+    )
+    return []

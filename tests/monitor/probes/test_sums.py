@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from ulysses_monitor.probes import kernels, sums
-from ulysses_monitor.probes.kernels import AdamStep
-from ulysses_monitor.probes.sums import finite_statistics, statistics, statistics_by_torch
+from ulysses_monitor.probes.adam_step import AdamStep
+from ulysses_monitor.probes.sums import (
+    finite_statistics,
+    statistics,
+    statistics_by_torch,
+    statistics_in_float64,
+)
 from ulysses_monitor.probes.updates import adam_change_by_torch
 
 Statistics = Callable[[Sequence[Tensor]], Tensor]
@@ -25,9 +30,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[statistics, statistics_by_torch, finite_statistics])
+@pytest.fixture(params=[statistics, statistics_in_float64, statistics_by_torch, finite_statistics])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Statistics:
-    """Statistics by kernels, by torch in small pieces, and over finite elements."""
+    """Statistics by kernels, by torch in float64 and in small pieces, and over finite elements."""
     monkeypatch.setattr(sums, "GPU_PIECE", 1 << 12)
     return request.param
 
@@ -38,11 +43,14 @@ def truth(x: Tensor) -> list[float]:
     return [float(row) for row in rows]
 
 
-def test_a_sum_of_20_million_squares_is_right_although_torchs_norm_is_not(threads: int) -> None:
+@pytest.mark.parametrize("way", [statistics, statistics_in_float64])
+def test_a_sum_of_20_million_squares_is_right_although_torchs_norm_is_not(
+    way: Statistics, threads: int
+) -> None:
     x = torch.randn(20_000_003, generator=torch.Generator().manual_seed(0)) * 1e-3
     naive = float(torch.linalg.vector_norm(x).double().square())
     squares = truth(x)[0]
-    assert statistics([x])[:, 0].tolist() == pytest.approx(truth(x), rel=1e-12)
+    assert way([x])[:, 0].tolist() == pytest.approx(truth(x), rel=1e-12)
     assert abs(naive / squares - 1) > 1e-5
 
 
@@ -69,7 +77,7 @@ def test_tensors_of_mixed_sizes_shapes_and_precisions_keep_their_order(ways: Sta
         assert found[:, i].tolist() == pytest.approx(truth(tensor), rel=1e-7)
 
 
-@pytest.mark.parametrize("way", [statistics, statistics_by_torch])
+@pytest.mark.parametrize("way", [statistics, statistics_in_float64, statistics_by_torch])
 def test_a_rank_that_holds_nothing_of_a_parameter_sends_zeros(way: Statistics) -> None:
     empty, some = torch.zeros(0), torch.full((2,), 3.0)
     found = way([empty, some, empty])
@@ -91,7 +99,7 @@ def test_the_smallest_and_the_largest_numbers_are_measured(ways: Statistics) -> 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("way", [statistics, statistics_by_torch])
+@pytest.mark.parametrize("way", [statistics, statistics_in_float64, statistics_by_torch])
 def test_a_nonfinite_element_makes_the_statistics_nonfinite(way: Statistics, bad: float) -> None:
     x = torch.ones(1 << 20)
     x[777_777] = bad
@@ -135,7 +143,7 @@ def test_adams_change_follows_from_its_state(
         group["lr"] / (1 - 0.8**3), (1 - 0.9**3) ** -0.5, group["eps"],
         -group["lr"] * group["weight_decay"],
     )  # fmt: skip
-    for dtype, bound in ((torch.float64, 1e-6 if by == "torch" else 1e-12), (torch.float32, 2e-6)):
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         parts = [
             (p.detach(), adam.state[p]["exp_avg"], adam.state[p]["exp_avg_sq"]) for p in params
         ]
@@ -143,7 +151,7 @@ def test_adams_change_follows_from_its_state(
         if by == "kernels":
             found = kernels.adam_changes(steps)
         else:
-            monkeypatch.setattr("ulysses_monitor.probes.updates.GPU_PIECE", 1 << 12)
+            monkeypatch.setattr("ulysses_monitor.probes.updates.PIECE", 1 << 12)
             found = torch.stack([adam_change_by_torch(*s) for s in steps], dim=1)
         for i, (p, old) in enumerate(zip(params, before, strict=True)):
             assert float(found[1, i]) == pytest.approx(float(old.square().sum()), rel=bound)

@@ -19,7 +19,6 @@ from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import transformers
 from transformers import Trainer, TrainerCallback
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
@@ -35,6 +34,7 @@ from ulysses_monitor.integrations.auto import (
 from ulysses_monitor.integrations.auto.agreement import NotAttachedError, agree
 from ulysses_monitor.integrations.auto.places import origin
 from ulysses_monitor.integrations.callback import TrainerWatcher
+from ulysses_monitor.integrations.hooks import check_default_callbacks
 from ulysses_monitor.integrations.trainer_lookup import calling_trainer
 from ulysses_monitor.session.opening import Place, Training
 from ulysses_monitor.session.session import Session
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AttachedCallback", "install"]
 
-_OLDEST = (5, 23)
-"""The first transformers whose Trainer `TrainerWatcher` knows."""
-
 
 def install(module: ModuleType) -> None:
     """Gives an `AttachedCallback` to every Trainer that is made from now on.
@@ -55,14 +52,9 @@ def install(module: ModuleType) -> None:
         module: ``transformers.trainer``, just imported.
 
     Raises:
-        InputError: the settings are wrong, or the version of transformers is not known.
+        InputError: the settings are wrong, or `module` has no list of default callbacks.
     """
-    version = transformers.__version__
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
-        needed = ".".join(map(str, _OLDEST))
-        raise InputError(f"transformers {version} is too old; allowed: {needed} or newer")
-    if not isinstance(getattr(module, "DEFAULT_CALLBACKS", None), list):
-        raise InputError(f"transformers {version} has no list of default callbacks")
+    check_default_callbacks(module)
     AttachedCallback.settings = AttachSettings.from_environment(os.environ)
     module.DEFAULT_CALLBACKS.append(AttachedCallback)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ulysses_monitor.common.extras import explain_missing
 from ulysses_monitor.reading.sources.base import MetricLog, build_block
 from ulysses_monitor.reading.sources.records import find_frames, has_sound_checksum, is_damaged
 from ulysses_monitor.records.trainer_names import assign_names, tag_name
@@ -118,8 +119,9 @@ class _EventFile:
             yield from self._parse(data[begin:stop])
 
     def _parse(self, record: bytes) -> Iterator[Any]:
-        from google.protobuf.message import DecodeError
-        from tensorboard.compat.proto.event_pb2 import Event
+        with explain_missing("TensorBoard files"):
+            from google.protobuf.message import DecodeError
+            from tensorboard.compat.proto.event_pb2 import Event
 
         try:
             yield Event.FromString(record)

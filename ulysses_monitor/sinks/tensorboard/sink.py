@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.extras import is_installed
 from ulysses_monitor.common.settings import checked_arguments
 from ulysses_monitor.records import Event, StepRecord
-from ulysses_monitor.sinks.arguments import PathLike, Patterns
+from ulysses_monitor.sinks.arguments import PathLike, Patterns, require_library
 from ulysses_monitor.sinks.tensorboard.plan import Planner
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class TensorBoardSink:
             The last picture is drawn at the end.
 
     Raises:
-        InputError: an argument is wrong.
+        InputError: an argument is wrong, or TensorBoard is not installed.
     """
 
     name = "tensorboard"
@@ -56,6 +57,7 @@ class TensorBoardSink:
         histograms: Patterns | bool = False,
         picture_every: Annotated[int, Field(ge=0, le=10**9)] = 100,
     ) -> None:
+        require_library(self.name, "tensorboard.compat")
         if isinstance(histograms, bool):
             histograms = ("grad/norm/param/*",) if histograms else ()
         self._planner = Planner(parameters, histograms)
@@ -108,6 +110,8 @@ class TensorBoardSink:
                     "sink tensorboard: directory is None and there is no run directory; expected a "
                     "directory"
                 )
-            self._translator = Translator(self._planner, self._picture_every)
+            # Only the pictures need matplotlib.
+            pictures = self._picture_every if is_installed("matplotlib") else 0
+            self._translator = Translator(self._planner, pictures)
             self._file = EventFile(self._directory)
         return self._file, self._translator
