@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ulysses_core.cli.options import AsJson, LocalRun, Overrides, Run, Version
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.extras import explain_missing
 
@@ -31,37 +32,9 @@ app.add_typer(store, name="store")
 _REPORT_DELAY = 10.0
 """Seconds that other ranks wait before they report wrong input, because rank 0 reports it too."""
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Override keys of the config, such as learning_rate=1e-4 or monitor.sample_every=5.",
-    ),
-]
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run directory, such as runs/sft, or a URL.")
-]
-LocalRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/sft.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
-        from ulysses_monitor.common.environment import package_versions
-
-        typer.echo(f"ulysses {package_versions().get('ulysses-toolkit', 'not installed')}")
-        raise typer.Exit
-
 
 @app.callback()
-def _read_options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
-        ),
-    ] = False,
-) -> None:
+def _read_options(version: Version = False) -> None:
     """Train LLMs on long sequences, and record, follow and steer any training."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,16 @@ from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.steering import Steering
 from ulysses_monitor.store import IfExists
 
-__all__ = ["Place", "Training", "describe_model", "make_steering", "open_recorder"]
+__all__ = [
+    "Place",
+    "Training",
+    "describe_model",
+    "make_steering",
+    "open_recorder",
+    "restore_memory",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,23 @@ def make_steering(
         scheduler=training.scheduler,
         guard=guard,
     )
+
+
+def restore_memory(steering: Steering, parts: Parts, training: Training) -> list[str]:
+    """Gives policies what they remembered at the checkpoint; returns those that start anew.
+
+    Raises:
+        InputError: the state is damaged.
+    """
+    missing = [policy.name for policy in parts.policies] if training.step else []
+    if training.policy_state is not None:
+        missing = steering.load(training.policy_state, "checkpoint", training.step)
+    if missing:
+        logger.warning(
+            "monitor: the checkpoint does not contain the memory of %s; starting without it",
+            ", ".join(missing),
+        )
+    return missing
 
 
 def open_recorder(

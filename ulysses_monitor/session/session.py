@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 from torch import Tensor
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
@@ -16,17 +15,21 @@ from ulysses_monitor.common.patching import undo_all
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.engines import Engine, do_nothing
 from ulysses_monitor.probes import assemble
-from ulysses_monitor.probes.capture import CapturedStep, Part
-from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
+from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.failure import FailureWatch, peak_memory
-from ulysses_monitor.session.flops import TrainingFlops
-from ulysses_monitor.session.opening import Place, Training, make_steering, open_recorder
+from ulysses_monitor.session.opening import (
+    Place,
+    Training,
+    make_steering,
+    open_recorder,
+    restore_memory,
+)
 from ulysses_monitor.session.process_exit import Status
-from ulysses_monitor.session.recording import NoRecording, Recorder
+from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
-from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, as_part
+from ulysses_monitor.session.training_step import TrainingStep, as_part
 
 __all__ = ["Session"]
 
@@ -88,51 +91,35 @@ class Session:
         self.is_open = True
         self.failure = FailureWatch()
         self._engine = engine
-        self._recorder: Recorder = NoRecording()
-        self._guard = Guard(lambda about: self.event("monitor", about))
-        self._rules = RuleSet(parts.rules, self._guard)
+        guard = self._guard = Guard(lambda about: self.event("monitor", about))
+        self._publisher = Publisher(RuleSet(parts.rules, self._guard), engine)
         self.sources = Sources(self._guard)
         self._steering = make_steering(engine, settings, parts, training, self._guard)
-        self._flops = TrainingFlops.of(engine.model)
-        self._records = RecordBuilder()
         self._current = TrainingStep()
-        self._last_publish = 0.0
         self._has_warned = False
         self._capture, self._undos = assemble(
-            engine, settings.sample_every, self._next_is_sampled, self._guard
+            engine, settings.sample_every, lambda: self._capture.is_sampled(self.step + 1), guard
         )
         self._undos.append(self._steering.end_step)
         try:
-            self._recorder = open_recorder(
+            self._publisher.recorder = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
             )
-            if self._recorder.is_recording:
+            if self._publisher.recorder.is_recording:
                 self._steering.listen(place.run_dir)
             self._start(parts, training)
         except BaseException:
             self.close("failed")
             raise
 
-    def _next_is_sampled(self) -> bool:
-        return self._capture.is_sampled(self.step + 1)
-
     # -- the life of a run -------------------------------------------------------------------
 
     def _start(self, parts: Parts, training: Training) -> None:
         """Records the start and restores what policies remembered at the checkpoint."""
-        about: dict[str, Any] = {"engine": self._engine.name, "world_size": world_size()}
-        about["max_steps"] = training.max_steps
-        if parts.policies:
-            about["policies"] = self._steering.modes
-        self.event("start", about)
-        missing = [policy.name for policy in parts.policies] if self.step else []
-        if training.policy_state is not None:
-            missing = self._steering.load(training.policy_state, "checkpoint", self.step)
-        if missing:
-            logger.warning(
-                "monitor: the checkpoint does not contain the memory of %s; starting without it",
-                ", ".join(missing),
-            )
+        modes = {"policies": self._steering.modes} if parts.policies else {}
+        about = {"engine": self._engine.name, "world_size": world_size(), **modes}
+        self.event("start", {**about, "max_steps": training.max_steps})
+        if missing := restore_memory(self._steering, parts, training):
             self.event("monitor", {"policies_anew": missing})
 
     def hook_step(self, ended: Callable[[], None] = do_nothing) -> None:
@@ -141,9 +128,8 @@ class Session:
         Args:
             ended: see `Engine.hook_step`.
         """
-        hook = self._engine.hook_step
-        install = self._steering.gate.install
-        self._undos.append(install(lambda: hook(self.gradients_ready, self.stepped, ended)))
+        hook, gate = self._engine.hook_step, self._steering.gate
+        self._undos.append(gate.install(lambda: hook(self.gradients_ready, self.stepped, ended)))
 
     def close(self, status: Status = "finished") -> None:
         """Removes every hook, writes everything out, ends the run; safe to call twice."""
@@ -154,7 +140,7 @@ class Session:
             if status == "failed" and (error := self.failure.describe()):
                 why["error"] = error
             about = {**why, "peak_memory": peak_memory(self._engine.device)}
-            self._recorder.close(status, self.step, about)
+            self._publisher.recorder.close(status, self.step, about)
 
     def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
         """Calls what runs inside the user's training; if it raises, training continues.
@@ -191,21 +177,13 @@ class Session:
             self._has_warned = True
             logger.warning(
                 "monitor: observe() came after before_clip() of the same step; call before_clip() "
-                "once a step, after its last micro-batch, or the gradients are read too early"
+                "after the step's last micro-batch, or the gradients are read too early"
             )
         self._current.observe(loss, tokens, loss_tokens, attended)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
-        """Notes that a micro-batch could not be read: the coming step has no such metrics.
-
-        Args:
-            loss: its loss is not known.
-            counts: its numbers of tokens are not known.
-        """
-        if loss:
-            self._current.miss_loss()
-        if counts:
-            self._current.miss_counts()
+        """Notes that a micro-batch could not be read; see `TrainingStep.miss`."""
+        self._current.miss(loss=loss, counts=counts)
 
     def before_clip(self) -> None:
         """Reads the gradients now unless the engine clips within its own step."""
@@ -235,23 +213,24 @@ class Session:
         own = step.observed() | sources | self._steering.collect_sums()
         captured = self._capture.read(self.step + 1, own)
         step.parts, step.sums = captured.parts, captured.extra
-        sources = {name: step.sums[name] for name in sources}
+        step.sources = {name: step.sums[name] for name in sources}
         try:
-            events = self._steer(step, sources)
+            events = self._steer(step)
         except InputError as error:
             return error
-        if self._recorder.is_recording:
+        if self._publisher.recorder.is_recording:
+            publish, edited_norm = self._publisher.publish_read, self._steering.edited_norm
             self._guard.call(
-                "recording", lambda: self._record_gradients(step, captured, sources, events), None
+                "recording", lambda: publish(captured, step, edited_norm, events, self.step), None
             )
         return None
 
-    def _steer(self, step: TrainingStep, sources: Mapping[str, float]) -> list[Event]:
+    def _steer(self, step: TrainingStep) -> list[Event]:
         """Lets policies and people act; on every rank, with the same numbers."""
 
         def make_record() -> StepRecord:
-            own = as_part({**step.metrics(self._engine), **sources})
-            return self._records.build([*(step.parts or ()), own], self.step + 1)
+            own = as_part(step.metrics(self._engine))
+            return self._publisher.build([*(step.parts or ()), own], self.step + 1)
 
         try:
             return self._steering.steer(make_record, step.sums, self._capture.names)
@@ -264,20 +243,6 @@ class Session:
             self._steering.turn_off()
             return []
 
-    def _record_gradients(
-        self,
-        step: TrainingStep,
-        captured: CapturedStep,
-        sources: Mapping[str, float],
-        events: Sequence[Event],
-    ) -> None:
-        if captured.previous_parts:
-            self._publish(captured.previous_parts)
-        own = step.metrics(self._engine, self._steering.edited_norm)
-        captured.parts.append(as_part({**own, **sources}))
-        for event in events:
-            self._recorder.publish(event)
-
     def stepped(self, done: bool = True) -> None:
         """Reads what the optimizer step did, before a scheduler changes its settings.
 
@@ -285,12 +250,13 @@ class Session:
             done: false if the step was skipped for an overflow.
         """
         began = time.perf_counter()
-        self.guarded("looking at the step", lambda: self._look_at_step(done), None)
-        self._current.overhead += time.perf_counter() - began
 
-    def _look_at_step(self, done: bool) -> None:
-        was_skipped = self._steering.end_step()
-        self._capture.finish_step(done and not was_skipped)
+        def finish() -> None:
+            was_skipped = self._steering.end_step()
+            self._capture.finish_step(done and not was_skipped)
+
+        self.guarded("reading the optimizer's step", finish, None)
+        self._current.overhead += time.perf_counter() - began
 
     def step_ends(self, step: int | None = None) -> None:
         """Completes and publishes the step's record.
@@ -301,26 +267,10 @@ class Session:
         current, self._current = self._current, TrainingStep()
         self.step = self.step + 1 if step is None else step
         parts = current.parts
-        if parts is not None and self._recorder.is_recording:
-            self._guard.call("recording", lambda: self._record_step(current, parts), None)
+        if parts is not None and self._publisher.recorder.is_recording:
+            publish = self._publisher.publish_step
+            self._guard.call("recording", lambda: publish(current, parts, self.step), None)
         self._current.began = time.perf_counter()
-
-    def _record_step(self, step: TrainingStep, parts: list[Part]) -> None:
-        began = time.perf_counter()
-        times = step.times(began - step.began, self._flops, self._engine.device)
-        times["monitor/overhead_seconds/total"] = step.overhead + self._last_publish
-        for sink, count in self._recorder.dropped().items():
-            times[f"monitor/dropped_records/{sink}"] = float(count)
-        self._publish([*parts, as_part(times)])
-        # Known only now, so the next record carries it.
-        self._last_publish = time.perf_counter() - began
-
-    def _publish(self, parts: Sequence[Part]) -> None:
-        """Publishes a record of the current step, and the alerts that rules raise for it."""
-        record = self._records.build(parts, self.step)
-        self._recorder.publish(record)
-        for alert in self._rules.observe(record):
-            self._recorder.publish(alert.to_event(record.time))
 
     def take_requests(self) -> dict[str, str]:
         """Returns what policies or people ask of the training: ``save``, ``stop``, and why.
@@ -335,14 +285,11 @@ class Session:
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Records an event at the current step."""
-        self._recorder.publish(Event(kind=kind, step=self.step, time=time.time(), data=data))
+        self._publisher.publish_event(kind, data, self.step)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Records further metrics of the current step; see `Monitor.log`."""
-        names = tuple(Metric(name=name).name for name in metrics)
-        if names:
-            values = np.array([float(value) for value in metrics.values()], np.float64)
-            self._recorder.publish(StepRecord(self.step, time.time(), schema_of(names), values))
+        self._publisher.publish_numbers(metrics, self.step)
 
     def policy_state(self) -> bytes | None:
         """Returns what policies remember, to be kept with a checkpoint of this step.

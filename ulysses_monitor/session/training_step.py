@@ -29,6 +29,7 @@ class TrainingStep:
         began: when the step began, by `time.perf_counter`.
         parts: names and values per probe, once the gradients were read.
         sums: what was observed, summed over ranks, once the gradients were read.
+        sources: metrics from elsewhere, once the gradients were read.
         was_read: whether the gradients were read, or reading them failed.
         overhead: seconds of the step that the monitor took.
     """
@@ -36,6 +37,7 @@ class TrainingStep:
     began: float = field(default_factory=time.perf_counter)
     parts: list[Part] | None = None
     sums: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, float] = field(default_factory=dict)
     was_read: bool = False
     overhead: float = 0.0
     _loss: Tensor | float = 0.0
@@ -71,13 +73,17 @@ class TrainingStep:
         self._tokens = self._tokens + tokens
         self._attended = self._attended + attended
 
-    def miss_loss(self) -> None:
-        """Notes that a micro-batch's loss is not known, so that no rank has a loss of the step."""
-        self._has_loss = math.nan
+    def miss(self, *, loss: bool = False, counts: bool = False) -> None:
+        """Notes that a micro-batch could not be read, so that no rank has such metrics of the step.
 
-    def miss_counts(self) -> None:
-        """Notes that a micro-batch's tokens are not known; the step has no counts and no speed."""
-        self._tokens = self._has_labels = math.nan
+        Args:
+            loss: its loss is not known.
+            counts: its tokens are not known: the step has neither counts nor speed.
+        """
+        if loss:
+            self._has_loss = math.nan
+        if counts:
+            self._tokens = self._has_labels = math.nan
 
     def observed(self) -> dict[str, Tensor | float]:
         """Returns this rank's values, which travel in the step's vector and return as `sums`."""
@@ -91,7 +97,7 @@ class TrainingStep:
         }
 
     def metrics(self, engine: Engine, edited_norm: float | None = None) -> dict[str, float]:
-        """Returns loss, label tokens, learning rates and the coming clip, from sums and parts.
+        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`.
 
         Args:
             engine: what is trained.
@@ -107,7 +113,7 @@ class TrainingStep:
             norm = self._measured("grad/norm/total")
         if clip_norm is not None and norm is not None:
             metrics["grad/clip_coef/total"] = min(1.0, clip_norm / (norm + 1e-6))
-        return metrics
+        return {**metrics, **self.sources}
 
     def times(self, seconds: float, flops: TrainingFlops, device: torch.device) -> dict[str, float]:
         """Returns duration and speed of the step, and utilisation if the device's peak is known."""

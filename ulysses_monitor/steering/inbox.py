@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.ranks import broadcast_bytes
+from ulysses_monitor.records import Event
 from ulysses_monitor.records.command import Command
 from ulysses_monitor.store.control_file import ControlFile
 
-__all__ = ["CommandInbox"]
+__all__ = ["CommandInbox", "control_event", "obey"]
 
 _PENDING = "steering/command_pending"
 
@@ -53,3 +56,30 @@ class CommandInbox:
         own = b"" if self._pending is None else self._pending.to_json().encode()
         self._pending = None
         return Command.from_json(broadcast_bytes(own, self._device).decode())
+
+
+def obey(command: Command, apply: Callable[[Command], None], step: int) -> Event:
+    """Applies a command and returns the event that says who asked for what, and the result.
+
+    Args:
+        command: the command.
+        apply: does all of it or, with an `InputError`, nothing.
+        step: the optimizer step.
+    """
+    about = {
+        "id": command.id,
+        "who": command.who,
+        "why": command.why,
+        "command": command.describe(),
+    }
+    try:
+        apply(command)
+        about["result"] = command.describe()
+    except InputError as error:
+        about["refused"] = str(error)
+    return control_event(step, about)
+
+
+def control_event(step: int, about: Mapping[str, str]) -> Event:
+    """Returns an event of kind ``control``."""
+    return Event(kind="control", step=step, time=time.time(), data=about)

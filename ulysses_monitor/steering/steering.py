@@ -23,7 +23,7 @@ from ulysses_monitor.records import Event, Mode, StepRecord
 from ulysses_monitor.records.command import Command
 from ulysses_monitor.steering.acting import Performer, UpdateGate
 from ulysses_monitor.steering.agreement import Agreement, disagreement_alert
-from ulysses_monitor.steering.inbox import CommandInbox
+from ulysses_monitor.steering.inbox import CommandInbox, control_event, obey
 from ulysses_monitor.steering.state import from_bytes, to_bytes
 
 __all__ = ["Steering"]
@@ -132,9 +132,9 @@ class Steering:
         if not (self._has_policies or self._factors or command or problems):
             return []
         record = make_record()
-        events = [_control_event(record.step, {"refused": each}) for each in problems]
+        events = [control_event(record.step, {"refused": each}) for each in problems]
         if command is not None:
-            events.append(self._obey(command, record.step))
+            events.append(obey(command, self._apply, record.step))
         if not self._is_fitted:
             events += self._fit({*metrics(), *record.schema.names}, record.step)
         if self._is_off:
@@ -205,20 +205,6 @@ class Steering:
         return was_skipped
 
     # -- people --------------------------------------------------------------------------------
-
-    def _obey(self, command: Command, step: int) -> Event:
-        about = {
-            "id": command.id,
-            "who": command.who,
-            "why": command.why,
-            "command": command.describe(),
-        }
-        try:
-            self._apply(command)
-            about["result"] = command.describe()
-        except InputError as error:
-            about["refused"] = str(error)
-        return _control_event(step, about)
 
     def _apply(self, command: Command) -> None:
         """Does all that a command asks, or nothing of it.
@@ -305,7 +291,3 @@ class Steering:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where}: is not a state of policies: {error!r}") from None
         return missing
-
-
-def _control_event(step: int, about: Mapping[str, str]) -> Event:
-    return Event(kind="control", step=step, time=time.time(), data=about)

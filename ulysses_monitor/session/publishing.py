@@ -1,0 +1,98 @@
+"""Turns what a step measured into records, alerts and events, and hands them to the recorder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.probes.capture import CapturedStep, Part
+from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
+from ulysses_monitor.rules import RuleSet
+from ulysses_monitor.session.flops import TrainingFlops
+from ulysses_monitor.session.recording import NoRecording, Recorder
+from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, as_part
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """Publishes the records of steps, and the alerts that rules raise for them.
+
+    Args:
+        rules: see every record.
+        engine: what is trained.
+
+    Attributes:
+        recorder: takes everything; until the run is open, nothing is recorded.
+    """
+
+    def __init__(self, rules: RuleSet, engine: Engine) -> None:
+        self.recorder: Recorder = NoRecording()
+        self._rules, self._engine = rules, engine
+        self._flops = TrainingFlops.of(engine.model)
+        self._builder = RecordBuilder()
+        self._last_publish = 0.0
+
+    def build(self, parts: Sequence[Part], step: int) -> StepRecord:
+        """Joins parts to the record of `step`."""
+        return self._builder.build(parts, step)
+
+    def publish(self, parts: Sequence[Part], step: int) -> None:
+        """Publishes the record of `step`, and the alerts that rules raise for it."""
+        record = self.build(parts, step)
+        self.recorder.publish(record)
+        for alert in self._rules.observe(record):
+            self.recorder.publish(alert.to_event(record.time))
+
+    def publish_read(
+        self,
+        captured: CapturedStep,
+        current: TrainingStep,
+        edited_norm: float | None,
+        events: Sequence[Event],
+        step: int,
+    ) -> None:
+        """Publishes what reading a step told, and completes its parts.
+
+        Args:
+            captured: what was read; its `previous_parts` are of the step before.
+            current: the step that was read.
+            edited_norm: norm of its gradients if a policy changed them.
+            events: what policies and people did.
+            step: number of the step before.
+        """
+        if captured.previous_parts:
+            self.publish(captured.previous_parts, step)
+        captured.parts.append(as_part(current.metrics(self._engine, edited_norm)))
+        for event in events:
+            self.recorder.publish(event)
+
+    def publish_step(self, current: TrainingStep, parts: Sequence[Part], step: int) -> None:
+        """Publishes the record of a step that ended, with its times."""
+        began = time.perf_counter()
+        times = current.times(began - current.began, self._flops, self._engine.device)
+        times["monitor/overhead_seconds/total"] = current.overhead + self._last_publish
+        for sink, count in self.recorder.dropped().items():
+            times[f"monitor/dropped_records/{sink}"] = float(count)
+        self.publish([*parts, as_part(times)], step)
+        # Known only now, so the next record carries it.
+        self._last_publish = time.perf_counter() - began
+
+    def publish_numbers(self, metrics: Mapping[str, float], step: int) -> None:
+        """Publishes further metrics of `step`, which rules do not see.
+
+        Raises:
+            InputError: a name is not ``family/stat/scope``.
+        """
+        names = tuple(Metric(name=name).name for name in metrics)
+        if names:
+            values = np.array([float(value) for value in metrics.values()], np.float64)
+            self.recorder.publish(StepRecord(step, time.time(), schema_of(names), values))
+
+    def publish_event(self, kind: str, data: Mapping[str, Any], step: int) -> None:
+        """Publishes an event at `step`."""
+        self.recorder.publish(Event(kind=kind, step=step, time=time.time(), data=data))
