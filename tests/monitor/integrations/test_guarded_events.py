@@ -52,7 +52,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "counting tokens": (patches, "row_tokens", "train/tokens_per_second/total"),
     "observing the loss": (Session, "observe", "train/loss/total"),
     "reading the gradients": (Capture, "read", "grad/norm/total"),
-    "looking at the step": (Capture, "finish_step", "optim/update_ratio/total"),
+    "reading the optimizer's step": (Capture, "finish_step", "optim/update_ratio/total"),
     "on_step_end": (Session, "step_ends", "train/step_seconds/total"),
     "on_evaluate": (callback, "name_numbers", "eval/accuracy/total"),
     "on_log": (callback, "name_numbers", "train/kl/total"),

@@ -312,8 +312,8 @@ def check_a_failing_event_costs_neither_the_training_nor_the_record(
     run = um.open_run(folder / "run")
     assert run.metrics("grad/norm/total").index.tolist() == [1, 2, 3, 4]
     assert run.info["status"] == "finished"
-    failed = [n.text for n in read_notes(folder / "notes") if n.outcome == "failed"]
-    assert failed == ["ValueError: not a metric"]
+    failed = {(e["part"], e["error"]) for e in run.event_list() if e.get("state") == "failed"}
+    assert failed == {(part, "ValueError: not a metric") for part in ("on_log", "on_evaluate")}
 
 
 def check_a_requested_stop_is_not_swallowed(build_trainer: Any, folder: Path) -> None:
