@@ -78,14 +78,21 @@ class ProcessExit:
         if self._is_closing:
             self._pending = number
             return
-        if callable(self._before):
+        if self._user_handles():
             self._user_handled = True
             self._before(number, frame)
             return
         if os.getpid() == self._process:
             self._close("stopped")
         self.undo()
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # to another open run's handler, or to the default
+
+    def _user_handles(self) -> bool:
+        """Returns whether the handler below those of all open runs is the user's."""
+        handler = self._before
+        while isinstance(run := getattr(handler, "__self__", None), ProcessExit):
+            handler = run._before
+        return callable(handler)
 
 
 def _in_main_thread() -> bool:

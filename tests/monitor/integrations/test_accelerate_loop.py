@@ -149,7 +149,7 @@ def watch_loops(root: str, cases: list[str]) -> dict[str, Any]:
     for case in cases:
         try:
             facts[case] = loop_twice(case, Path(root, case))
-        except Exception:  # noqa: BLE001 - the tests of this case tell it
+        except Exception:  # noqa: BLE001 - the tests of this case report it
             facts[case] = traceback.format_exc()
         forget_last_trainer()
     return facts

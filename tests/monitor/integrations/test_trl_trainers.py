@@ -254,7 +254,7 @@ def train_cases(root: str, cases: list[str]) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
         try:
             facts[case] = train_twice(case, folder)
-        except Exception:  # noqa: BLE001 - the tests of this case tell it
+        except Exception:  # noqa: BLE001 - the tests of this case report it
             facts[case] = traceback.format_exc()
         forget_last_trainer()
     return facts

@@ -102,6 +102,40 @@ def test_sigterm_writes_everything_and_the_process_still_dies_of_it(
     assert_recorded(tmp_path / "run", "stopped")
 
 
+OTHERS = """
+def other(name):
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = um.Monitor(sys.argv[1] + "-" + name, tensorboard=False)
+    return monitor.open(find_engine(model, optimizer), Training())
+"""
+
+
+def test_sigterm_ends_every_open_run_whatever_was_closed_before(tmp_path: Path) -> None:
+    trains, ready = STARTED.split('print("ready"')
+    body = f"""{trains}{OTHERS}
+closed, left_open = other("closed"), other("open")
+closed.close()  # its handler is not the last one
+print("ready"{ready}"""
+    run = tmp_path / "run"
+    assert signalled(run, body, signal.SIGTERM) == -signal.SIGTERM
+    assert_recorded(run, "stopped")
+    assert um.open_run(f"{run}-open").info["status"] == "stopped"
+    assert um.open_run(f"{run}-closed").info["status"] == "finished"
+
+
+def test_the_users_own_handler_is_reached_through_several_runs(tmp_path: Path) -> None:
+    trains, ready = STARTED.split('print("ready"')
+    body = f"""{trains}{OTHERS}
+left_open = other("open")
+print("ready"{ready}"""
+    before = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))"
+    run = tmp_path / "run"
+    assert signalled(run, body, signal.SIGTERM, before) == 7
+    assert_recorded(run, "stopped")
+    assert um.open_run(f"{run}-open").info["status"] == "stopped"
+
+
 def test_the_users_own_handler_decides_and_the_exit_closes_the_run(tmp_path: Path) -> None:
     before = """
     def mine(number, frame):

@@ -134,7 +134,7 @@ def train_all(cases: list[tuple[str, str, str, str]]) -> dict[str, Any]:
     for case in cases:
         try:
             results["/".join(case)] = train(*case)
-        except Exception:  # noqa: BLE001 - the test of this case tells it; the others go on
+        except Exception:  # noqa: BLE001 - the test of this case reports it
             results["/".join(case)] = {"error": traceback.format_exc()}
     return results
 
