@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def pytest_configure() -> None:
     for lock in folder.glob("*/lock"):
         if time.time() - lock.stat().st_mtime > _LONGEST_BUILD_SECONDS:
             lock.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """Undoes the log levels that a command sets when a test runs it in this process."""
+    loggers = [logging.getLogger(name) for name in ("ulysses_core", "ulysses_monitor")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
