@@ -16,7 +16,8 @@ from ulysses_core.cli.launch import choose_processes
 from ulysses_core.cli.policy_warnings import find_policy_warnings
 from ulysses_core.cli.tables import as_text, describe_processes, make_table
 from ulysses_core.cli.train import check
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import find_stage, load_config
 from ulysses_monitor.common.environment import package_versions
 from ulysses_monitor.common.extras import find_missing
 
@@ -128,17 +129,23 @@ def _estimate_footprint(config: RunConfig, model: Any, processes: int) -> Footpr
 def _build_meta_model(config: RunConfig) -> Any:
     """Builds the model and its adapters on the meta device, without memory for weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from ulysses_core.trainers.build import add_adapters, build_architecture, build_tokenizer
+    from ulysses_core.trainers.build import (
+        add_adapters,
+        build_architecture,
+        build_tokenizer,
+        model_class,
+    )
 
     if config.model.architecture is not None:
         architecture = build_architecture(config.model.architecture, build_tokenizer(config.model))
     else:
         architecture = AutoConfig.from_pretrained(config.model.model_name_or_path)
+    task = find_stage(config.finetuning.stage).task
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture)
-        return add_adapters(model, config.finetuning)
+        model = model_class(task).from_config(architecture)
+        return add_adapters(model, config.finetuning, task)
 
 
 def _describe_heads(config: Any, size: int, need: Footprint) -> list[tuple[str, str]]:

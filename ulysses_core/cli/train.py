@@ -16,7 +16,8 @@ import typer
 
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import print_plan, print_summary
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import find_stage, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 
 __all__ = ["check", "train"]
@@ -82,7 +83,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
             "resume" if resume else "overwrite" if overwrite else "refuse",
         )
         _check_resume(resume, config.settings.output_dir)
-    return check_sources(config.data, config.finetuning.stage)
+    return check_sources(config.data, find_stage(config.finetuning.stage))
 
 
 def _check_model(config: RunConfig) -> None:
