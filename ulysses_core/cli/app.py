@@ -85,9 +85,12 @@ def attach(
         int, typer.Option(min=1, help="Read optimizer state and parameters every N steps.")
     ] = 10,
     if_exists: Annotated[
-        Literal["refuse", "resume", "overwrite"],
-        typer.Option(help="What to do if the run directory already contains a run."),
-    ] = "refuse",
+        Literal["new", "refuse", "resume", "overwrite"],
+        typer.Option(
+            help="What to do if the run directory already contains a run; "
+            "new records to RUN-2, RUN-3, ..."
+        ),
+    ] = "new",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files.")] = True,
 ) -> None:
     """Run any training command and record every Trainer that it creates."""

@@ -18,6 +18,7 @@ from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import print_plan, print_summary
 from ulysses_core.config import RunConfig, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.session.naming import stamp_run_dir
 
 __all__ = ["check", "train"]
 
@@ -50,9 +51,7 @@ def train(
         return 0
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
     if config.settings.output_dir is None:
-        from ulysses_core.trainers.manager import default_run_dir
-
-        arguments.append(f"output_dir={default_run_dir(config.name, time.time())}")
+        arguments.append(f"output_dir={stamp_run_dir(config.name, time.time())}")
     return launch(arguments, processes)
 
 

@@ -391,10 +391,13 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--", "folder"], "command folder is a folder; expected a program"),
         (["--bogus", "--", "true"], "No such option: --bogus"),
         (["--sample-every", "0", "--", "true"], "greater than or equal to 1"),
-        (["--if-exists", "ask", "--", "true"], "not one of 'refuse', 'resume', 'overwrite'"),
+        (["--if-exists", "ask", "--", "true"], "not one of 'new', 'refuse', 'resume'"),
         (["--run-dir", "train.py", "--", "true"], "--run-dir: train.py is a file"),
         (["--run-dir", "train.py/x", "--", "true"], "train.py is a file; expected a directory"),
-        (["--run-dir", "taken", "--", "true"], "--run-dir: taken already holds a run; choose"),
+        (
+            ["--run-dir", "taken", "--if-exists", "refuse", "--", "true"],
+            "--run-dir: taken already holds a run; choose",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_starts_nothing(tmp_path, refused, arguments, expected):
