@@ -245,7 +245,9 @@ def compact(
 
 def _configure_logging(debug: bool) -> None:
     debug = debug or os.environ.get("ULYSSES_DEBUG") == "1"
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # Which module says it matters to developers only.
+    form = "%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s"
+    logging.basicConfig(format=form, stream=sys.stderr)
     level = logging.DEBUG if debug else logging.INFO
     for name in ("ulysses_core", "ulysses_monitor"):
         logging.getLogger(name).setLevel(level)
