@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
-from ulysses_monitor.common.launch import launched_rank
-from ulysses_monitor.common.notice import notify
 from ulysses_monitor.common.patching import Undo, undo_all
-from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.common.validation import validate
 from ulysses_monitor.engines import Engine, find_engine
-from ulysses_monitor.session.naming import check_run_dir, name_run_dir, program_name
+from ulysses_monitor.session.open_sessions import choose_first_dir, start_session
 from ulysses_monitor.session.opening import Training, describe_model
 from ulysses_monitor.session.places import choose_place
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
-from ulysses_monitor.session.settings import MonitorSettings, WhenTaken
+from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = ["Monitor"]
 
 logger = logging.getLogger(__name__)
-
-_SESSIONS: WeakSet[Session] = WeakSet()
-"""The sessions of this process, of whichever monitor."""
 
 
 class Monitor:
@@ -51,10 +43,6 @@ class Monitor:
         config: what you configured, for run.json.
         settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
             `mirror`, `sample_every`, `if_exists`, `seed`.
-
-    Attributes:
-        keeps_stderr: whether a run that fails also keeps the last lines of standard error, beside
-            those of `logging`.
 
     Raises:
         InputError: a setting is wrong.
@@ -74,9 +62,8 @@ class Monitor:
         if shadow:
             settings = {"mode": "shadow", **settings}
         self.settings = validate(MonitorSettings, settings, "monitor")
-        self._first_dir = _choose_first_dir(run_dir, self.settings.if_exists)
+        self._first_dir = choose_first_dir(run_dir, self.settings.if_exists)
         self._parts = self.settings.make_parts()
-        self.keeps_stderr = False
         self._config = dict(config or {})
         self._latest: Session | None = None
         self._policy_state: bytes | None = None
@@ -180,12 +167,9 @@ class Monitor:
             info=training.info,
             device=engine.device,
         )
-        if place.if_exists in ("resume", "overwrite"):
-            _close_open(place.run_dir)
-        self._latest = Session(place, self.settings, self._parts, engine, training, self._config)
-        _SESSIONS.add(self._latest)
-        if self.keeps_stderr:
-            self._latest.failure.log.follow(sys.stderr)
+        self._latest = start_session(
+            place, self.settings, self._parts, engine, training, self._config
+        )
         return self._latest
 
     def close(self, status: Status = "finished") -> None:
@@ -286,33 +270,6 @@ class Monitor:
         if held is not None and (not isinstance(held, Tensor) or held.dtype != torch.uint8):
             raise InputError("monitor: load_state_dict() expects what state_dict() returned")
         self._policy_state = None if held is None else held.cpu().numpy().tobytes()
-
-
-def _choose_first_dir(run_dir: str | Path | None, if_exists: WhenTaken) -> Path:
-    if run_dir is None:
-        chosen = name_run_dir(program_name())
-        if _is_first_rank():
-            notify(f"recording to {chosen}")
-        return chosen
-    # On other ranks, rank 0 may be recording there already.
-    is_checked = _is_first_rank() and not _open_sessions(Path(run_dir))
-    return check_run_dir(run_dir, if_exists if is_checked else "new")
-
-
-def _is_first_rank() -> bool:
-    return rank() == 0 and launched_rank() == 0
-
-
-def _open_sessions(run_dir: Path) -> list[Session]:
-    """Returns the sessions of this process that record in `run_dir`."""
-    path = run_dir.absolute()
-    return [s for s in _SESSIONS if s.is_open and s.run_dir.absolute() == path]
-
-
-def _close_open(run_dir: Path) -> None:
-    """Ends what an earlier monitor of this process left open: a notebook cell was run again."""
-    for session in _open_sessions(run_dir):
-        session.close("failed")
 
 
 def _full_signature() -> inspect.Signature:

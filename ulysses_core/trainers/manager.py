@@ -140,6 +140,7 @@ class UlyssesTrainingManager:
         settings = self.config.settings
         if not settings.monitor.enabled:
             return None
+        from ulysses_core.trainers.stderr import KeepStderr
         from ulysses_monitor.monitor import Monitor
 
         assert self.run_dir is not None  # noqa: S101 - set by initialize
@@ -148,8 +149,9 @@ class UlyssesTrainingManager:
         # Checkpoints and the model go there as well, so the run never moves beside it.
         monitor_settings["if_exists"] = self._when_taken()
         monitor = Monitor(self.run_dir, config=self.config.raw, **monitor_settings)
-        monitor.keeps_stderr = True
         monitor.attach(self.trainer)
+        assert self.trainer is not None  # noqa: S101 - set by initialize
+        self.trainer.add_callback(KeepStderr(monitor))  # after the monitor's own
         return monitor
 
     def _when_taken(self) -> WhenTaken:

@@ -9,10 +9,33 @@ import time
 from pathlib import Path, PurePath
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.launch import launched_rank
+from ulysses_monitor.common.notice import notify
+from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.session.settings import WhenTaken
 from ulysses_monitor.store import check_available, check_writable
 
-__all__ = ["check_run_dir", "name_run_dir", "program_name", "stamp_run_dir"]
+__all__ = ["check_run_dir", "choose_run_dir", "name_run_dir", "program_name", "stamp_run_dir"]
+
+
+def choose_run_dir(run_dir: str | Path | None, if_exists: WhenTaken) -> Path:
+    """Returns the checked run directory, or names one and says so on standard error.
+
+    Args:
+        run_dir: what the user named, if anything.
+        if_exists: what should happen to a run that is there.
+
+    Raises:
+        InputError: see `check_run_dir`.
+    """
+    is_first = launched_rank() == 0 and rank() == 0
+    if run_dir is not None:
+        # On other ranks, rank 0 may be recording there already.
+        return check_run_dir(run_dir, if_exists if is_first else "new")
+    chosen = name_run_dir(program_name())
+    if is_first:
+        notify(f"recording to {chosen}")
+    return chosen
 
 
 def check_run_dir(run_dir: str | Path, if_exists: WhenTaken) -> Path:

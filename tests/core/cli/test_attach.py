@@ -99,6 +99,7 @@ from transformers import Trainer
 class Fails(Trainer):
     def compute_loss(self, *args, **kwargs):
         if self.state.global_step == 3:
+            print("about to leave", file=sys.stderr)
             sys.exit(3)
         return super().compute_loss(*args, **kwargs)
 
@@ -253,7 +254,9 @@ def test_several_scripts_get_their_own_runs_and_a_failure_keeps_its_exit_code(de
         "ulysses: recorded runs/x-2",
     ]
     assert um.open_run(desk.path / "runs/x").info["status"] == "finished"
-    assert um.open_run(desk.path / "runs/x-2").info["status"] in ("failed", "crashed")
+    failed = um.open_run(desk.path / "runs/x-2")
+    assert failed.info["status"] == "failed"
+    assert failed.event_list("stop")[0]["log"][-1] == "about to leave"
     assert desk.steps("runs/x") == desk.steps("runs/x-2") == [1, 2, 3]
 
 

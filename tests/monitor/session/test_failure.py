@@ -151,9 +151,10 @@ def test_standard_error_is_kept_once_where_it_is_asked_for(
     log = logging.getLogger("mine")
     log.addHandler(handler)
     monitor = um.Monitor(tmp_path / "run", tensorboard=False)
-    monitor.keeps_stderr = True
 
     def loop() -> None:
+        assert monitor.session is not None
+        monitor.session.failure.log.follow(stream)
         log.warning("of logging")
         sys.stderr.write("of a program\n")
         for percent in (10, 20):
