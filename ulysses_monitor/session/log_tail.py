@@ -31,7 +31,11 @@ class LogTail:
         self._entries: deque[str] = deque(maxlen=_LINES)
         self._line = ""
         self._thread = threading.get_ident()
-        self._undos: list[Undo] = [self._follow_logging()]
+        self._undos: list[Undo] = []
+
+    def start(self) -> None:
+        """Keeps what is logged from now on, until `stop`."""
+        self._undos.append(self._follow_logging())
 
     def follow(self, stream: TextIO | None) -> None:
         """Also keeps what this thread writes to `stream`, until `stop`; nothing else changes."""

@@ -119,7 +119,7 @@ def _find_resumed(first: Path, output_dir: str | None) -> Path:
     for path in itertools.takewhile(Path.exists, numbered_dirs(first)):
         info = _read_info(path)
         is_ours = path == first or info.get(NUMBERED_AFTER) == first.name
-        if is_ours and _output_dir(info) == output_dir and not is_locked(path):
+        if is_ours and _output_dir(info) == output_dir:
             found = path
     return found
 

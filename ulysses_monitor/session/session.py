@@ -107,6 +107,7 @@ class Session:
             )
             if self._publisher.recorder.is_recording:
                 self._steering.listen(self.run_dir)
+                self.failure.log.start()
             self._start(parts, training)
         except BaseException:
             self.close("failed")

@@ -127,5 +127,5 @@ def test_the_cells_of_a_notebook_run_again_after_an_interrupt(tmp_path: Path) ->
     first = cell(interrupt=True)
     assert cell(interrupt=False).run_dir == tmp_path / "run-2"
     assert first.session is not None
-    assert cell(interrupt=False, resume_from_checkpoint=True).run_dir.name in ("run", "run-2")
+    assert cell(interrupt=False, resume_from_checkpoint=True).run_dir == tmp_path / "run-2"
     first.close("stopped")

@@ -187,3 +187,13 @@ def test_the_exception_that_is_being_handled_is_the_reason(tmp_path: Path) -> No
         monitor.close("failed")
     assert um.open_run(tmp_path / "run").info["error"] == "RuntimeError: out of memory"
     assert "error" not in um.open_run(tmp_path / "run-2").info
+
+
+def test_a_run_that_cannot_be_opened_leaves_logging_alone(tmp_path: Path) -> None:
+    factory = logging.getLogRecordFactory()
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = um.Monitor(tmp_path / "run", policies=["lr_boost", "warmup_cosine"])
+    with pytest.raises(um.InputError), monitor.watch(model, optimizer):
+        pass
+    assert logging.getLogRecordFactory() is factory

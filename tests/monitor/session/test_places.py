@@ -197,3 +197,13 @@ def test_a_numbered_run_has_a_numbered_copy(tmp_path: Path) -> None:
         train(um.Monitor(tmp_path / "run", tensorboard=False, mirror=str(tmp_path / "copy")))
     for name in ("copy", "copy-2"):
         assert um.open_run(tmp_path / name).info["last_step"] == 1
+
+
+def test_resuming_continues_also_a_numbered_run_that_this_process_left_open(tmp_path: Path) -> None:
+    train(um.Monitor(tmp_path / "run", tensorboard=False), 5)
+    interrupted = um.Monitor(tmp_path / "run", tensorboard=False)
+    leave_open(interrupted)
+    again = um.Monitor(tmp_path / "run", tensorboard=False)
+    train(again, step=2)
+    assert interrupted.run_dir == again.run_dir == tmp_path / "run-2"
+    assert interrupted.session is None
