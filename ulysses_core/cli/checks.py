@@ -92,8 +92,8 @@ def build_meta_model(config: RunConfig) -> Any:
             built = AutoModelForCausalLM.from_config(
                 architecture, trust_remote_code=model.trust_remote_code
             )
-            # These initialisations compute with weights, which are not there.
-            plain = finetuning.model_copy(update={"pissa_init": False, "use_dora": False})
+            # PiSSA computes with weights, which are not there.
+            plain = finetuning.model_copy(update={"pissa_init": False})
             return add_adapters(built, plain)
     except InputError:
         raise

@@ -286,6 +286,18 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
 
 
 @pytest.mark.timeout(60)
+def test_a_taken_run_directory_sends_the_runs_beside_it_and_says_so(desk):
+    (desk.path / "taken").mkdir()
+    (desk.path / "taken/run.json").write_text("{}")
+    done = desk.run("--run-dir", "taken", "--", "true")
+    assert done.returncode == 0
+    assert own_lines(done.stderr)[0] == (
+        "ulysses: attached; taken is taken, so Trainers are recorded to taken-2"
+    )
+    assert not (desk.path / "taken-2").exists()
+
+
+@pytest.mark.timeout(60)
 def test_the_exit_code_after_a_signal_is_128_and_its_number(desk):
     done = desk.run("--", "bash", "-c", "kill -KILL $$")
     assert done.returncode == 137

@@ -129,10 +129,11 @@ def test_what_the_start_would_refuse_is_one_line_and_nothing_is_written(
     [
         {},
         {"finetuning_type": "lora", "lora_target": "q_proj,v_proj", "pissa_init": True},
+        {"finetuning_type": "lora", "use_dora": True},
         {"monitor": {"rules": ["my_rules:nothing"], "policies": "adaptive"}},
         {"eval_strategy": "steps", "eval_steps": 2, "warmup_ratio": 0.5, "deepspeed": "zero3"},
     ],
-    ids=["plain", "lora", "monitor", "evaluation"],
+    ids=["plain", "lora", "dora", "monitor", "evaluation"],
 )
 def test_a_config_that_would_start_passes(
     place: World,
