@@ -63,6 +63,9 @@ def test_the_retry_of_auto_find_batch_size_is_a_second_run(
         "run-2": ("failed", 0),  # the batch size was 3
         "run-3": ("finished", 4),
     }
+    for name in ("run", "run-2"):
+        assert um.open_run(tmp_path / name).info["error"] == "RuntimeError: CUDA out of memory."
+    assert "error" not in um.open_run(tmp_path / "run-3").info
 
 
 def test_each_trial_of_a_hyperparameter_search_is_a_run(
