@@ -19,6 +19,7 @@ __all__ = [
     "build_model",
     "build_tokenizer",
     "build_training_arguments",
+    "check_training_arguments",
 ]
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,29 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
     Raises:
         InputError: transformers rejects a combination of values.
     """
+    args = _make_arguments(config, config.deepspeed)
+    logger.debug("device %s", args.device)  # reading the device starts the process group
+    if config.deepspeed is not None:
+        start_deepspeed()
+    return args
+
+
+def check_training_arguments(config: RunConfig) -> None:
+    """Makes the arguments of one process without DeepSpeed, and forgets them.
+
+    Raises:
+        InputError: transformers rejects a combination of values.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    try:
+        _make_arguments(config, None)
+    finally:
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+
+
+def _make_arguments(config: RunConfig, deepspeed: dict[str, Any] | None) -> TrainingArguments:
     import torch
     from transformers import TrainingArguments
 
@@ -185,13 +209,9 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
     values["learning_rate"] = values.get("learning_rate", 5e-5) * config.settings.adjust_lr
     values.pop("resume_from_checkpoint", None)
     try:
-        args = TrainingArguments(deepspeed=config.deepspeed, use_cpu=on_cpu, **values)
+        return TrainingArguments(deepspeed=deepspeed, use_cpu=on_cpu, **values)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {_first_line(error)}") from error
-    logger.debug("device %s", args.device)  # reading the device starts the process group
-    if config.deepspeed is not None:
-        start_deepspeed()
-    return args
 
 
 def _first_line(error: Exception) -> str:
