@@ -17,11 +17,12 @@ from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.validation import validate
 from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.session.open_sessions import choose_first_dir, start_session
 from ulysses_monitor.session.opening import Training, describe_model
 from ulysses_monitor.session.places import choose_place
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
-from ulysses_monitor.session.settings import MonitorSettings, check_run_dir
+from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = ["Monitor"]
 
@@ -33,10 +34,11 @@ class Monitor:
 
     Attach it to a Trainer with `attach`, or watch a plain loop with `watch`. One monitor serves one
     training after another: the first is recorded in `run_dir`, the next ones beside it, with
-    ``-2``, ``-3``, ... added to its name.
+    ``-2``, ``-3``, ... added to its name. So is the first if `run_dir` holds a run already.
 
     Args:
-        run_dir: the run directory, such as ``runs/demo``.
+        run_dir: the run directory, such as ``runs/demo``; default ``runs/<script>-<time>``, which
+            a line on standard error names.
         shadow: policies decide and are recorded, and touch nothing.
         config: what you configured, for run.json.
         settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
@@ -51,16 +53,16 @@ class Monitor:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | Path | None = None,
         *,
         shadow: bool = False,
         config: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self._first_dir = check_run_dir(run_dir)
         if shadow:
             settings = {"mode": "shadow", **settings}
         self.settings = validate(MonitorSettings, settings, "monitor")
+        self._first_dir = choose_first_dir(run_dir, self.settings.if_exists)
         self._parts = self.settings.make_parts()
         self._config = dict(config or {})
         self._latest: Session | None = None
@@ -161,10 +163,13 @@ class Monitor:
             self._first_dir,
             self.settings.if_exists,
             previous=None if self._latest is None else self._latest.run_dir,
-            resumes=training.step > 0,
+            step=training.step,
+            info=training.info,
             device=engine.device,
         )
-        self._latest = Session(place, self.settings, self._parts, engine, training, self._config)
+        self._latest = start_session(
+            place, self.settings, self._parts, engine, training, self._config
+        )
         return self._latest
 
     def close(self, status: Status = "finished") -> None:

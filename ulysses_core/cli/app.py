@@ -85,9 +85,12 @@ def attach(
         int, typer.Option(min=1, help="Read optimizer state and parameters every N steps.")
     ] = 10,
     if_exists: Annotated[
-        Literal["refuse", "resume", "overwrite"],
-        typer.Option(help="What to do if the run directory already contains a run."),
-    ] = "refuse",
+        Literal["new", "refuse", "resume", "overwrite"],
+        typer.Option(
+            help="What to do if the run directory already contains a run; "
+            "new records to RUN-2, RUN-3, ..."
+        ),
+    ] = "new",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files.")] = True,
 ) -> None:
     """Run any training command and record every Trainer that it creates."""
@@ -242,7 +245,9 @@ def compact(
 
 def _configure_logging(debug: bool) -> None:
     debug = debug or os.environ.get("ULYSSES_DEBUG") == "1"
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # Which module says it matters to developers only.
+    form = "%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s"
+    logging.basicConfig(format=form, stream=sys.stderr)
     level = logging.DEBUG if debug else logging.INFO
     for name in ("ulysses_core", "ulysses_monitor"):
         logging.getLogger(name).setLevel(level)

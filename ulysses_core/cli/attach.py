@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shlex
 import shutil
 import tempfile
-import time
 import uuid
 from pathlib import Path
 
@@ -20,14 +18,12 @@ import typer
 
 from ulysses_core.cli.child import run_child
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.launch import launched_rank
 from ulysses_monitor.integrations.auto import AttachSettings, Note, check_first_place, read_notes
-from ulysses_monitor.session.settings import MonitorSettings
-from ulysses_monitor.store import IfExists
+from ulysses_monitor.session.naming import name_run_dir
+from ulysses_monitor.session.settings import MonitorSettings, WhenTaken
 
 __all__ = ["attach"]
-
-_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""Variables with the rank, of launchers that may start `ulysses attach` itself."""
 
 
 def attach(
@@ -35,7 +31,7 @@ def attach(
     *,
     run_dir: Path | None,
     sample_every: int,
-    if_exists: IfExists,
+    if_exists: WhenTaken,
     tensorboard: bool,
 ) -> int:
     """Runs a command with the monitor attached, and returns its exit code.
@@ -44,12 +40,12 @@ def attach(
         InputError: the command cannot be started, or the run directory cannot be used.
     """
     check_command(command)
-    rank = next((os.environ[key] for key in _RANK_VARIABLES if key in os.environ), "0")
-    is_first = rank == "0"
+    is_first = launched_rank() == 0
     place = run_dir or default_run_dir(command)
     if is_first:  # on other ranks rank 0 may already be using the directory
-        check_first_place(place, if_exists)
-        typer.echo(f"ulysses: attached; Trainers are recorded to {place}", err=True)
+        first = check_first_place(place, if_exists)
+        taken = "" if first == place else f"{place} is taken, so "
+        typer.echo(f"ulysses: attached; {taken}Trainers are recorded to {first}", err=True)
     with tempfile.TemporaryDirectory(prefix="ulysses-attach-") as folder:
         notes = Path(folder, "notes")
         notes.touch()
@@ -97,14 +93,7 @@ def default_run_dir(command: list[str]) -> Path:
     scripts = [Path(part).stem for part in command if part.endswith(".py")]
     modules = [after for part, after in itertools.pairwise(command) if part == "-m"]
     name = scripts[0] if scripts else Path(modules[-1] if modules else command[0]).name
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", name).strip("-.") or "run"
-    now = time.time()
-    while True:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-        place = Path("runs", f"{name}-{stamp}")
-        if not place.exists():
-            return place
-        now += 1
+    return name_run_dir(name)
 
 
 def describe_outcomes(notes: list[Note], code: int) -> list[str]:

@@ -12,12 +12,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from ulysses_core.cli.checks import build_meta_model, check
 from ulysses_core.cli.launch import choose_processes
 from ulysses_core.cli.policy_warnings import find_policy_warnings
 from ulysses_core.cli.tables import as_text, describe_processes, make_table
-from ulysses_core.cli.train import check
 from ulysses_core.config import RunConfig
-from ulysses_core.trainers.stage import find_stage, load_config
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.environment import package_versions
 from ulysses_monitor.common.extras import find_missing
 
@@ -83,7 +83,7 @@ def _describe_gpus() -> str:
 
 def _make_needs_table(config: RunConfig, processes: int, rows: dict[str, int]) -> Table:
     size = config.settings.sequence_parallel_size
-    model = _build_meta_model(config)
+    model = build_meta_model(config)
     need = _estimate_footprint(config, model, processes)
     table = make_table(f"what {config.name} needs")
     table.add_row("processes", describe_processes(processes, size))
@@ -124,28 +124,6 @@ def _estimate_footprint(config: RunConfig, model: Any, processes: int) -> Footpr
         loss_chunk=settings.loss_chunk,
         mlp_chunk=settings.mlp_chunk,
     )
-
-
-def _build_meta_model(config: RunConfig) -> Any:
-    """Builds the model and its adapters on the meta device, without memory for weights."""
-    import torch
-    from transformers import AutoConfig
-
-    from ulysses_core.trainers.build import (
-        add_adapters,
-        build_architecture,
-        build_tokenizer,
-        model_class,
-    )
-
-    if config.model.architecture is not None:
-        architecture = build_architecture(config.model.architecture, build_tokenizer(config.model))
-    else:
-        architecture = AutoConfig.from_pretrained(config.model.model_name_or_path)
-    task = find_stage(config.finetuning.stage).task
-    with torch.device("meta"):
-        model = model_class(task).from_config(architecture)
-        return add_adapters(model, config.finetuning, task)
 
 
 def _describe_heads(config: Any, size: int, need: Footprint) -> list[tuple[str, str]]:

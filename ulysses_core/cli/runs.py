@@ -51,6 +51,7 @@ def list_runs(place: str, *, as_json: bool) -> None:
         # A truncated number would be wrong, so a narrow terminal wraps lines.
         console.width = max(console.width, Console(width=10_000).measure(table).maximum)
         console.print(table, crop=False, soft_wrap=True)
+        _print_errors(overviews, console)
     else:
         typer.echo(f"no runs in {place}")
     _print_problems(runs)
@@ -94,6 +95,13 @@ def _make_cells(name: str, run: Overview) -> list[Text]:
         as_text(fmt.when(run.started)),
         as_text(fmt.duration(run.seconds)),
     ]
+
+
+def _print_errors(overviews: dict[str, Overview], console: Console) -> None:
+    """Prints why runs failed, a line for each."""
+    for name, run in overviews.items():
+        if run.error is not None:
+            console.print(as_text(f"{name} {run.status}: {run.error}", "red"), soft_wrap=True)
 
 
 def _print_problems(runs: RunSet) -> None:

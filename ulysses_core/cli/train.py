@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -14,13 +13,15 @@ from typing import Any
 
 import typer
 
+from ulysses_core.cli.checks import check, rehearse
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import print_plan, print_summary
 from ulysses_core.config import RunConfig
-from ulysses_core.trainers.stage import find_stage, load_config
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.session.naming import stamp_run_dir
 
-__all__ = ["check", "train"]
+__all__ = ["train"]
 
 
 def train(
@@ -47,93 +48,14 @@ def train(
     processes = choose_processes(nproc, config.settings.sequence_parallel_size)
     rows = check(config, processes)
     if dry_run:
+        _quiet_libraries()
+        rehearse(config)
         print_plan(config, processes, rows)
         return 0
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
     if config.settings.output_dir is None:
-        from ulysses_core.trainers.manager import default_run_dir
-
-        arguments.append(f"output_dir={default_run_dir(config.name, time.time())}")
+        arguments.append(f"output_dir={stamp_run_dir(config.name, time.time())}")
     return launch(arguments, processes)
-
-
-def check(config: RunConfig, processes: int) -> dict[str, int]:
-    """Checks everything that can be checked before training starts.
-
-    Returns:
-        The number of rows by dataset.
-
-    Raises:
-        InputError: the first error found.
-    """
-    from ulysses_core.data import check_sources
-    from ulysses_core.parallel.groups import check_size
-    from ulysses_monitor.store import check_available
-
-    check_size(config.settings.sequence_parallel_size, processes)
-    _check_model(config)
-    _check_positions(config)
-    if not config.data.dataset:
-        raise InputError("dataset is not set; set it to a name in dataset_info.json")
-    if config.settings.output_dir is not None:
-        resume = config.training.get("resume_from_checkpoint")
-        overwrite = config.settings.overwrite_output_dir
-        check_available(
-            config.settings.output_dir,
-            "resume" if resume else "overwrite" if overwrite else "refuse",
-        )
-        _check_resume(resume, config.settings.output_dir)
-    return check_sources(config.data, find_stage(config.finetuning.stage))
-
-
-def _check_model(config: RunConfig) -> None:
-    for key in ("model_name_or_path", "tokenizer_name_or_path"):
-        name = getattr(config.model, key)
-        if name is None or Path(name).is_dir():
-            continue
-        # A hub name is owner/model. Anything else, or a name that looks like a path, is a folder.
-        is_path = name.count("/") != 1 or name.startswith((".", "/", "runs/", "data/"))
-        if is_path or Path(name).parent.is_dir():
-            is_example = name.startswith(("runs/", "data/stdlib/"))
-            hint = " (make train creates it)" if is_example else ""
-            content = "model" if key == "model_name_or_path" else "tokenizer"
-            raise InputError(
-                f"{key} is {name!r}, but there is no such folder{hint}; "
-                f"expected a folder with a {content}"
-            )
-
-
-def _check_positions(config: RunConfig) -> None:
-    """Refuses rows that are longer than the model has positions.
-
-    With `neat_packing` positions restart at each document, whose lengths are not known yet.
-    """
-    architecture = config.model.architecture
-    if architecture is None:
-        path = Path(config.model.model_name_or_path or "") / "config.json"
-        try:
-            architecture = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # a model of the hub, or a damaged folder, about which loading gives an error
-    positions, length = architecture.get("max_position_embeddings"), config.data.cutoff_len
-    if isinstance(positions, int) and length > positions and not config.data.neat_packing:
-        raise InputError(
-            f"cutoff_len is {length}, but the model has {positions} positions; set "
-            f"cutoff_len={positions}, or raise the model's max_position_embeddings"
-        )
-
-
-def _check_resume(resume: bool | str | None, output_dir: Path) -> None:
-    if isinstance(resume, str) and not Path(resume).is_dir():
-        raise InputError(
-            f"resume_from_checkpoint is {resume!r}, but there is no such folder; "
-            "expected a checkpoint folder, or true for the newest one"
-        )
-    if resume is True and not any(output_dir.glob("checkpoint-*")):
-        raise InputError(
-            f"resume_from_checkpoint is true, but {output_dir} has no checkpoints; remove it, or "
-            "set output_dir to the run to resume"
-        )
 
 
 def _train_rank(config: RunConfig) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
-from ulysses_core.cli.tables import print_damage
+from ulysses_core.cli.tables import as_text, print_damage
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.sinks.console import ConsoleSink
 from ulysses_monitor.sinks.console.state import HELD_OUT, LOSS, NORM, SECONDS, WATCHED
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Follower", "watch"]
 
 _PAUSE = 1.0
+_LOG_LINES = 20
+"""Maximum number of log lines to show of a run that failed."""
 _TAIL = 500
 """Maximum number of earlier steps to show."""
 
@@ -36,7 +38,8 @@ def watch(path: str | Path, console: Console | None = None) -> None:
 
     run = open_run(path)
     run.logs_damage = False
-    sink = ConsoleSink(console or Console(), run_name=str(run.info.get("name", "")))
+    console = console or Console()
+    sink = ConsoleSink(console, run_name=str(run.info.get("name", "")))
     follower = Follower(run)
     try:
         while True:
@@ -48,6 +51,8 @@ def watch(path: str | Path, console: Console | None = None) -> None:
             sink.flush()
             if has_ended:
                 sink.write(_make_stop(run.info, follower.step))
+                sink.close()
+                _print_failure(run, console)
                 return
             # Reading a long run takes time; this limits it to a fifth of one core.
             time.sleep(max(_PAUSE, 4 * (time.monotonic() - began)))
@@ -123,6 +128,18 @@ def _select_recorded(names: list[str], row: pd.Series[float]) -> dict[str, float
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _print_failure(run: RunReader, console: Console) -> None:
+    """Prints why a run failed and what it logged last."""
+    from ulysses_monitor.reading import read_failure
+
+    failure = read_failure(run)
+    if failure is None:
+        return
+    console.print(as_text(f"failed: {failure.error}", "red"), soft_wrap=True)
+    for line in failure.log[-_LOG_LINES:]:
+        console.print(as_text(f"  {line}", "dim"), soft_wrap=True)
 
 
 def _make_stop(info: dict[str, Any], step: int) -> Event:

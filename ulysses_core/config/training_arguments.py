@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ulysses_core.config.ranges import check_ranges
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.common.validation import describe_problem
 
@@ -40,12 +41,14 @@ def check_training_arguments(values: dict[str, Any], where: str) -> dict[str, An
     """Converts values to the types that `TrainingArguments` declares (YAML reads 1e-4 as text).
 
     Raises:
-        InputError: a value has the wrong type.
+        InputError: a value has the wrong type, or is out of range.
     """
-    return {
-        _RENAMED.get(key, key): _convert(key, _type_hints()[_RENAMED.get(key, key)], value, where)
+    converted = {
+        key: _convert(key, _type_hints()[_RENAMED.get(key, key)], value, where)
         for key, value in values.items()
     }
+    check_ranges(converted, where)
+    return {_RENAMED.get(key, key): value for key, value in converted.items()}
 
 
 def _convert(key: str, annotation: Any, value: Any, where: str) -> Any:

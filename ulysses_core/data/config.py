@@ -47,7 +47,7 @@ class DataConfig(BaseModel):
 
     In packed `sft` rows attention never crosses documents; in `pt` rows it does unless this is set.
     """
-    val_size: float = Field(default=0.0, ge=0.0)
+    val_size: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Held-out part of `dataset` for evaluation: a fraction below 1, or a number of examples."""
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first `max_samples` examples of each dataset."""

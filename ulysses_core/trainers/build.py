@@ -21,6 +21,7 @@ __all__ = [
     "build_reference",
     "build_tokenizer",
     "build_training_arguments",
+    "check_training_arguments",
     "model_class",
 ]
 
@@ -210,6 +211,36 @@ def build_training_arguments(
     Raises:
         InputError: transformers rejects a combination of values.
     """
+    args = _make_arguments(config, kind, stage_values, config.deepspeed)
+    logger.debug("device %s", args.device)  # reading the device starts the process group
+    if config.deepspeed is not None:
+        start_deepspeed()
+    return args
+
+
+def check_training_arguments(
+    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any]
+) -> None:
+    """Makes the arguments of one process without DeepSpeed, and forgets them.
+
+    Raises:
+        InputError: transformers rejects a combination of values.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    try:
+        _make_arguments(config, kind, stage_values, None)
+    finally:
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+
+
+def _make_arguments(
+    config: RunConfig,
+    kind: Callable[..., Any],
+    stage_values: dict[str, Any],
+    deepspeed: dict[str, Any] | None,
+) -> TrainingArguments:
     import torch
 
     on_cpu = not torch.accelerator.is_available()
@@ -228,13 +259,9 @@ def build_training_arguments(
     values["learning_rate"] = config.training.get("learning_rate", 5e-5) * config.settings.adjust_lr
     values.pop("resume_from_checkpoint", None)
     try:
-        args = kind(**values | {"deepspeed": config.deepspeed, "use_cpu": on_cpu})
+        return kind(**values | {"deepspeed": deepspeed, "use_cpu": on_cpu})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {_first_line(error)}") from error
-    logger.debug("device %s", args.device)  # reading the device starts the process group
-    if config.deepspeed is not None:
-        start_deepspeed()
-    return args
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ import pickle
 import pkgutil
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ import torch.distributed as dist
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.validation import validate
 
 __all__ = [
     "ALLOWED",
+    "check_settings",
     "load_checkpoints_safely",
     "prepare_environment",
     "safe_load",
@@ -62,6 +64,21 @@ def prepare_environment(*, uses_deepspeed: bool) -> None:
             port = free.getsockname()[1]
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Checks DeepSpeed's ``zero_optimization``, which it reads only after the model is loaded.
+
+    Raises:
+        InputError: a key is unknown, or a value is wrong.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    zero = settings.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise InputError(f"deepspeed: zero_optimization is {zero!r}; expected a mapping")
+    known = {key: value for key, value in zero.items() if value != "auto"}
+    validate(DeepSpeedZeroConfig, known, "deepspeed: zero_optimization")
 
 
 def start_deepspeed() -> None:

@@ -13,7 +13,10 @@ from ulysses_core.config import RunConfig
 from ulysses_core.data import load_datasets
 from ulysses_core.trainers.stage import Parts, find_stage, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.launch import launched_rank
 from ulysses_monitor.common.patching import Undo, undo_all
+from ulysses_monitor.session.naming import check_run_dir, stamp_run_dir
+from ulysses_monitor.session.settings import WhenTaken
 from ulysses_monitor.sinks import Sink
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from ulysses_monitor.monitor import Monitor
 
-__all__ = ["UlyssesTrainingManager", "default_run_dir"]
+__all__ = ["UlyssesTrainingManager"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,8 @@ class UlyssesTrainingManager:
         args = build_training_arguments(config, *stage.make_arguments(config))
         self.run_dir = config.settings.output_dir or _agreed_default_dir(config.name, args.device)
         args.output_dir = str(self.run_dir)
+        if config.settings.monitor.enabled and launched_rank() == 0:
+            check_run_dir(self.run_dir, self._when_taken())
         tokenizer = build_tokenizer(config.model)
         seed = args.data_seed if args.data_seed is not None else args.seed
         data = load_datasets(config.data, stage, tokenizer, seed)
@@ -144,16 +149,24 @@ class UlyssesTrainingManager:
         settings = self.config.settings
         if not settings.monitor.enabled:
             return None
+        from ulysses_core.trainers.stderr import KeepStderr
         from ulysses_monitor.monitor import Monitor
 
         assert self.run_dir is not None  # noqa: S101 - set by initialize
         monitor_settings = dict(settings.monitor.model_dump(exclude={"enabled"}))
         monitor_settings["sinks"] = [*self._sinks, *settings.monitor.sinks]
-        if settings.overwrite_output_dir:
-            monitor_settings["if_exists"] = "overwrite"
+        # Checkpoints and the model go there as well, so the run never moves beside it.
+        monitor_settings["if_exists"] = self._when_taken()
         monitor = Monitor(self.run_dir, config=self.config.raw, **monitor_settings)
         monitor.attach(self.trainer)
+        assert self.trainer is not None  # noqa: S101 - set by initialize
+        self.trainer.add_callback(KeepStderr(monitor))  # after the monitor's own
         return monitor
+
+    def _when_taken(self) -> WhenTaken:
+        if self.config.training.get("resume_from_checkpoint"):
+            return "resume"
+        return "overwrite" if self.config.settings.overwrite_output_dir else "refuse"
 
     def run_training(self) -> dict[str, Any]:
         """Trains and saves the model; with held-out data, evaluates before and after.
@@ -210,9 +223,4 @@ def _agreed_default_dir(name: str, device: torch.device) -> Path:
     now = torch.tensor([int(time.time())], device=device)
     if dist.is_available() and dist.is_initialized():
         dist.broadcast(now, src=0)
-    return default_run_dir(name, int(now.item()))
-
-
-def default_run_dir(name: str, now: float) -> Path:
-    """Returns ``runs/<name>-<time>`` with local time."""
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
+    return stamp_run_dir(name, int(now.item()))

@@ -70,9 +70,17 @@ def mask_text(text: str) -> str:
         if len(value) >= _SHORTEST and value in text and _is_secret_value(name, value):
             text = text.replace(value, _MASK)
     text = _KNOWN.sub(rf"\1{_MASK}", _IN_URL.sub(f"://{_MASK}@", text))
-    return _ASSIGNED.sub(
-        lambda found: f"{found[1]}{found[2]}{_MASK}" if _is_secret(found[1]) else found[0], text
-    )
+    return _mask_assigned(text)
+
+
+def _mask_assigned(text: str) -> str:
+    """Masks what is assigned to a secret's name, also within a value, as in ``log: token=...``."""
+
+    def mask(found: re.Match[str]) -> str:
+        value = _MASK if _is_secret(found[1]) else _mask_assigned(found[3])
+        return f"{found[1]}{found[2]}{value}"
+
+    return _ASSIGNED.sub(mask, text)
 
 
 def _is_secret(name: Any) -> bool:

@@ -232,6 +232,8 @@ def _load(where: str, path: str) -> Any:
         raise InputError(f"{where}: cannot be imported: {error}") from error
     except AttributeError:
         raise InputError(f"{where}: {module} has no {attribute}") from None
+    except Exception as error:  # whatever the user's own module raises
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _construct(where: str, found: Any, settings: Mapping[str, Any]) -> Any:
@@ -244,8 +246,10 @@ def _construct(where: str, found: Any, settings: Mapping[str, Any]) -> Any:
     _check_names(where, found, settings)
     try:
         return found(**settings)
-    except TypeError as error:
+    except (InputError, TypeError) as error:
         raise InputError(f"{where}: {error}") from error
+    except Exception as error:  # whatever the user's own code raises
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _check_names(

@@ -6,6 +6,7 @@ training, the callback patches instances that the Trainer owns:
 
 - ``trainer.get_batch_samples``: the step's micro-batches and their number of label tokens; and
   ``trainer._prepare_inputs`` if those are prompts, from which it makes the batches (GRPO, RLOO);
+- ``trainer.training_step``: the exception that ends a training;
 - ``accelerator.backward``: each micro-batch's loss, as it is scaled for accumulation;
 - ``accelerator.clip_grad_norm_``, which the Trainer calls once a step on every path but
   DeepSpeed's: gradients are reduced and not yet clipped;
@@ -32,7 +33,12 @@ from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.hooks import check_hooks
-from ulysses_monitor.integrations.patches import BatchPatch, observe_loss, read_before_clipping
+from ulysses_monitor.integrations.patches import (
+    BatchPatch,
+    note_failure,
+    observe_loss,
+    read_before_clipping,
+)
 from ulysses_monitor.integrations.trainer_description import describe_trainer
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
@@ -127,6 +133,7 @@ class TrainerWatcher(TrainerCallback):
         batches = BatchPatch(trainer, session)
         self._undos = [
             batches.undo,
+            patch_method(trainer, "training_step", note_failure(session)),
             patch_method(accelerator, "backward", observe_loss(session)),
         ]
         if not engine.clips_in_step:

@@ -15,7 +15,7 @@ from ulysses_monitor.session.session import Session
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["BatchPatch", "observe_loss", "read_before_clipping"]
+__all__ = ["BatchPatch", "note_failure", "observe_loss", "read_before_clipping"]
 
 
 class BatchPatch:
@@ -97,6 +97,22 @@ def observe_loss(session: Session) -> Callable[..., Any]:
         return original(loss, *args, **kwargs)
 
     return backward
+
+
+def note_failure(session: Session) -> Callable[..., Any]:
+    """Returns a wrapper of ``trainer.training_step`` that notes what it raises.
+
+    Whoever catches it may train again, as accelerate does with a smaller batch when memory is out.
+    """
+
+    def training_step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except Exception as error:
+            session.failure.note(error)
+            raise
+
+    return training_step
 
 
 def read_before_clipping(session: Session) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from ulysses_monitor.probes.base import Probe
 from ulysses_monitor.probes.capture import Capture
 from ulysses_monitor.probes.consistency import ReplicaProbe
 from ulysses_monitor.probes.layout import Layout
+from ulysses_monitor.probes.memory import MemoryProbe
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
 from ulysses_monitor.probes.updates import UpdateProbe
 
@@ -46,6 +47,7 @@ def assemble(
             undos.append(adapters.close)
     if engine.replica_sets and world_size() > engine.replica_sets:
         probes.append(ReplicaProbe(layout, engine))
+    probes.append(MemoryProbe(engine.device))
     follow_ups = [UpdateProbe(layout, engine)]
     return Capture(engine, probes, sample_every, follow_ups, guard), undos
 

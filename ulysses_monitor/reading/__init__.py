@@ -1,5 +1,6 @@
 """Opens recorded runs: one or many, finished or live, local or at a URL, ours or another tool's."""
 
+from ulysses_monitor.reading.failure import Failure, read_failure
 from ulysses_monitor.reading.nonfinite import hide_partial_norms
 from ulysses_monitor.reading.opening import open_runs
 from ulysses_monitor.reading.overview import Overview
@@ -8,6 +9,7 @@ from ulysses_monitor.reading.run_set import RunSet
 from ulysses_monitor.reading.selection import make_name_filter, take_rows
 
 __all__ = [
+    "Failure",
     "Overview",
     "RunReader",
     "RunSet",
@@ -15,5 +17,6 @@ __all__ = [
     "make_name_filter",
     "open_run",
     "open_runs",
+    "read_failure",
     "take_rows",
 ]

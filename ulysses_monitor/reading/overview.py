@@ -35,6 +35,7 @@ class Overview:
         ended: the end, in seconds since the epoch; for a crashed run, the last recorded step.
         seconds: the time from `started` to `ended`, pauses included; to now if it is running.
         place: path or URL.
+        error: the exception that ended a failed run, in one line.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Overview:
     ended: float | None
     seconds: float | None
     place: str
+    error: str | None = None
 
 
 def read_overview(run: RunReader) -> Overview:
@@ -76,6 +78,7 @@ def read_overview(run: RunReader) -> Overview:
         ended=ended,
         seconds=_elapsed(started, time.time() if info["status"] == "running" else ended),
         place=str(run.location),
+        error=None if info.get("error") is None else str(info["error"]),
     )
 
 

@@ -25,6 +25,7 @@ _METRICS = (
     "optim/exp_avg_sq_mean/total",
     "optim/exp_avg_sq_mean/layer/*",
     "monitor/overhead_seconds/total",
+    "system/*",
 )
 
 _COUNTS = "grad/nonfinite/*"

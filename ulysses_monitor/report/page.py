@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import replace_file
-from ulysses_monitor.reading import RunReader
+from ulysses_monitor.reading import RunReader, read_failure
 from ulysses_monitor.report import tables
 from ulysses_monitor.report.frame import read_frame
 from ulysses_monitor.report.plots import finite_values, nonfinite_steps
@@ -92,6 +92,7 @@ def _context(run: RunReader) -> dict[str, Any]:
         "ends_broken": _ends_broken(summary),
         "facts": _list_facts(info, summary, frame),
         "figures": _list_key_figures(summary, frame, alerts),
+        "failure": read_failure(run),
         "alerts": alerts[:_MAX_ALERTS],
         "more_alerts": len(alerts) - _MAX_ALERTS,
         "actions": tables.summarize_actions(run),

@@ -22,7 +22,7 @@ from ulysses_monitor.report.svg import to_svg
 __all__ = ["Chart", "draw_sections", "find_logged"]
 
 _OVERHEAD = "monitor/overhead_percent/total"
-_OWN_FAMILIES = ("grad", "param", "optim", "lora", "sp", "eval", "monitor")
+_OWN_FAMILIES = ("grad", "param", "optim", "lora", "sp", "eval", "monitor", "system")
 """Families whose metrics the monitor measures, or that have a place of their own in the report."""
 _MAX_LOGGED = 24
 
@@ -168,6 +168,18 @@ def _draw_speed(frame: pd.DataFrame) -> Iterator[Chart]:
         figure = plots.plot_metric(frame, name, title, width=charts.THIRD_WIDTH)
         alt = f"{title}, {_describe(finite_values(frame, name))}."
         yield from _make_chart(name.split("/")[1], figure, alt)
+    yield from _draw_memory(frame)
+
+
+def _draw_memory(frame: pd.DataFrame) -> Iterator[Chart]:
+    for name, title in (
+        ("system/host_memory_bytes/total", "Host memory, GiB, largest over ranks"),
+        ("system/device_memory_peak_bytes/total", "Peak device memory, GiB, largest over ranks"),
+    ):
+        gib = finite_values(frame, name) / 2**30
+        scaled = frame.assign(**{name: gib})
+        figure = plots.plot_metric(scaled, name, title, width=charts.THIRD_WIDTH, smooth=False)
+        yield from _make_chart(name.split("/")[1], figure, f"{title}, {_describe(gib)}.")
 
 
 def _make_chart(name: str, figure: Figure | None, alt: str, caption: str = "") -> Iterator[Chart]:

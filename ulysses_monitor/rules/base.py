@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -79,7 +79,8 @@ class RuleSet:
 
 
 def _alerts(rule: Rule, history: list[StepRecord]) -> list[Alert]:
-    alerts = list(rule.check(history))
+    found = cast("list[Alert] | None", rule.check(history))
+    alerts = list(found or ())  # a function without a return gives None
     for alert in alerts:
         if not isinstance(alert, Alert):
             raise TypeError(f"check() returned a {type(alert).__name__}; expected um.Alert")

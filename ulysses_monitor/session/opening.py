@@ -13,18 +13,19 @@ from torch import nn
 from ulysses_monitor.common.environment import describe_environment
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.guard import Guard
-from ulysses_monitor.common.ranks import agree_or_raise, rank, world_size
+from ulysses_monitor.common.notice import notify
+from ulysses_monitor.common.ranks import agree_or_raise, broadcast_bytes, rank, world_size
 from ulysses_monitor.common.repository import describe_repository
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.session.flops import numel
+from ulysses_monitor.session.places import NUMBERED_AFTER, Place, claim
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.recording import NoRecording, Recorder, Recording
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.steering import Steering
-from ulysses_monitor.store import IfExists
+from ulysses_monitor.store import IfExists, is_locked
 
 __all__ = [
-    "Place",
     "Training",
     "describe_model",
     "make_steering",
@@ -33,14 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a session records, and what it does with a run that is there already."""
-
-    run_dir: Path
-    if_exists: IfExists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +103,7 @@ def open_recorder(
     config: Mapping[str, Any],
     *,
     on_exit: Callable[[Status], None],
-) -> Recorder:
+) -> tuple[Recorder, Path]:
     """Takes the run directory on rank 0; every rank calls it.
 
     Args:
@@ -122,29 +115,48 @@ def open_recorder(
         config: what the user configured, for run.json.
         on_exit: closes the session when the process ends.
 
+    Returns:
+        The recorder, and the run directory, which `claim` chooses.
+
     Raises:
         InputError: rank 0 cannot take the directory; raised on every rank.
     """
     recorder: Recorder = NoRecording()
+    run_dir = place.run_dir
     error: Exception | None = None
     if rank() == 0:
-        try:
-            recorder = Recording(
-                place.run_dir,
-                "resume" if training.step else place.if_exists,
-                _describe(parts, engine, training, config),
+        info = _describe(parts, engine, training, config)
+
+        def take(path: Path, if_exists: IfExists) -> Recording:
+            number = path.name.removeprefix(place.run_dir.name)
+            mirror = settings.mirror and settings.mirror.rstrip("/") + number
+            return Recording(
+                path,
+                if_exists,
+                info | ({NUMBERED_AFTER: place.run_dir.name} if number else {}),
                 sinks=parts.sinks,
                 tensorboard=settings.tensorboard,
-                mirror=settings.mirror,
+                mirror=mirror,
                 on_exit=on_exit,
             )
+
+        try:
+            recorder = recording = claim(place, take)
+            run_dir = recording.run_dir
         except OSError as e:
             error = InputError(f"run directory {place.run_dir}: {e.strerror or e}")
         except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
             error = e
     elsewhere = InputError("monitor: rank 0 could not take the run directory; see its message")
     agree_or_raise(error, elsewhere, engine.device)
-    return recorder
+    if rank() == 0 and run_dir != place.run_dir:
+        _tell_number(place.run_dir, run_dir)
+    return recorder, Path(broadcast_bytes(str(run_dir).encode(), engine.device).decode())
+
+
+def _tell_number(taken: Path, run_dir: Path) -> None:
+    why = "is in use by a running training" if is_locked(taken) else "is taken"
+    notify(f"{taken} {why}; recording to {run_dir}")
 
 
 def _describe(

@@ -72,6 +72,9 @@ class Recording:
         mirror: a URL that gets a copy of the directory.
         on_exit: closes the session when the process ends.
 
+    Attributes:
+        run_dir: the run directory.
+
     Raises:
         InputError: the directory is taken, or the mirror cannot be used.
         OSError: the directory cannot be written.
@@ -94,6 +97,7 @@ class Recording:
         copies = [] if mirror is None else [MirrorSink(run_dir, mirror, replace=replace)]
         self._directory = RunDirectory(run_dir, if_exists)
         self._directory.start(info)
+        self.run_dir = run_dir
         own: list[Sink] = [StoreSink(self._directory)]
         if tensorboard and not any(isinstance(sink, TensorBoardSink) for sink in sinks):
             own += _make_tensorboard()
@@ -117,15 +121,16 @@ class Recording:
         Args:
             status: how it ended.
             step: the last optimizer step.
-            about: how it ended, for the stop event and run.json: ``reason`` if a policy or a person
-                stopped it, ``error`` if it failed, ``peak_memory``.
+            about: how it ended, for the stop event: ``reason`` if a policy or a person stopped it,
+                ``error`` and ``log`` if it failed, ``peak_memory``. run.json has all but ``log``.
         """
         with self._exit.closing():
             status = self._exit.judge("stopped" if "reason" in about else status)
             data = {"status": status, **about}
             self.publish(Event(kind="stop", step=step, time=time.time(), data=data))
             if os.getpid() == self._process:  # not in a forked child: the run is not its own
-                self._write_out(status, {"last_step": step, **about})
+                brief = {key: value for key, value in about.items() if key != "log"}
+                self._write_out(status, {"last_step": step, **brief})
 
     def _write_out(self, status: Status, about: Mapping[str, Any]) -> None:
         all_ended = False

@@ -19,12 +19,12 @@ from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.failure import FailureWatch, peak_memory
 from ulysses_monitor.session.opening import (
-    Place,
     Training,
     make_steering,
     open_recorder,
     restore_memory,
 )
+from ulysses_monitor.session.places import Place
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.settings import MonitorSettings, Parts
@@ -102,11 +102,12 @@ class Session:
         )
         self._undos.append(self._steering.end_step)
         try:
-            self._publisher.recorder = open_recorder(
+            self._publisher.recorder, self.run_dir = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
             )
             if self._publisher.recorder.is_recording:
-                self._steering.listen(place.run_dir)
+                self._steering.listen(self.run_dir)
+                self.failure.log.start()
             self._start(parts, training)
         except BaseException:
             self.close("failed")
@@ -137,9 +138,8 @@ class Session:
         if self.is_open:
             self.is_open = False
             why = {"reason": self.stopped} if self.stopped else {}
-            if status == "failed" and (error := self.failure.describe()):
-                why["error"] = error
-            about = {**why, "peak_memory": peak_memory(self._engine.device)}
+            failure = self.failure.finish(status)
+            about = {**why, **failure, "peak_memory": peak_memory(self._engine.device)}
             self._publisher.recorder.close(status, self.step, about)
 
     def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:

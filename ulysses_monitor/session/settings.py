@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.policies import Managed, check_policies, make_policies
 from ulysses_monitor.records import Mode
 from ulysses_monitor.rules import Rule, check_rules, make_rules
 from ulysses_monitor.sinks import Sink, check_sinks, make_sinks
-from ulysses_monitor.store import IfExists, check_mirror
+from ulysses_monitor.store import check_mirror
 
-__all__ = ["MonitorSettings", "Parts", "check_run_dir"]
+__all__ = ["MonitorSettings", "Parts", "WhenTaken"]
+
+WhenTaken = Literal["new", "refuse", "resume", "overwrite"]
+"""What to do if a directory holds a run: record beside it, refuse, continue it, replace it."""
 
 
 class MonitorSettings(BaseModel):
@@ -51,9 +52,11 @@ class MonitorSettings(BaseModel):
     sample_every: int = Field(default=10, ge=1)
     """Optimizer state, parameters, adapters, updates and the equality of replicas are read at steps
     1, 1 + N, 1 + 2N, ..."""
-    if_exists: IfExists = "refuse"
-    """What to do if the directory holds a run already; a training that resumes from a checkpoint
-    continues the run in any case."""
+    if_exists: WhenTaken = "new"
+    """What to do if the directory holds a run already: ``new`` records to the first free of
+    ``<run>-2``, ``<run>-3``, ..., ``refuse`` is an error, ``resume`` continues the run and
+    ``overwrite`` replaces it. With ``new``, a training that resumes from a checkpoint continues
+    its run."""
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -104,17 +107,3 @@ class Parts:
     sinks: list[Sink]
     rules: list[Rule]
     policies: list[Managed]
-
-
-def check_run_dir(run_dir: str | Path) -> Path:
-    """Returns `run_dir` as a path.
-
-    Raises:
-        InputError: it is empty or a URL.
-    """
-    if not str(run_dir) or "://" in str(run_dir):
-        raise InputError(
-            f"monitor: run_dir is {str(run_dir)!r}; expected a local directory such as runs/demo; "
-            "mirror= copies it to a URL"
-        )
-    return Path(run_dir)

@@ -6,6 +6,7 @@ from ulysses_monitor.store.directory import (
     IfExists,
     RunDirectory,
     check_available,
+    check_writable,
     holds_run,
     is_locked,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "StoreSink",
     "check_available",
     "check_mirror",
+    "check_writable",
     "compact",
     "holds_run",
     "is_locked",

@@ -25,7 +25,15 @@ from ulysses_monitor.records import METRIC_SCHEMA_VERSION
 from ulysses_monitor.records.json_ready import to_jsonable
 from ulysses_monitor.store.control_file import CONTROL_FILE
 
-__all__ = ["OWN_FILES", "IfExists", "RunDirectory", "check_available", "holds_run", "is_locked"]
+__all__ = [
+    "OWN_FILES",
+    "IfExists",
+    "RunDirectory",
+    "check_available",
+    "check_writable",
+    "holds_run",
+    "is_locked",
+]
 
 IfExists = Literal["refuse", "resume", "overwrite"]
 
@@ -88,15 +96,24 @@ def check_available(
         InputError: the directory is in use, cannot be written, or holds a run and `if_exists` is
             ``refuse``.
     """
+    check_writable(path, where=where)
+    if is_locked(path):
+        raise InputError(f"{where}: {path} is in use by a running training; choose another one")
+    if if_exists == "refuse" and holds_run(path):
+        raise InputError(f"{where}: {path} already holds a run; choose another one, {ways}")
+
+
+def check_writable(path: Path, *, where: str = "run directory") -> None:
+    """Checks that a directory can be made or written at `path`, without changing anything.
+
+    Raises:
+        InputError: it cannot.
+    """
     found = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not found.is_dir():
         raise InputError(f"{where}: {found} is a file; expected a directory")
     if not os.access(found, os.W_OK | os.X_OK):
         raise InputError(f"{where}: {found} cannot be written; choose another one")
-    if is_locked(path):
-        raise InputError(f"{where}: {path} is in use by a running training; choose another one")
-    if if_exists == "refuse" and holds_run(path):
-        raise InputError(f"{where}: {path} already holds a run; choose another one, {ways}")
 
 
 class RunDirectory:

@@ -99,6 +99,7 @@ from transformers import Trainer
 class Fails(Trainer):
     def compute_loss(self, *args, **kwargs):
         if self.state.global_step == 3:
+            print("about to leave", file=sys.stderr)
             sys.exit(3)
         return super().compute_loss(*args, **kwargs)
 
@@ -253,7 +254,9 @@ def test_several_scripts_get_their_own_runs_and_a_failure_keeps_its_exit_code(de
         "ulysses: recorded runs/x-2",
     ]
     assert um.open_run(desk.path / "runs/x").info["status"] == "finished"
-    assert um.open_run(desk.path / "runs/x-2").info["status"] in ("failed", "crashed")
+    failed = um.open_run(desk.path / "runs/x-2")
+    assert failed.info["status"] == "failed"
+    assert failed.event_list("stop")[0]["log"][-1] == "about to leave"
     assert desk.steps("runs/x") == desk.steps("runs/x-2") == [1, 2, 3]
 
 
@@ -280,6 +283,18 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
     assert "created no transformers or TRL Trainer" in own_lines(done.stderr)[-1]
     assert "monitor.watch(model, optimizer)" in own_lines(done.stderr)[-1]
     assert not (desk.path / "runs").exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_taken_run_directory_sends_the_runs_beside_it_and_says_so(desk):
+    (desk.path / "taken").mkdir()
+    (desk.path / "taken/run.json").write_text("{}")
+    done = desk.run("--run-dir", "taken", "--", "true")
+    assert done.returncode == 0
+    assert own_lines(done.stderr)[0] == (
+        "ulysses: attached; taken is taken, so Trainers are recorded to taken-2"
+    )
+    assert not (desk.path / "taken-2").exists()
 
 
 @pytest.mark.timeout(60)
@@ -391,10 +406,13 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--", "folder"], "command folder is a folder; expected a program"),
         (["--bogus", "--", "true"], "No such option: --bogus"),
         (["--sample-every", "0", "--", "true"], "greater than or equal to 1"),
-        (["--if-exists", "ask", "--", "true"], "not one of 'refuse', 'resume', 'overwrite'"),
+        (["--if-exists", "ask", "--", "true"], "not one of 'new', 'refuse', 'resume'"),
         (["--run-dir", "train.py", "--", "true"], "--run-dir: train.py is a file"),
         (["--run-dir", "train.py/x", "--", "true"], "train.py is a file; expected a directory"),
-        (["--run-dir", "taken", "--", "true"], "--run-dir: taken already holds a run; choose"),
+        (
+            ["--run-dir", "taken", "--if-exists", "refuse", "--", "true"],
+            "--run-dir: taken already holds a run; choose",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_starts_nothing(tmp_path, refused, arguments, expected):

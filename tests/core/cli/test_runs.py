@@ -168,3 +168,16 @@ def test_each_command_names_each_damaged_file_once(ulysses: Ulysses, tmp_path: P
         file.unlink()
     (tmp_path / "runs/one/metrics").rmdir()
     assert "metrics: the folder is missing" in ulysses("runs")[2]
+
+
+def test_a_failed_run_is_listed_with_the_reason(ulysses: Ulysses, tmp_path: Path) -> None:
+    record(tmp_path / "runs/good", [2.0])
+    directory = RunDirectory(tmp_path / "runs/bad")
+    directory.start({})
+    directory.finish("failed", {"error": "ValueError: \x1b[31mtoo long"})
+    code, out, _ = ulysses("runs")
+    assert code == 0
+    assert out.splitlines()[-1] == "bad failed: ValueError: \N{REPLACEMENT CHARACTER}[31mtoo long"
+    _, out, _ = ulysses("runs", "--json")
+    reasons = {run["name"]: run["error"] for run in json.loads(out)["runs"]}
+    assert reasons == {"good": None, "bad": "ValueError: \x1b[31mtoo long"}

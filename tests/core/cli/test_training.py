@@ -212,6 +212,7 @@ def test_the_manager_trains_from_python(trained, deepspeed):
 def test_the_manager_cleans_up_after_an_exception(trained):
     trained.config("raising.yaml", output_dir="runs/raising", deepspeed=None)
     script = (
+        "import sys\n"
         "import ulysses_core as uc\n"
         "overrides = ['sequence_parallel_size=1', 'loss_chunk=8']\n"
         "manager = uc.UlyssesTrainingManager('raising.yaml', overrides)\n"
@@ -219,6 +220,7 @@ def test_the_manager_cleans_up_after_an_exception(trained):
         "model, step = manager.trainer.model, manager.trainer.training_step\n"
         "def fails(*args, **kwargs):\n"
         "    if manager.trainer.state.global_step == 2:\n"
+        "        sys.stderr.write('token=abcdef123456 was used\\n')\n"
         "        raise RuntimeError('out of memory')\n"
         "    return step(*args, **kwargs)\n"
         "manager.trainer.training_step = fails\n"
@@ -236,6 +238,8 @@ def test_the_manager_cleans_up_after_an_exception(trained):
     assert done.stdout.splitlines() == ["out of memory failed", "False False", "False"]
     run = um.open_run(trained.path / "runs/raising")
     assert run.info["status"] == "failed"
+    assert run.info["error"] == "RuntimeError: out of memory"
+    assert run.event_list("stop")[0]["log"][-1] == "token=*** was used"
     assert list(run.metrics("train/loss/total").index) == [1, 2]
 
 

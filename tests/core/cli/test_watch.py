@@ -20,6 +20,7 @@ from ulysses_core.cli import watch as watching
 from ulysses_core.cli.watch import Follower, watch
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, Event, StepRecord
+from ulysses_monitor.store import RunDirectory, StoreSink
 
 COMMAND = [sys.executable, "-m", "ulysses_core.cli", "watch"]
 START = {"kind": "start", "step": 0, "time": 1.0, "engine": "plain", "world_size": 1.0}
@@ -177,3 +178,19 @@ def test_a_finished_run_is_printed_as_lines_without_a_terminal(tmp_path: Path) -
     assert lines[0] == "training: plain, 1 process"
     assert lines[1].startswith("step 1  loss ")
     assert "step 3: held-out loss 1.2500" in lines
+
+
+def test_a_run_that_failed_is_shown_with_the_reason_and_its_last_lines(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.start({})
+    sink = StoreSink(directory)
+    log = [f"line {number}" for number in range(30)]
+    data = {"status": "failed", "error": "ValueError: no", "log": log}
+    sink.write(Event(kind="stop", step=3, time=2.0, data=data))
+    sink.close()
+    directory.finish("failed", {"error": "ValueError: no"})
+    shown = io.StringIO()
+    watch(tmp_path / "run", Console(file=shown, width=100))
+    lines = shown.getvalue().splitlines()
+    assert lines[-21:-19] == ["failed: ValueError: no", "  line 10"]
+    assert lines[-1] == "  line 29"

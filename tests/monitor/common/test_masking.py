@@ -93,3 +93,8 @@ def test_values_of_secret_variables_are_masked_wherever_they_occur(
         monkeypatch.setenv(name, value)
     text = "zxcv-0123456789 in /workspace1 while training1 a training-word swordfish-0123"
     assert mask_text(text) == "*** in /workspace1 while training1 a training-word ***"
+
+
+def test_a_secret_in_a_log_line_is_masked_behind_the_loggers_name() -> None:
+    assert mask_text("ERROR mine: password=hunter2 url=x") == "ERROR mine: password=*** url=x"
+    assert mask_text("mine: loss=0.123456") == "mine: loss=0.123456"

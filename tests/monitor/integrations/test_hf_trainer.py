@@ -223,22 +223,37 @@ def check_a_sink_that_always_raises_does_not_stop_the_training(engine: str, fold
         assert um.open_run(folder / "run").info["status"] == "finished"
 
 
-def check_a_taken_directory_is_refused_on_every_rank(engine: str, folder: Path) -> None:
+def check_a_taken_directory_gives_the_run_a_number_on_every_rank(engine: str, folder: Path) -> None:
     if rank() == 0:
         (folder / "run").mkdir()
         (folder / "run/run.json").write_text("{}")
+    if dist.is_initialized():
+        dist.barrier()
+    trainer, monitor, _ = monitored(engine, folder)
+    trainer.train()
+    assert monitor.run_dir == folder / "run-2"
+    assert (folder / "run/run.json").read_text() == "{}"
+    if rank() == 0:
+        assert um.open_run(folder / "run-2").info["status"] == "finished"
+
+
+def check_a_directory_that_cannot_be_made_is_refused_on_every_rank(
+    engine: str, folder: Path
+) -> None:
+    trainer = build_trainer(engine, folder)
+    monitor = um.Monitor(folder / "file" / "run")
+    if dist.is_initialized():
+        dist.barrier()
+    if rank() == 0:
         (folder / "file").touch()
     if dist.is_initialized():
         dist.barrier()
-    trainer, *_ = monitored(engine, folder)
+    with pytest.raises(um.InputError):
+        um.Monitor(folder / "file" / "run")
+    monitor.attach(trainer)
     with pytest.raises(um.InputError):
         trainer.train()
     assert "get_batch_samples" not in vars(trainer)
-    forget_last_trainer()
-    trainer = build_trainer(engine, folder)
-    um.Monitor(folder / "file" / "run").attach(trainer)
-    with pytest.raises(um.InputError):
-        trainer.train()
 
 
 def check_resuming_from_a_checkpoint_continues_the_run(engine: str, folder: Path) -> None:

@@ -215,7 +215,7 @@ def test_times_are_timestamps_in_sql(folder: Path) -> None:
         "SELECT run FROM runs WHERE started > TIMESTAMPTZ '2020-01-01' ORDER BY started"
     )
     assert answer["run"].tolist() == ["one", "two", "three"]
-    assert len(um.open_runs(folder).sql("SELECT * FROM runs").columns) == 13
+    assert len(um.open_runs(folder).sql("SELECT * FROM runs").columns) == 14
     pivot = "PIVOT metrics ON run USING max(value) GROUP BY metric"
     assert len(um.open_runs(folder).sql(pivot, LOSS)) == 1
 

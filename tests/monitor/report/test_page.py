@@ -305,3 +305,25 @@ def test_what_the_trainer_and_the_user_log_has_charts(tmp_path: Path) -> None:
     assert section.count("<svg") == 2
     assert "rewards/chosen, from 0.500 to 0.500" in section
     assert "my/met[r]ic, from 1.00 to 1.00" in section
+
+
+def test_a_run_that_failed_says_why_at_the_top(tmp_path: Path) -> None:
+    data = {"status": "failed", "error": f"ValueError: {EVIL}", "log": ["WARNING mine: one", EVIL]}
+    stop = Event(kind="stop", step=1, time=1.0, data=data)
+    html = html_of(make_run(tmp_path / "run", [step_metrics(1)], events=[stop], status="failed"))
+    top, _, rest = html.partition('<dl class="facts">')
+    assert "Failed after step 1: <code>ValueError: &lt;script&gt;" in top
+    assert "WARNING mine: one\n&lt;script&gt;" in top
+    assert rest
+    finished = html_of(make_run(tmp_path / "fine", [step_metrics(1)], events=[stop]))
+    assert "Failed after" not in finished
+
+
+def test_memory_has_charts_where_it_was_recorded(tmp_path: Path) -> None:
+    host, device = "system/host_memory_bytes/total", "system/device_memory_peak_bytes/total"
+    steps = [step_metrics(step) | {host: step * 2.0**30} for step in (1, 2, 3)]
+    html = html_of(make_run(tmp_path / "cpu", steps))
+    assert "Host memory, GiB, largest over ranks, from 1.00 to 3.00" in html
+    assert "Peak device memory" not in html
+    html = html_of(make_run(tmp_path / "gpu", [step | {device: 2.0**31} for step in steps]))
+    assert "Peak device memory, GiB, largest over ranks, from 2.00 to 2.00" in html

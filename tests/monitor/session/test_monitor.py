@@ -62,12 +62,6 @@ def test_a_resumed_training_continues_the_run_of_the_one_before(
     assert not (tmp_path / "run-2").exists()
 
 
-def test_the_first_training_refuses_a_taken_directory(tmp_path: Path) -> None:
-    train(um.Monitor(tmp_path / "run", tensorboard=False), 1)
-    with pytest.raises(um.InputError, match="already holds a run"):
-        train(um.Monitor(tmp_path / "run", tensorboard=False), 1)
-
-
 def test_sinks_rules_and_policies_serve_each_training_from_the_start(tmp_path: Path) -> None:
     seen: list[int] = []
 

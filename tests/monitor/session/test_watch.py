@@ -175,6 +175,44 @@ def test_failing_sinks_and_rules_harm_neither_the_training_nor_the_run(tmp_path:
     assert len(um.open_run(tmp_path / "run").metrics()) == 10
 
 
+def test_a_rule_and_a_policy_that_keep_failing_are_switched_off_with_an_event_and_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(history: Any) -> list[um.Action]:
+        raise ValueError("no such key")
+
+    model, optimizer = build()
+    monitor = um.Monitor(
+        tmp_path / "run", tensorboard=False, rules=[RaisingRule()], policies=[broken]
+    )
+    with monitor.watch(model, optimizer):
+        for seed in range(5):
+            step_once(model, optimizer, seed)
+    events = um.open_run(tmp_path / "run").event_list("monitor")
+    for part, error in (
+        ("rule raising", "RuntimeError: broken"),
+        ("policy broken", "ValueError: no such key"),
+    ):
+        own = [event for event in events if event["part"] == part]
+        assert [(e["state"], e["error"]) for e in own] == [("failed", error), ("off", error)]
+        assert caplog.text.count(f"monitor: {part} is switched off: {error}") == 1
+
+
+def test_a_rule_and_a_policy_may_return_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def silent(history: Any) -> None:
+        return None
+
+    model, optimizer = build()
+    monitor = um.Monitor(tmp_path / "run", tensorboard=False, rules=[silent], policies=[silent])
+    with monitor.watch(model, optimizer):
+        step_once(model, optimizer, 0)
+    kinds = [event["kind"] for event in um.open_run(tmp_path / "run").event_list()]
+    assert kinds == ["start", "stop"]
+    assert "failed" not in caplog.text
+
+
 def test_one_schema_serves_all_records_with_the_same_names(tmp_path: Path) -> None:
     model, optimizer = build()
     sink = um.MemorySink()

@@ -36,7 +36,8 @@ from ulysses_monitor.integrations.auto.places import origin
 from ulysses_monitor.integrations.callback import TrainerWatcher
 from ulysses_monitor.integrations.hooks import check_default_callbacks
 from ulysses_monitor.integrations.trainer_lookup import calling_trainer
-from ulysses_monitor.session.opening import Place, Training
+from ulysses_monitor.session.opening import Training
+from ulysses_monitor.session.places import Place
 from ulysses_monitor.session.session import Session
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ class AttachedCallback(TrainerWatcher):
             place = choose_place(settings, output_dir, training.step)
             config = {"attach": origin(settings, output_dir)}
         parts = settings.monitor.make_parts()
-        return Session(place, settings.monitor, parts, engine, training, config)
+        session = Session(place, settings.monitor, parts, engine, training, config)
+        session.failure.log.follow(sys.stderr)
+        return session
 
     def _note(self, outcome: TrainerFate, text: str = "") -> None:
         write_note(self.settings.notes, Note(outcome, text))

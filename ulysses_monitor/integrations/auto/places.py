@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_monitor.integrations.auto.settings import AttachSettings
-from ulysses_monitor.session.opening import Place
-from ulysses_monitor.session.places import numbered_dirs
-from ulysses_monitor.store import IfExists, check_available, holds_run, is_locked
+from ulysses_monitor.session.places import Place, is_free, numbered_dirs
+from ulysses_monitor.session.settings import WhenTaken
+from ulysses_monitor.store import check_available, check_writable, holds_run, is_locked
 
 __all__ = ["check_first_place", "choose_place", "origin"]
 
@@ -42,28 +42,34 @@ def choose_place(settings: AttachSettings, output_dir: str, step: int) -> Place:
     if step and (known := _last_of(settings, output_dir)) is not None:
         return Place(known, "resume")
     free = (path for path in numbered_dirs(settings.run_dir) if _is_free(path, settings))
-    return Place(next(free), settings.monitor.if_exists)
+    if_exists = settings.monitor.if_exists
+    return Place(next(free), "new" if if_exists == "refuse" else if_exists)
 
 
-def check_first_place(path: Path, if_exists: IfExists) -> None:
+def check_first_place(path: Path, if_exists: WhenTaken) -> Path:
     """Refuses a run directory before anything is started, touching nothing.
 
+    Returns:
+        Where the first training will be recorded; beside `path` if that is taken.
+
     Raises:
-        InputError: it is in use, holds a run, or cannot be written.
+        InputError: it cannot be written, or it is taken and `if_exists` is not ``new``.
     """
+    if if_exists == "new":
+        check_writable(path, where="--run-dir")
+        return next(filter(is_free, numbered_dirs(path)))
     ways = "or give --if-exists resume to continue it, or --if-exists overwrite to replace it"
     check_available(path, if_exists, where="--run-dir", ways=ways)
+    return path
 
 
 def _is_free(place: Path, settings: AttachSettings) -> bool:
     """Whether a new training may be recorded there, so that no other run is harmed."""
-    if not place.exists():
+    if is_free(place):
         return True
-    if not place.is_dir() or is_locked(place):
+    if settings.monitor.if_exists in ("new", "refuse"):
         return False
-    if not holds_run(place):
-        return True
-    if settings.monitor.if_exists == "refuse":
+    if not holds_run(place) or is_locked(place):
         return False
     run = _origin_of(place)
     if run.get("session") == settings.command_id:  # recorded a moment ago, by this very command

@@ -25,7 +25,7 @@ from ulysses_monitor.integrations.auto import (
 )
 from ulysses_monitor.integrations.auto.places import origin
 from ulysses_monitor.integrations.auto.settings import STARTUP
-from ulysses_monitor.session.opening import Place
+from ulysses_monitor.session.places import Place
 from ulysses_monitor.session.session import Session
 from ulysses_monitor.session.settings import MonitorSettings
 from ulysses_monitor.store import RunDirectory
@@ -101,7 +101,7 @@ def leave_run(path: Path, settings: AttachSettings | None = None, output_dir: st
 
 def test_later_trainings_of_a_command_get_numbers_and_skip_existing_runs(tmp_path):
     settings = settings_for(tmp_path)
-    assert choose_place(settings, "out", 0) == Place(tmp_path / "demo", "refuse")
+    assert choose_place(settings, "out", 0) == Place(tmp_path / "demo", "new")
     leave_run(tmp_path / "demo", settings)
     (tmp_path / "demo-2").touch()
     leave_run(tmp_path / "demo-3")
@@ -133,7 +133,7 @@ def test_a_resumed_training_is_found_by_its_output_dir(tmp_path):
     resume = settings_for(tmp_path, if_exists="resume")
     assert choose_place(resume, "b", 10) == Place(tmp_path / "demo-2", "resume")
     # Of another start of the command, and not asked to continue: a place of its own.
-    assert choose_place(settings_for(tmp_path), "b", 10) == Place(tmp_path / "demo-3", "refuse")
+    assert choose_place(settings_for(tmp_path), "b", 10) == Place(tmp_path / "demo-3", "new")
     # Of this very start: it simply goes on.
     same = settings_for(tmp_path, "before")
     assert choose_place(same, "a", 10) == Place(tmp_path / "demo", "resume")
