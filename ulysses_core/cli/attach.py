@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shlex
 import shutil
 import tempfile
 import time
@@ -18,9 +17,10 @@ from pathlib import Path
 
 import typer
 
+from ulysses_core.cli.attach_outcomes import describe_outcomes
 from ulysses_core.cli.child import run_child
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.integrations.auto import AttachSettings, Note, check_first_place, read_notes
+from ulysses_monitor.integrations.auto import AttachSettings, check_first_place, read_notes
 from ulysses_monitor.session.settings import MonitorSettings
 from ulysses_monitor.store import IfExists
 
@@ -105,31 +105,3 @@ def default_run_dir(command: list[str]) -> Path:
         if not place.exists():
             return place
         now += 1
-
-
-def describe_outcomes(notes: list[Note], code: int) -> list[str]:
-    """Returns a line about each Trainer of a command that ended with exit code `code`."""
-    lines = [_describe(note) for note in notes if note.outcome in ("recorded", "failed", "own")]
-    outcomes = {note.outcome for note in notes}
-    if lines:
-        return lines
-    if "elsewhere" in outcomes:
-        return ["recorded by rank 0 on another node"]
-    if "made" in outcomes:
-        return ["nothing recorded: a Trainer was created, but its training did not start"]
-    if code:
-        return [f"nothing recorded: the command created no Trainer before it exited with {code}"]
-    return [
-        "nothing recorded: the command created no transformers or TRL Trainer; "
-        "to record your own loop, put it in: with monitor.watch(model, optimizer): ..."
-    ]
-
-
-def _describe(note: Note) -> str:
-    if note.outcome == "recorded":
-        run = Path(note.text)
-        shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-        return f"recorded {shown}; to see it, run: ulysses report {shlex.quote(str(shown))}"
-    if note.outcome == "own":
-        return "skipped a Trainer that has its own monitor"
-    return f"not recorded: {note.text}"

@@ -277,9 +277,42 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
     assert done.returncode == 0
     assert done.stdout == "typed ['--', '--help', '--local_rank=1'] []\n"
     assert f"{own} {own}" in done.stderr.splitlines()
-    assert "created no transformers or TRL Trainer" in own_lines(done.stderr)[-1]
-    assert "monitor.watch(model, optimizer)" in own_lines(done.stderr)[-1]
+    inner, outer = own_lines(done.stderr)[-2:]
+    assert "created no transformers or TRL Trainer" in inner
+    assert "monitor.watch(model, optimizer)" in inner
+    assert "let it inherit PYTHONPATH" in outer  # which `env` replaced
     assert not (desk.path / "runs").exists()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(
+    ("flags", "code", "expected"),
+    [
+        ((), "", "the command created no transformers or TRL Trainer; to record your own loop"),
+        ((), "import lightning", "the command imported lightning and created no transformers or "
+         "TRL Trainer; to record it, give Lightning's Trainer our callback"),
+        ((), "import ray, accelerate", "the command imported ray, accelerate and created no "
+         "transformers or TRL Trainer; to record it, attach a monitor in the function that trains"),
+        ((), "import swift, sys; sys.exit(4)",
+         "the command imported swift and created no Trainer before it exited with 4"),
+        (("-I",), "", "no Python process of the command could be attached; start Python without "
+         "-I, -E and -S, and let it inherit PYTHONPATH"),
+    ],
+)  # fmt: skip
+def test_the_closing_line_says_why_nothing_was_recorded(desk, flags, code, expected):
+    for name in ("lightning", "ray", "accelerate", "swift"):
+        (desk.path / f"{name}.py").touch()
+    done = desk.run("--", sys.executable, *flags, "-c", code)
+    assert own_lines(done.stderr)[-1].startswith(f"ulysses: nothing recorded: {expected}")
+
+
+@pytest.mark.timeout(90)
+def test_a_trainer_that_never_trains_is_told(desk):
+    done = desk.run("--", sys.executable, desk.script("from tiny import make\nmake()\n"))
+    assert done.returncode == 0, done.stderr
+    line = own_lines(done.stderr)[-1]
+    assert line.startswith("ulysses: nothing recorded: the command imported ")
+    assert line.endswith("transformers and created a Trainer, but train() was never called")
 
 
 @pytest.mark.timeout(60)

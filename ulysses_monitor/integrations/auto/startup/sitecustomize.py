@@ -2,11 +2,13 @@
 
 `ulysses attach` puts this file's folder on PYTHONPATH, and Python imports a module of this name by
 itself. Many such processes never train, or belong to an interpreter that has nothing installed: so
-only the standard library is used, and all that happens here is that one import is waited for.
+only the standard library is used, and all that happens here is that one import is waited for. Two
+notes tell the command line that the process could be attached, and which frameworks it imported.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from importlib.machinery import PathFinder
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib is slow to import
 _TRAINER = "transformers.trainer"
+_FRAMEWORKS = (
+    *("llamafactory", "swift", "axolotl", "unsloth", "sentence_transformers", "setfit", "trl"),
+    *("lightning", "pytorch_lightning", "torchtitan", "ray", "accelerate", "deepspeed"),
+    "transformers",
+)
+"""What a process may train with, the most specific first."""
 
 
 class _WaitForTrainer:
@@ -93,12 +101,27 @@ def _warn(error: Exception) -> None:
 
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     sys.stderr.write(f"ulysses: training continues without the monitor: {reason}\n")
+    _note("failed", json.dumps(reason))
+
+
+def _note_frameworks() -> None:
+    found = [name for name in _FRAMEWORKS if name in sys.modules]
+    if found:
+        _note("imported", f'"{" ".join(found)}"')
+
+
+def _note(outcome: str, text: str = '""') -> None:
+    """Appends a note in one write; `text` is JSON."""
     try:
-        with open(os.environ["ULYSSES_ATTACH_NOTES"], "r+") as notes:  # noqa: PTH123
-            notes.seek(0, os.SEEK_END)
-            notes.write(json.dumps({"outcome": "failed", "text": reason}) + "\n")
+        notes = os.open(os.environ["ULYSSES_ATTACH_NOTES"], os.O_WRONLY | os.O_APPEND)
     except (OSError, KeyError):
-        pass  # nobody reads them
+        return  # nobody reads them
+    try:
+        os.write(notes, f'{{"outcome": "{outcome}", "text": {text}}}\n'.encode())
+    except OSError:
+        pass  # a full disk
+    finally:
+        os.close(notes)
 
 
 def _run_the_one_behind() -> None:
@@ -118,4 +141,6 @@ if __name__ == "sitecustomize":
     # A launcher that carries PYTHONPATH to another node may leave the settings behind.
     if "ULYSSES_ATTACH" in os.environ:
         sys.meta_path.insert(0, _WaitForTrainer())
+        _note("started")
+        atexit.register(_note_frameworks)
     _run_the_one_behind()
