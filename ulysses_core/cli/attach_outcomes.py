@@ -10,7 +10,7 @@ from ulysses_monitor.integrations.auto import Note
 __all__ = ["describe_outcomes"]
 
 _WATCH = "to record your own loop, put it in: with monitor.watch(model, optimizer): ..."
-_LIGHTNING = "to record it, give Lightning's Trainer our callback, see docs/ways_in.md"
+_LIGHTNING = "to record it, add um.LightningCallback(monitor) to its Trainer's callbacks"
 _ADVICE = {
     "lightning": _LIGHTNING,
     "pytorch_lightning": _LIGHTNING,

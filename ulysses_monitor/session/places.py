@@ -12,7 +12,7 @@ from ulysses_monitor.common.ranks import broadcast_bytes, rank
 from ulysses_monitor.session.opening import Place
 from ulysses_monitor.store import IfExists, holds_run, is_locked
 
-__all__ = ["choose_place", "numbered_dirs"]
+__all__ = ["choose_fresh_place", "choose_place", "numbered_dirs"]
 
 
 def choose_place(
@@ -46,6 +46,20 @@ def choose_place(
         chosen = next(path for path in later if _is_free(path))
     name = broadcast_bytes(str(chosen).encode(), device).decode()
     return Place(Path(name), "refuse")
+
+
+def choose_fresh_place(first: Path, *, resumes: bool) -> Place:
+    """Chooses where a training records of which nobody named the run, so that none is refused.
+
+    It gets the first free of ``first``, ``first-2``, ...; if it resumes from a checkpoint, it
+    continues the last run of these.
+    """
+    taken = list(itertools.takewhile(lambda path: not _is_free(path), numbered_dirs(first)))
+    runs = [path for path in taken if holds_run(path) and not is_locked(path)]
+    if resumes and runs:
+        return Place(runs[-1], "resume")
+    free = next(itertools.islice(numbered_dirs(first), len(taken), None))
+    return Place(free, "refuse")
 
 
 def numbered_dirs(first: Path) -> Iterator[Path]:

@@ -125,6 +125,15 @@ SFTTrainer(
 ).train()
 """
 
+LOOP = """
+from accelerate import Accelerator
+
+accelerator = Accelerator(cpu=True, log_with="ulysses")
+accelerator.init_trackers("project", config={"lr": 0.1})
+accelerator.log({"loss": 2.0}, step=5)
+accelerator.end_training()
+"""
+
 ENDLESS = "from tiny import make\nmake(max_steps=10**6, logging_steps=10**6).train()\n"
 
 
@@ -242,6 +251,24 @@ def test_a_trl_trainer_under_accelerate_launch_is_watched(desk):
 
 
 @pytest.mark.timeout(150)
+def test_the_name_ulysses_is_known_to_trainers_and_accelerators(desk):
+    reports = "from tiny import make\nmake(report_to='ulysses').train()\n"
+    scripts = [desk.script(reports, "reports.py"), desk.script(LOOP, "loop.py")]
+    both = " && ".join(f"{sys.executable} {script}" for script in scripts)
+    done = desk.run("--run-dir", "runs/x", "--", "bash", "-c", both)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(";")[0] for line in own_lines(done.stderr)[1:]] == [
+        "ulysses: recorded runs/x",
+        "ulysses: recorded runs/x-2",
+    ]
+    assert desk.steps("runs/x") == [1, 2, 3]
+    assert not list(desk.path.glob("output/ulysses*"))
+    logged = um.open_run(desk.path / "runs/x-2")
+    assert logged.metrics("train/loss/total")["train/loss/total"].to_dict() == {5: 2.0}
+    assert (logged.info["config"], logged.info["status"]) == ({"lr": 0.1}, "finished")
+
+
+@pytest.mark.timeout(150)
 def test_several_scripts_get_their_own_runs_and_a_failure_keeps_its_exit_code(desk):
     good = desk.script("from tiny import make\nmake().train()\n", "good.py")
     fails = desk.script(FAILS, "fails.py")
@@ -290,7 +317,7 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
     [
         ((), "", "the command created no transformers or TRL Trainer; to record your own loop"),
         ((), "import lightning", "the command imported lightning and created no transformers or "
-         "TRL Trainer; to record it, give Lightning's Trainer our callback"),
+         "TRL Trainer; to record it, add um.LightningCallback(monitor) to its"),
         ((), "import ray, accelerate", "the command imported ray, accelerate and created no "
          "transformers or TRL Trainer; to record it, attach a monitor in the function that trains"),
         ((), "import swift, sys; sys.exit(4)",

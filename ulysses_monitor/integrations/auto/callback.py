@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 from transformers import Trainer
 
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.patching import Undo, patch_method
+from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.auto import (
@@ -38,6 +38,7 @@ from ulysses_monitor.integrations.auto.agreement import NotAttachedError, agree
 from ulysses_monitor.integrations.auto.places import origin
 from ulysses_monitor.integrations.callback import TrainerWatcher
 from ulysses_monitor.integrations.hooks import check_handler
+from ulysses_monitor.integrations.reporting.names import NAME, name_callback
 from ulysses_monitor.integrations.trainer_lookup import calling_trainer
 from ulysses_monitor.session.opening import Place, Training
 from ulysses_monitor.session.session import Session
@@ -54,6 +55,8 @@ _OF_HANDLER: WeakKeyDictionary[Any, AttachedCallback] = WeakKeyDictionary()
 def install(module: ModuleType) -> Undo:
     """Gives an `AttachedCallback` to every Trainer that is made or trains from now on.
 
+    So ``report_to="ulysses"`` asks for what happens anyway; it becomes a known name.
+
     Args:
         module: ``transformers.trainer``, just imported.
 
@@ -65,7 +68,11 @@ def install(module: ModuleType) -> Undo:
     """
     check_handler(module)
     AttachedCallback.settings = AttachSettings.from_environment(os.environ)
-    return patch_method(module.CallbackHandler, "call_event", _call_event)
+    undos = [patch_method(module.CallbackHandler, "call_event", _call_event)]
+    utils = sys.modules.get("transformers.integrations.integration_utils")
+    if utils is not None and NAME not in getattr(utils, "INTEGRATION_TO_CALLBACK", {NAME: None}):
+        undos.append(name_callback(utils, AttachedCallback))  # unless the script did it
+    return lambda: undo_all(undos)
 
 
 def _call_event(

@@ -1,0 +1,59 @@
+"""The callback of ``report_to="ulysses"``: it watches as `Monitor.attach` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ulysses_monitor.common.ranks import rank
+from ulysses_monitor.engines import Engine
+from ulysses_monitor.integrations.callback import MonitorCallback, TrainerWatcher
+from ulysses_monitor.integrations.reporting.settings import ReportSettings
+from ulysses_monitor.integrations.trainer_lookup import calling_trainer
+from ulysses_monitor.session.opening import Place, Training
+from ulysses_monitor.session.session import Session
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["ReportCallback"]
+
+
+class ReportCallback(TrainerWatcher):
+    """Opens a session for each training, unless the Trainer has another monitor.
+
+    transformers makes it, without arguments.
+
+    Args:
+        settings: how to record; what `register` was given by default.
+    """
+
+    given: ClassVar[ReportSettings] = ReportSettings()
+    """What `register` was given."""
+    _recorded: ClassVar[set[Path]] = set()
+    """The run directories of this process's trainings."""
+
+    def __init__(self, settings: ReportSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or self.given
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the training's session if nobody else watches it."""
+        self.finish("failed")  # a training of this Trainer that raised before
+        callbacks = calling_trainer(self).callback_handler.callbacks
+        others = [c for c in callbacks if isinstance(c, MonitorCallback | ReportCallback)]
+        # Of several of this kind (callbacks handed on from Trainer to Trainer) the first watches.
+        if all(isinstance(c, ReportCallback) for c in others) and others[0] is self:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
+        """Opens a session in the next run directory."""
+        first = self.settings.first_dir(Path(trainer.args.output_dir or ".", "ulysses"))
+        place = Place(first, "refuse")  # rank 0 decides
+        if rank() == 0:
+            place = self.settings.choose_place(first, self._recorded, training.step > 0)
+            self._recorded.add(place.run_dir)
+        monitor = self.settings.monitor
+        return Session(place, monitor, monitor.make_parts(), engine, training, {})
