@@ -10,6 +10,7 @@ import pytest
 
 import ulysses_monitor as um
 from tests.support.hf_cases import build_trainer
+from tests.support.spawn import spawn
 from ulysses_monitor.integrations.reporting import registration
 
 QUIET = {"tensorboard": False}
@@ -143,3 +144,19 @@ def test_without_either_package_the_error_says_what_to_install(
     monkeypatch.setattr(registration, "is_installed", lambda _: False)
     with pytest.raises(um.InputError, match=r"pip install 'ulysses-toolkit\[trainers\]'"):
         um.register()
+
+
+def train_on_two_ranks(folder: str) -> list[str]:
+    um.register(**QUIET)
+    for _ in range(2):
+        train(Path(folder), max_steps=2)
+    return sorted(p.name for p in Path(folder, "output").iterdir())
+
+
+def test_two_ranks_record_one_run_for_each_training(tmp_path: Path) -> None:
+    seen = spawn(train_on_two_ranks, 2, args=[str(tmp_path)], timeout=120)
+    assert seen[0] == ["ulysses", "ulysses-2"]
+    for name in seen[0]:
+        run = um.open_run(tmp_path / "output" / name)
+        assert (run.info["world_size"], run.info["engine"]) == (2, "ddp")
+        assert run.metrics("grad/norm/total").index.tolist() == [1, 2]

@@ -131,3 +131,15 @@ def test_an_accelerate_without_registration_lets_the_name_pass() -> None:
     undo()
     assert module.filter_trackers is filter_trackers
     assert module.LOGGER_TYPE_TO_CLASS == {}
+
+
+def test_a_run_of_logged_numbers_has_a_report() -> None:
+    from ulysses_monitor.report import write_report
+
+    accelerator = start()
+    for step in range(1, 6):
+        accelerator.log({"loss": 1.0 / step}, step=step)
+    accelerator.end_training()
+    page = write_report(um.open_run("runs/demo")).read_text()
+    assert "0.2" in page  # the last loss
+    assert "finished" in page
