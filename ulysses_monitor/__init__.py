@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulysses_monitor.common.errors import InputError, UlyssesError
     from ulysses_monitor.integrations.callback import MonitorCallback
+    from ulysses_monitor.integrations.reporting.registration import register, unregister
     from ulysses_monitor.monitor import Monitor
     from ulysses_monitor.policies import Policy
     from ulysses_monitor.reading import RunReader, RunSet, open_run, open_runs
@@ -42,6 +43,8 @@ _HOMES = {
     "UlyssesError": "common.errors",
     "open_run": "reading",
     "open_runs": "reading",
+    "register": "integrations.reporting.registration",
+    "unregister": "integrations.reporting.registration",
 }
 
 __all__ = [
@@ -63,6 +66,8 @@ __all__ = [
     "UlyssesError",
     "open_run",
     "open_runs",
+    "register",
+    "unregister",
 ]
 
 

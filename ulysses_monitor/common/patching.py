@@ -1,9 +1,10 @@
-"""Patches methods on single instances and undoes it; nothing else in the project patches."""
+"""Patches methods and undoes it; nothing else in the project patches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from types import ModuleType
 from typing import Any
 
 __all__ = ["Undo", "patch_method", "undo_all"]
@@ -13,12 +14,19 @@ Undo = Callable[[], object]
 
 
 def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
-    """Replaces ``instance.name`` with ``wrapper(original, *args, **kwargs)``, not in the class.
+    """Replaces ``instance.name`` with ``wrapper(original, *args, **kwargs)``, not in its class.
+
+    Args:
+        instance: an object; or a class or module, for code that makes the objects out of reach.
+        name: the method's name.
+        wrapper: takes the original and the call's arguments.
 
     Returns:
         A function that restores the method. If someone has patched it again since, their patch
         stays, and this one only passes calls through.
     """
+    # An engine's or module's own `__setattr__` must not see it; classes and modules need theirs.
+    plain = type(instance) if isinstance(instance, type | ModuleType) else object
     had_own = name in vars(instance)
     original = getattr(instance, name)
     is_active = True
@@ -27,7 +35,7 @@ def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
     def patched(*args: Any, **kwargs: Any) -> Any:
         return wrapper(original, *args, **kwargs) if is_active else original(*args, **kwargs)
 
-    object.__setattr__(instance, name, patched)
+    plain.__setattr__(instance, name, patched)
 
     def undo() -> None:
         nonlocal is_active
@@ -35,9 +43,9 @@ def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
         if vars(instance).get(name) is not patched:
             return
         if had_own:
-            object.__setattr__(instance, name, original)
+            plain.__setattr__(instance, name, original)
         else:
-            object.__delattr__(instance, name)
+            plain.__delattr__(instance, name)
 
     return undo
 

@@ -72,8 +72,7 @@ class Session:
         failure: takes the exception that ends the training.
 
     Raises:
-        InputError: the run directory is taken, policies contradict one another, or a policy state
-            is damaged.
+        InputError: the run directory is taken, or policies contradict one another or their state.
     """
 
     def __init__(
@@ -95,8 +94,7 @@ class Session:
         self._publisher = Publisher(RuleSet(parts.rules, self._guard), engine)
         self.sources = Sources(self._guard)
         self._steering = make_steering(engine, settings, parts, training, self._guard)
-        self._current = TrainingStep()
-        self._has_warned = False
+        self._current, self._has_warned = TrainingStep(), False
         self._capture, self._undos = assemble(
             engine, settings.sample_every, lambda: self._capture.is_sampled(self.step + 1), guard
         )
@@ -143,15 +141,10 @@ class Session:
             self._publisher.recorder.close(status, self.step, about)
 
     def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
-        """Calls what runs inside the user's training; if it raises, training continues.
+        """Calls `function`, which runs inside the user's training; returns `default` if it raises.
 
         The first failure of a part is logged with its traceback and is an event. The part is called
         again however often it fails, because other ranks may wait for what it does.
-
-        Args:
-            part: the name in messages.
-            function: what to call.
-            default: the result where it raises.
 
         Raises:
             TrainingStoppedError: `function` asked for it.
@@ -286,6 +279,10 @@ class Session:
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Records an event at the current step."""
         self._publisher.publish_event(kind, data, self.step)
+
+    def describe(self, info: Mapping[str, Any]) -> None:
+        """Adds entries to run.json."""
+        self._publisher.recorder.describe(info)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Records further metrics of the current step; see `Monitor.log`."""

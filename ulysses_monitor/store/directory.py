@@ -162,6 +162,12 @@ class RunDirectory:
         }
         self._write()
 
+    def describe(self, info: Mapping[str, Any]) -> None:
+        """Adds entries to run.json while the run is written, with secrets masked."""
+        if os.getpid() == self._process:
+            self._info |= mask_secrets(to_jsonable(dict(info)))
+            self._write()
+
     def finish(
         self, status: str, about: Mapping[str, Any] | None = None, *, release: bool = True
     ) -> None:

@@ -210,7 +210,11 @@ def test_a_failure_while_attaching_is_one_line_and_a_note(tmp_path):
     done = python(code, tmp_path, **variables)
     assert done.stdout == "1 SourceFileLoader\n"
     assert done.stderr == "ulysses: training continues without the monitor: OSError: no 1\n"
-    assert read_notes(notes) == [Note("failed", "OSError: no 1")]
+    assert read_notes(notes) == [
+        Note("started"),
+        Note("failed", "OSError: no 1"),
+        Note("imported", "transformers"),
+    ]
     assert python(code, tmp_path, RANK="1", **variables).stderr == ""
 
 
