@@ -15,6 +15,7 @@ from torch import nn
 
 import ulysses_monitor as um
 from ulysses_monitor.integrations.reporting.names import name_tracker
+from ulysses_monitor.session import open_sessions
 
 QUIET = {"tensorboard": False}
 
@@ -23,6 +24,8 @@ QUIET = {"tensorboard": False}
 def _registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.delenv("ULYSSES_RUN_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
+    # What a test of a failing session left open in this process would get the numbers.
+    monkeypatch.setattr(open_sessions, "_opened", [])
     um.register(**QUIET)
     yield
     um.unregister()
