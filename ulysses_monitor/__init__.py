@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulysses_monitor.common.errors import InputError, UlyssesError
     from ulysses_monitor.integrations.callback import MonitorCallback
+    from ulysses_monitor.integrations.lightning import LightningCallback
     from ulysses_monitor.monitor import Monitor
     from ulysses_monitor.policies import Policy
     from ulysses_monitor.reading import RunReader, RunSet, open_run, open_runs
@@ -28,6 +29,7 @@ _HOMES = {
     "Alert": "records",
     "Event": "records",
     "InputError": "common.errors",
+    "LightningCallback": "integrations.lightning",
     "MemorySink": "sinks",
     "Metric": "records",
     "Monitor": "monitor",
@@ -49,6 +51,7 @@ __all__ = [
     "Alert",
     "Event",
     "InputError",
+    "LightningCallback",
     "MemorySink",
     "Metric",
     "Monitor",
