@@ -1,10 +1,10 @@
-"""transformers: a script in the style of its examples, with `Seq2SeqTrainer`."""
+"""transformers: a Trainer, and a script in the style of its examples with `Seq2SeqTrainer`."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.clients.case import Case, Client
+from tests.clients.case import RUN, Case, Client
 from tests.clients.conftest import Check
 from tests.clients.programs import read_program
 
@@ -32,17 +32,24 @@ WORDS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(
 CASES = [
     Case(
         CLIENT,
+        "Trainer, attached by hand",
+        command=("python", "train_trainer.py"),
+        watched=("python", "train_trainer.py", RUN),
+        files=read_program("train_trainer.py"),
+    ),
+    Case(
+        CLIENT,
         "summarization, T5, full",
         command=("python", "run_summarization.py", *WORDS),
         files=read_program("run_summarization.py"),
-    )
+    ),
 ]
 
 
 @pytest.mark.clients
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_script_like_those_of_transformers_is_watched_exactly_and_is_not_changed(
+def test_a_training_with_transformers_is_watched_exactly_and_is_not_changed(
     case: Case, check: Check
 ) -> None:
     check(case)

@@ -1,6 +1,5 @@
 """Trains in a loop of its own with accelerate; `loop_accelerate.py [RUN]`."""
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -35,26 +34,39 @@ model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, load
 log = []
 
 
-def watched():
-    return um.Monitor(RUN).watch(model, optimizer) if RUN else contextlib.nullcontext(None)
+def train_watched(monitor):
+    with monitor.watch(model, optimizer):
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                monitor.observe(loss=loss / 2, tokens=batch["attention_mask"].sum())
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    monitor.before_clip()
+                    norm = accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                    log.append({"loss": loss.item(), "grad_norm": norm.item()})
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
 
 
-with watched() as monitor:
+def train_bare():
     for batch in loader:
         with accelerator.accumulate(model):
             loss = model(**batch).loss
-            if monitor:
-                monitor.observe(loss=loss / 2, tokens=batch["attention_mask"].sum())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                if monitor:
-                    monitor.before_clip()
                 norm = accelerator.clip_grad_norm_(model.parameters(), 0.1)
                 log.append({"loss": loss.item(), "grad_norm": norm.item()})
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
 
+
+if RUN:
+    train_watched(um.Monitor(RUN))
+else:
+    train_bare()
 if accelerator.is_main_process:
     Path("log.json").write_text(json.dumps(log))
     torch.save(accelerator.unwrap_model(model).state_dict(), "weights.pt")

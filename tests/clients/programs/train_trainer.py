@@ -1,4 +1,6 @@
-"""Trains a causal language model with transformers' Trainer."""
+"""Trains a causal language model with transformers' Trainer; `train_trainer.py [RUN]`."""
+
+import sys
 
 from rows import rows
 from transformers import (
@@ -9,6 +11,9 @@ from transformers import (
     TrainingArguments,
 )
 
+import ulysses_monitor as um
+
+RUN = (sys.argv[1:] or [None])[0]
 tokenizer = AutoTokenizer.from_pretrained("../llama")
 trainer = Trainer(
     model=AutoModelForCausalLM.from_pretrained("../llama"),
@@ -22,10 +27,14 @@ trainer = Trainer(
         logging_steps=1,
         save_steps=5,
         use_cpu=True,
+        ddp_find_unused_parameters=False,
         report_to="none",
         seed=3,
     ),
     train_dataset=[tokenizer(" ".join(row)) for row in rows()],
     data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
 )
+if RUN:
+    monitor = um.Monitor(RUN)
+    monitor.attach(trainer)
 trainer.train()
