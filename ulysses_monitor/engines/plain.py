@@ -50,9 +50,11 @@ class PlainEngine(ParameterView):
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_norm = clip_norm or (lambda: None)
         self.device = self._named[0][1].device
-        self._settings = {
-            param: group for group in optimizer.param_groups for param in group["params"]
-        }
+        self._arrange()
+
+    def _arrange(self) -> None:
+        groups = self.optimizer.param_groups
+        self._settings = {param: group for group in groups for param in group["params"]}
         self._counted = frozenset(self.counted_indices())
 
     def counted_indices(self) -> list[int]:

@@ -9,6 +9,7 @@ from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import Undo
 from ulysses_monitor.common.ranks import any_rank, world_size
 from ulysses_monitor.engines import Engine
+from ulysses_monitor.engines.support import strip_wrappers
 from ulysses_monitor.probes.adapters import AdapterProbe
 from ulysses_monitor.probes.base import Probe
 from ulysses_monitor.probes.capture import Capture
@@ -36,7 +37,9 @@ def assemble(
     Returns:
         The capture, and functions that remove its hooks.
     """
-    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    names, numels = zip(*engine.parameters(), strict=True)
+    every = tuple(strip_wrappers(name) for name, _ in engine.model.named_parameters())
+    layout = Layout(names, numels, every)
     probes: list[Probe] = [GradientProbe(layout), AdamStateProbe(layout), ParameterProbe(layout)]
     undos: list[Undo] = []
     if layout.adapter_pairs:

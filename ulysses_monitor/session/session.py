@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.guard import Guard
-from ulysses_monitor.common.patching import undo_all
+from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.engines import Engine, do_nothing
-from ulysses_monitor.probes import assemble
+from ulysses_monitor.probes import FollowingCapture
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.failure import FailureWatch, peak_memory
@@ -97,10 +97,10 @@ class Session:
         self._steering = make_steering(engine, settings, parts, training, self._guard)
         self._current = TrainingStep()
         self._has_warned = False
-        self._capture, self._undos = assemble(
-            engine, settings.sample_every, lambda: self._capture.is_sampled(self.step + 1), guard
+        self._capture = FollowingCapture(
+            engine, settings.sample_every, lambda: self.step + 1, guard, self.event
         )
-        self._undos.append(self._steering.end_step)
+        self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
         try:
             self._publisher.recorder = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close

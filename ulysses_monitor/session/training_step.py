@@ -137,6 +137,10 @@ def as_part(metrics: Mapping[str, float]) -> Part:
     return schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
 
 
+_SCHEMAS = 256
+"""Schemas that are kept: a training that changes what it trains may have any number."""
+
+
 class RecordBuilder:
     """Joins parts to records; steps with the same parts share one schema."""
 
@@ -147,6 +151,8 @@ class RecordBuilder:
         """Returns the record of `step` that has all values of `parts`."""
         schemas = tuple(schema for schema, _ in parts)
         if schemas not in self._schemas:
+            if len(self._schemas) >= _SCHEMAS:
+                self._schemas.clear()
             names = tuple(name for schema in schemas for name in schema.names)
             self._schemas[schemas] = Schema(names)
         values = np.concatenate([values for _, values in parts])

@@ -22,7 +22,7 @@ from ulysses_monitor.probes import (
     UpdateProbe,
 )
 from ulysses_monitor.probes.adapters import _squared_norms
-from ulysses_monitor.probes.consistency import _fingerprint
+from ulysses_monitor.probes.consistency import fingerprint
 
 
 def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) -> dict[str, float]:
@@ -182,10 +182,10 @@ def test_two_halves_of_a_parameter_give_the_metrics_of_the_full_one() -> None:
 def test_a_fingerprint_depends_only_on_the_bits_of_a_tensor(size: int, dtype: torch.dtype) -> None:
     x = torch.randn(size + 1, generator=torch.Generator().manual_seed(size)).to(dtype)
     inside, copy = x[1:], x[1:].clone()
-    assert int(_fingerprint(inside)) == int(_fingerprint(copy))
+    assert int(fingerprint(inside)) == int(fingerprint(copy))
     other = copy.clone()
     other[-1] = 3.0
-    assert int(_fingerprint(other)) != int(_fingerprint(copy))
+    assert int(fingerprint(other)) != int(fingerprint(copy))
 
 
 # -- updates and adapters ----------------------------------------------------------------------
