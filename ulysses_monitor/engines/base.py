@@ -181,7 +181,7 @@ class Engine(Protocol):
         ...
 
     def clip_norm(self) -> float | None:
-        """Returns the norm that the engine will clip to; None if there is none or it is unknown."""
+        """Returns the norm that the engine will clip to, inf for none; None if it is unknown."""
         ...
 
     def learning_rates(self) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class DeepSpeedView(ParameterView):
 
     def clip_norm(self) -> float | None:
         """See `Engine.clip_norm`."""
-        return float(self._engine.gradient_clipping()) or None
+        return float(self._engine.gradient_clipping() or math.inf)
 
     def adam_update(self, settings: Mapping[str, Any]) -> AdamUpdate | None:
         """See `Engine.adam_update`; also knows DeepSpeed's own Adam, on the GPU and on the CPU."""
