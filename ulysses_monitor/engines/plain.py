@@ -111,9 +111,12 @@ class PlainEngine(ParameterView):
             nonlocal stepped
             if optimizer is not self.optimizer:
                 return original(optimizer, *args, **kwargs)
+            if args and callable(args[0]):  # torch refuses a closure, but only by keyword
+                return original(optimizer, closure=args[0])
+            if "closure" in kwargs:
+                return original(optimizer, *args, **kwargs)
             stepped = False
-            if not args:  # a closure: torch refuses it with a scaler, but only by keyword
-                before()
+            before()
             result = original(optimizer, *args, **kwargs)
             after(stepped)
             ended()
