@@ -27,7 +27,7 @@ from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.ranks import rank, world_size
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.engines.support import strip_wrappers
-from ulysses_monitor.probes.assembly import assemble
+from ulysses_monitor.probes.assembly import assemble, find_expert_adapters
 from ulysses_monitor.probes.capture import Capture, CapturedStep
 from ulysses_monitor.probes.consistency import fingerprint
 
@@ -44,6 +44,12 @@ _NOT_REDUCED = (
     "the ranks have different gradients of the parameters that became trainable, so each rank "
     "trains them apart: DistributedDataParallel reduces only what is trainable when it is made; "
     "expected every parameter that is ever trained to be trainable then"
+)
+
+
+_EXPERTS = (
+    "PEFT's target_parameters keeps the adapters of all experts of a module in one A and one B; "
+    "gradients, parameters and updates are recorded under param/"
 )
 
 
@@ -111,6 +117,15 @@ class FollowingCapture:
             lambda: self._capture.is_sampled(self._next_step()),
             self._guard,
         )
+
+    def announce(self) -> None:
+        """Records what is left out from the start; called when the run is open."""
+        experts = sorted(find_expert_adapters(self._engine.model))
+        if experts:
+            about = {"adapters": "left out", "modules": experts, "reason": _EXPERTS}
+            self._report("monitor", about)
+            if rank() == 0:
+                logger.warning("monitor: %s is left out of lora/*: %s", experts[0], _EXPERTS)
 
     def close(self) -> None:
         """Removes every hook."""

@@ -28,11 +28,13 @@ class Layout:
         names: full parameter names [P].
         numels: number of elements of each full parameter [P].
         model: names of all parameters of the model, trained or not; by default those in `names`.
+        expert_adapters: names of modules whose A and B hold the adapters of several experts.
     """
 
     names: tuple[str, ...]
     numels: tuple[int, ...]
     model: tuple[str, ...] = ()
+    expert_adapters: frozenset[str] = frozenset()
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -74,8 +76,13 @@ class Layout:
 
     @cached_property
     def adapter_pairs(self) -> tuple[AdapterPair, ...]:
-        """Every module that has both A and B of an adapter."""
-        return find_adapter_pairs(self.names)
+        """Every module that has both A and B of one adapter.
+
+        The experts' adapters of one module are left out: a norm or a product of all of them says
+        nothing of any.
+        """
+        pairs = find_adapter_pairs(self.names)
+        return tuple(pair for pair in pairs if pair.path not in self.expert_adapters)
 
 
 def _place(name: str) -> tuple[str, str] | None:

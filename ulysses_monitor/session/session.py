@@ -117,6 +117,7 @@ class Session:
         modes = {"policies": self._steering.modes} if parts.policies else {}
         about = {"engine": self._engine.name, "world_size": world_size(), **modes}
         self.event("start", {**about, "max_steps": training.max_steps})
+        self._capture.announce()
         if missing := restore_memory(self._steering, parts, training):
             self.event("monitor", {"policies_anew": missing})
 
