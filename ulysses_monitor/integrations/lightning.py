@@ -2,8 +2,9 @@
 
 Lightning passes a closure to ``optimizer.step``, and clips inside it. So the step is read in
 ``on_before_optimizer_step``, which comes between the backward pass and clipping: gradients are
-accumulated, reduced and unscaled. With manual optimization, the module clips before that; for the
-duration of a fit, ``precision_plugin.clip_gradients`` is patched on the instance.
+accumulated, reduced and unscaled. With manual optimization, the module clips before that, as a
+plain loop does; for the duration of a fit, ``precision_plugin.clip_gradients`` is patched on the
+instance.
 
 Lightning is imported when a `LightningCallback` is made.
 """
@@ -97,7 +98,8 @@ class LightningCallback:
             patch_method(trainer.precision_plugin, "clip_gradients", _read_first(session)),
             patch_method(trainer, "save_checkpoint", _note_checkpoint(session)),
         ]
-        session.hook_step(lambda: self._end_step(session, trainer))
+        by_hand = not pl_module.automatic_optimization
+        session.hook_step(lambda: self._end_step(session, trainer), sees_clipping=by_hand)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Ends the run; not before, because the last checkpoint is saved as training ends."""

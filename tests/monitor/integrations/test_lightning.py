@@ -60,10 +60,13 @@ class Net(pl.LightningModule):
         if self.how == "manual-clip":
             self.norms.append(norm(self))
             self.clip_gradients(optimizer, gradient_clip_val=CLIP, gradient_clip_algorithm="norm")
+        elif self.how == "manual-torch":
+            self.norms.append(norm(self))
+            nn.utils.clip_grad_norm_(self.parameters(), CLIP)
         optimizer.step()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if self.how != "manual-clip":
+        if self.how not in ("manual-clip", "manual-torch"):
             self.norms.append(norm(self))
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
@@ -148,6 +151,7 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     ),
     "manual": ("manual", dict),
     "manual, clipped": ("manual-clip", dict),
+    "manual, clipped by torch": ("manual-torch", dict),
 }
 
 
@@ -181,9 +185,11 @@ def test_clipping_is_told_where_lightning_clips(tmp_path: Path) -> None:
         monitor, sink = watched(tmp_path / case)
         _, module = fit(tmp_path, CASES[case][0], monitor, **CASES[case][1]())
         found = [record.get("grad/clip_coef/total") for record in merged(sink)]
+        clipped = pytest.approx([CLIP / n for n in module.norms], rel=1e-4)
         expected: dict[str, Any] = {
-            "automatic": pytest.approx([CLIP / n for n in module.norms], rel=1e-4),
+            "automatic": clipped,
             "unclipped": [1.0] * len(found),
+            "manual, clipped": clipped,
         }
         assert found == expected.get(case, [None] * len(found))
 
