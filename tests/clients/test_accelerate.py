@@ -10,8 +10,10 @@ from tests.clients.programs import read_log, read_program
 
 CLIENT = Client("accelerate", packages=("accelerate==1.15.0", "transformers==5.23.0"))
 # Without a GPU, `--cpu` starts one process only, or several by MPI; the programs ask for the CPU.
-LAUNCH = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-
+LAUNCH = (
+    *("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--main_process_port", "0"),  # any free one
+)
 
 CASES = [
     Case(

@@ -25,6 +25,7 @@ SETTINGS = {
     "predict_with_generate": True,
     "generation_max_length": 16,
     "use_cpu": True,
+    "disable_tqdm": True,
     "report_to": "none",
     "seed": 3,
 }

@@ -27,6 +27,7 @@ arguments = SentenceTransformerTrainingArguments(
     eval_steps=2,
     save_steps=5,
     use_cpu=True,
+    disable_tqdm=True,
     report_to="none",
     seed=3,
 )
