@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulysses_monitor.common.errors import InputError, UlyssesError
     from ulysses_monitor.integrations.callback import MonitorCallback
+    from ulysses_monitor.integrations.lightning import LightningCallback
     from ulysses_monitor.integrations.reporting.registration import register, unregister
     from ulysses_monitor.monitor import Monitor
     from ulysses_monitor.policies import Policy
@@ -29,6 +30,7 @@ _HOMES = {
     "Alert": "records",
     "Event": "records",
     "InputError": "common.errors",
+    "LightningCallback": "integrations.lightning",
     "MemorySink": "sinks",
     "Metric": "records",
     "Monitor": "monitor",
@@ -52,6 +54,7 @@ __all__ = [
     "Alert",
     "Event",
     "InputError",
+    "LightningCallback",
     "MemorySink",
     "Metric",
     "Monitor",

@@ -99,9 +99,10 @@ class Monitor:
     ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
-        Give the loss with `observe`; call `before_clip` if the loop clips gradients itself. If a
-        policy or a person stops the training, the loop is left at the end of the step, the code
-        after the ``with`` block runs, and `stopped` says why.
+        Give the loss with `observe`. torch's and accelerate's clipping functions are seen; call
+        `before_clip` if the loop clips gradients by hand. If a policy or a person stops the
+        training, the loop is left at the end of the step, the code after the ``with`` block runs,
+        and `stopped` says why.
 
         Args:
             model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
@@ -127,7 +128,7 @@ class Monitor:
                 abilities=("stop",) if save is None else ("save", "stop"),
             ),
         )
-        session.hook_step(lambda: _end_step(session, save))
+        session.hook_step(lambda: _end_step(session, save), sees_clipping=True)
         status: Status = "failed"
         try:
             yield self
@@ -227,10 +228,11 @@ class Monitor:
             )
 
     def before_clip(self) -> None:
-        """Reads the step's gradients now; for loops that clip before ``optimizer.step()``.
+        """Reads the step's gradients now; for loops that clip or scale gradients by hand.
 
-        Call it once a step, after the last micro-batch's backward pass. It does nothing if the
-        engine clips within its own step (DeepSpeed), which is read there.
+        Call it once a step, after the last micro-batch's backward pass and before clipping. torch's
+        and accelerate's clipping functions are seen without it. It does nothing if the engine clips
+        within its own step (DeepSpeed), which is read there.
         """
         if self.session is not None:
             self.session.before_clip()

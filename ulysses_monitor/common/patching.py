@@ -1,4 +1,4 @@
-"""Patches methods and undoes it; nothing else in the project patches."""
+"""Patches methods and decorated functions, and undoes it; nothing else in the project patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Undo", "patch_method", "undo_all"]
+__all__ = ["Undo", "patch_decorated", "patch_method", "undo_all"]
 
 Undo = Callable[[], object]
 """Removes a patch or a hook and leaves the object as it was before."""
@@ -47,6 +47,39 @@ def patch_method(instance: Any, name: str, wrapper: Callable[..., Any]) -> Undo:
         else:
             plain.__delattr__(instance, name)
 
+    return undo
+
+
+def patch_decorated(function: Callable[..., Any], wrapper: Callable[..., Any]) -> Undo:
+    """Puts ``wrapper(original, *args, **kwargs)`` between a function and its decorator.
+
+    Modules that imported the decorated function call the wrapper too; a new name in the function's
+    own module would not reach them.
+
+    Returns:
+        A function that restores the function; see `patch_method`.
+
+    Raises:
+        TypeError: `function` is not made by a decorator of one function.
+    """
+    cells = [c for c in function.__closure__ or () if callable(c.cell_contents)]
+    if len(cells) != 1:
+        raise TypeError(f"{function!r} is not a decorated function")
+    (cell,) = cells
+    original = cell.cell_contents
+    is_active = True
+
+    @wraps(original)
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs) if is_active else original(*args, **kwargs)
+
+    def undo() -> None:
+        nonlocal is_active
+        is_active = False
+        if cell.cell_contents is patched:
+            cell.cell_contents = original
+
+    cell.cell_contents = patched
     return undo
 
 

@@ -77,9 +77,14 @@ def attach(monitor: OpensSessions, trainer: Any) -> Undo:
     from transformers import Trainer
 
     if not isinstance(trainer, Trainer):
+        others = (
+            "in Lightning, use Trainer(callbacks=[um.LightningCallback(monitor)])"
+            if type(trainer).__module__.startswith(("lightning.", "pytorch_lightning."))
+            else "for a plain loop use watch(model, optimizer)"
+        )
         raise InputError(
             f"monitor: attach() got a {type(trainer).__name__}; expected a transformers.Trainer or "
-            "a subclass; for a plain loop use watch(model, optimizer)"
+            f"a subclass; {others}"
         )
     callback = MonitorCallback(monitor, trainer)
     trainer.add_callback(callback)

@@ -32,6 +32,9 @@ class TrainingStep:
         sources: metrics from elsewhere, once the gradients were read.
         was_read: whether the gradients were read, or reading them failed.
         overhead: seconds of the step that the monitor took.
+        edited_norm: norm of the gradients if a policy changed them.
+        clip_norm: norm to which a plain loop clipped, infinite if it did not; None if unknown.
+        is_stale: whether the gradients changed after they had been read.
     """
 
     began: float = field(default_factory=time.perf_counter)
@@ -40,6 +43,9 @@ class TrainingStep:
     sources: Mapping[str, float] = field(default_factory=dict)
     was_read: bool = False
     overhead: float = 0.0
+    edited_norm: float | None = None
+    clip_norm: float | None = None
+    is_stale: bool = False
     _loss: Tensor | float = 0.0
     _has_loss: float = 0.0
     _tokens: Tensor | float = 0.0
@@ -96,24 +102,27 @@ class TrainingStep:
             "attended": self._attended,
         }
 
-    def metrics(self, engine: Engine, edited_norm: float | None = None) -> dict[str, float]:
-        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`.
-
-        Args:
-            engine: what is trained.
-            edited_norm: norm of the gradients if a policy changed them.
-        """
+    def metrics(self, engine: Engine) -> dict[str, float]:
+        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`."""
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"] > 0:  # not NaN
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
         if self.sums["has_labels"] > 0:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
-        clip_norm, norm = engine.clip_norm(), edited_norm
-        if norm is None:
-            norm = self._measured("grad/norm/total")
-        if clip_norm is not None and norm is not None:
-            metrics["grad/clip_coef/total"] = min(1.0, clip_norm / (norm + 1e-6))
-        return {**metrics, **self.sources}
+        return {**metrics, **self.clip_metrics(engine.clip_norm()), **self.sources}
+
+    def clip_metrics(self, clip_norm: float | None) -> dict[str, float]:
+        """Returns the factor of clipping to a norm, 1 if that is infinite, nothing if unknown."""
+        if clip_norm == math.inf:
+            return {"grad/clip_coef/total": 1.0}
+        norm = self._measured("grad/norm/total") if self.edited_norm is None else self.edited_norm
+        if clip_norm is None or norm is None:
+            return {}
+        return {"grad/clip_coef/total": min(1.0, clip_norm / (norm + 1e-6))}
+
+    def valid_parts(self, parts: Sequence[Part]) -> list[Part]:
+        """Returns what was measured, without the gradients if they changed afterwards."""
+        return [p for p in parts if not (self.is_stale and p[0].names[0].startswith("grad/norm/"))]
 
     def times(self, seconds: float, flops: TrainingFlops, device: torch.device) -> dict[str, float]:
         """Returns duration and speed of the step, and utilisation if the device's peak is known."""
@@ -137,6 +146,10 @@ def as_part(metrics: Mapping[str, float]) -> Part:
     return schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
 
 
+_SCHEMAS = 256
+"""Schemas that are kept: a training that changes what it trains may have any number."""
+
+
 class RecordBuilder:
     """Joins parts to records; steps with the same parts share one schema."""
 
@@ -147,6 +160,8 @@ class RecordBuilder:
         """Returns the record of `step` that has all values of `parts`."""
         schemas = tuple(schema for schema, _ in parts)
         if schemas not in self._schemas:
+            if len(self._schemas) >= _SCHEMAS:
+                self._schemas.clear()
             names = tuple(name for schema in schemas for name in schema.names)
             self._schemas[schemas] = Schema(names)
         values = np.concatenate([values for _, values in parts])
