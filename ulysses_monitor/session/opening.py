@@ -24,6 +24,7 @@ from ulysses_monitor.steering import Steering
 from ulysses_monitor.store import IfExists
 
 __all__ = [
+    "Ended",
     "Place",
     "Training",
     "describe_model",
@@ -62,6 +63,15 @@ class Training:
     abilities: Collection[str] = ()
     scheduler: str = ""
     policy_state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is kept of a session that ended; the session itself would keep model and optimizer."""
+
+    run_dir: Path
+    step: int
+    stopped: str | None
 
 
 def make_steering(

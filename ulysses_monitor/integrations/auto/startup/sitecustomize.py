@@ -34,18 +34,23 @@ class _WaitForTrainer:
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find is not None and finder is not self else None
             if spec is not None:
-                _attach_after_loading(spec.loader)
+                _attach_after_loading(spec.loader, self)
                 return spec  # type: ignore[no-any-return]
         return None
 
 
-def _attach_after_loading(loader: Loader) -> None:
-    """Wraps the loader's method, not the loader: others look at what kind of loader it is."""
+def _attach_after_loading(loader: Loader, finder: _WaitForTrainer) -> None:
+    """Wraps the loader's method, not the loader: others look at what kind of loader it is.
+
+    Once it is loaded, nothing of this file stays behind.
+    """
     load = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
         load(module)
         if module.__name__ == _TRAINER:
+            del loader.exec_module
+            sys.meta_path[:] = [other for other in sys.meta_path if other is not finder]
             _attach(module)
 
     try:
