@@ -217,7 +217,7 @@ class Monitor:
                 counts in `train/mfu/total`.
 
         Raises:
-            InputError: `loss` is a tensor of several elements.
+            InputError: a value is not a real number, such as a loss of several elements.
         """
         if self.session is not None:
             self.session.observe(
