@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
-from ulysses_core.trainers.deepspeed import start_deepspeed
+from ulysses_core.trainers.deepspeed import build_alike, start_deepspeed
 from ulysses_monitor.common.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 __all__ = [
@@ -52,8 +54,17 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_model(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
     """Loads the model, or makes it from ``model_config`` with the run's seed, and adds adapters.
+
+    The weights and adapters are the same on one process and under any engine.
+
+    Args:
+        config: the run's.
+        tokenizer: gives a made model its vocabulary.
+        device: where tensors are that the process group communicates.
 
     Raises:
         InputError: the model cannot be loaded or made, or a LoRA target matches no module.
@@ -63,20 +74,23 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
 
     set_seed(config.training.get("seed", 42))
     dtype = torch.bfloat16 if config.training.get("bf16") else torch.float32
-    model = _build_base_model(config.model, tokenizer, dtype)
+    model = _build_base_model(config.model, tokenizer, dtype, device)
     if config.training.get("gradient_checkpointing"):
         model.enable_input_require_grads()
     return add_adapters(model, config.finetuning)
 
 
-def _build_base_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: Any) -> Any:
+def _build_base_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: Any, device: torch.device
+) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"attn_implementation": _ATTENTION[config.flash_attn], "dtype": dtype}
     try:
         if config.architecture is not None:
             architecture = build_architecture(config.architecture, tokenizer)
-            return AutoModelForCausalLM.from_config(architecture, **options)
+            make = AutoModelForCausalLM.from_config
+            return build_alike(lambda: make(deepcopy(architecture), **options), device)
         return AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
         )

@@ -115,7 +115,7 @@ class UlyssesTrainingManager:
         data = load_datasets(config.data, config.finetuning.stage, tokenizer, seed)
         if data.train is None:
             raise InputError("dataset is not set; set it to a name in dataset_info.json")
-        model = build_model(config, tokenizer)
+        model = build_model(config, tokenizer, args.device)
         return build_causal_lm_trainer(config, args, model, tokenizer, data)
 
     def _patch_trainer(self, trainer: Trainer) -> None:

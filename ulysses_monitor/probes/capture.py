@@ -159,7 +159,7 @@ class Capture:
         device = self.engine.device
         shards, vectors = self._read(active, is_recheck)
         flags = torch.tensor([float(v is None) for v in vectors], dtype=torch.float64)
-        parts = [torch.as_tensor(v, dtype=torch.float64).reshape(1) for v in extra]
+        parts = [self._own(value) for value in extra]
         parts.append(flags)
         width = self._slots.width
         for probe, vector in zip(active, vectors, strict=True):
@@ -170,6 +170,16 @@ class Capture:
             parts += [self._slots.place(row) for row in maxima]
         totals = self._all_reduce(torch.cat([part.to(device, non_blocking=True) for part in parts]))
         return self._split(active, totals, len(extra)), shards
+
+    def _own(self, value: Tensor | float) -> Tensor:
+        """Returns a caller's value for the vector, NaN if it is none: all ranks wait for it."""
+
+        def convert() -> Tensor:
+            number = torch.as_tensor(value, dtype=torch.float64).reshape(1)
+            return number.to(self.engine.device, non_blocking=True)
+
+        converted = self._attempt("observing", convert).result
+        return torch.full((1,), torch.nan, dtype=torch.float64) if converted is None else converted
 
     def _split(self, active: Sequence[Probe], totals: Array, extras: int) -> _Reduced:
         flags = totals[extras : extras + len(active)].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,21 +64,16 @@ class TrainingStep:
         """Adds a micro-batch; see `Monitor.observe`.
 
         Raises:
-            InputError: `loss` is a tensor of several elements.
+            InputError: a value is not a real number.
         """
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise InputError(
-                f"monitor: observe(loss=...) got a tensor of shape {list(loss.shape)}; "
-                "allowed is a scalar"
-            )
         if loss is not None:
-            self._loss = self._loss + (loss.detach() if isinstance(loss, Tensor) else loss)
+            self._loss = self._loss + _scalar("loss", loss)
             self._has_loss = self._has_loss or 1.0
         if loss_tokens is not None:
-            self._loss_tokens = self._loss_tokens + loss_tokens
+            self._loss_tokens = self._loss_tokens + _scalar("loss_tokens", loss_tokens)
             self._has_labels = self._has_labels or 1.0
-        self._tokens = self._tokens + tokens
-        self._attended = self._attended + attended
+        self._tokens = self._tokens + _scalar("tokens", tokens)
+        self._attended = self._attended + _scalar("attended", attended)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
         """Notes that a micro-batch could not be read, so that no rank has such metrics of the step.
@@ -139,6 +135,20 @@ class TrainingStep:
             if name in schema.index:
                 return float(values[schema.index[name]])
         return None
+
+
+def _scalar(name: str, value: Tensor | float) -> Tensor | float:
+    """Checks at once what would otherwise fail where all ranks add up their numbers."""
+    got = f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not (value.is_complex() or value.is_nested or value.is_meta):
+            return value.detach()
+        shape = "jagged" if value.is_nested else f"of shape {list(value.shape)}"
+        got = f"a {value.dtype} tensor {shape} on {value.device}"
+    else:
+        with suppress(TypeError, ValueError):
+            return float(value)
+    raise InputError(f"monitor: observe({name}=...) got {got}; expected a real number")
 
 
 def as_part(metrics: Mapping[str, float]) -> Part:

@@ -38,27 +38,41 @@ _FRAMEWORKS = (
 class _WaitForTrainer:
     """Finds what is waited for where it is found anyway, and attaches once it is there."""
 
+    def __init__(self) -> None:
+        self.missing = set(_WAITED)
+
+    def found(self, name: str) -> None:
+        """Waits for `name` no more, and leaves when nothing is left to wait for."""
+        self.missing.discard(name)
+        if not self.missing:
+            sys.meta_path[:] = [other for other in sys.meta_path if other is not self]
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _WAITED:
+        if name not in self.missing:
             return None
         for finder in list(sys.meta_path):
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find is not None and finder is not self else None
             if spec is not None:
-                _attach_after_loading(spec.loader)
+                _attach_after_loading(spec.loader, self)
                 return spec  # type: ignore[no-any-return]
         return None
 
 
-def _attach_after_loading(loader: Loader) -> None:
-    """Wraps the loader's method, not the loader: others look at what kind of loader it is."""
+def _attach_after_loading(loader: Loader, finder: _WaitForTrainer) -> None:
+    """Wraps the loader's method, not the loader: others look at what kind of loader it is.
+
+    Once it is loaded, nothing of this file stays behind.
+    """
     load = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
         load(module)
-        if module.__name__ in _WAITED:
+        if module.__name__ in finder.missing:
+            del loader.exec_module
+            finder.found(module.__name__)
             _attach(module)
 
     try:
