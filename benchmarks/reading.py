@@ -27,6 +27,17 @@ __all__ = ["COMMANDS", "OWN_RULE", "ROOT", "measure", "write_run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_RULE = "def own(history):\n    return []\n"
+_MEASURED = """
+import sys
+from ulysses_core.cli import main
+try:
+    main()
+finally:
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            print(line.split()[1])
+"""
+"""Prints the command's own peak: `resource.getrusage` also counts the process that started it."""
 COMMANDS = {
     "report": ["report"],
     "replay": ["replay"],
@@ -95,17 +106,17 @@ def _compare(folder: Path, run: str, trees: dict[str, Path], rounds: int) -> Non
 def measure(root: Path, folder: Path, arguments: list[str]) -> tuple[float, float]:
     """Runs a command of the checkout `root`; returns its peak memory in MB, and its seconds."""
     begin = time.perf_counter()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ulysses_core.cli", *arguments],
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(root)},
-        stdout=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"ulysses {' '.join(arguments)}: exit code {child.returncode}")
-    return used.ru_maxrss / 1024, time.perf_counter() - begin
+    if done.returncode:
+        raise SystemExit(f"ulysses {' '.join(arguments)}: {done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1]) / 1024, time.perf_counter() - begin
 
 
 if __name__ == "__main__":
