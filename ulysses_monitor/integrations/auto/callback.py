@@ -1,9 +1,10 @@
 """The callback of `ulysses attach`: on every Trainer, decides at the start of each training.
 
 It reaches the Trainers through ``transformers.trainer.DEFAULT_CALLBACKS``, the list of classes from
-which every Trainer makes its callbacks. So no class is patched, a subclass may do what it likes in
-its constructor, and only at ``on_train_begin``, when everything is in place, does the callback look
-whether the Trainer has a monitor of its own.
+which a Trainer makes its callbacks. Some frameworks replace that list (ms-swift) or build a handler
+without it, so a `CallbackHandler` that was built without the callback gets it too. No Trainer is
+patched, a subclass may do what it likes in its constructor, and only at ``on_train_begin``, when
+everything is in place, does the callback look whether the Trainer has a monitor of its own.
 
 Watching must never cost a training: a problem here is reported once, and training continues.
 """
@@ -57,6 +58,20 @@ def install(module: ModuleType) -> None:
     check_default_callbacks(module)
     AttachedCallback.settings = AttachSettings.from_environment(os.environ)
     module.DEFAULT_CALLBACKS.append(AttachedCallback)
+    _join_every_handler(module.CallbackHandler)
+
+
+def _join_every_handler(handler: Any) -> None:
+    """Makes each new `CallbackHandler` have an `AttachedCallback`, whoever builds it."""
+    construct = handler.__init__
+
+    @functools.wraps(construct)
+    def construct_and_join(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        if not any(isinstance(callback, AttachedCallback) for callback in self.callbacks):
+            self.callbacks.append(AttachedCallback())
+
+    handler.__init__ = construct_and_join
 
 
 class AttachedCallback(TrainerWatcher):
