@@ -38,7 +38,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator((" ".join(row) for row in rows()), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0]
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        model_input_names=["input_ids", "attention_mask"],
     )
     fast.chat_template = TEMPLATE
     return fast

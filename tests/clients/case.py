@@ -26,6 +26,7 @@ class Client:
     Attributes:
         package: the distribution whose version the table shows.
         packages: requirements that pip installs, after torch; exact versions.
+        folder: its environment's name, if there is one for another version of the package too.
         ours: how this package is installed into it, with its extras.
         without: packages that pip brings but that cannot be imported beside a CPU build of torch;
             they are removed.
@@ -36,6 +37,7 @@ class Client:
 
     package: str
     packages: tuple[str, ...]
+    folder: str = ""
     ours: str = "ulysses-toolkit"
     without: tuple[str, ...] = ()
     stand_ins: tuple[str, ...] = ()

@@ -33,7 +33,7 @@ _VARIABLES = {
 _OURS = re.compile(r"ulysses: |\bmonitor: ")
 _PROGRESS = re.compile(r"\d+%\||\d+(\.\d+)? ?(it|s|examples|samples|B|MB)/(s|it)|^\s*$")
 _TIMES = re.compile(
-    r"'?\w*(runtime|per_second|time|speed|elapsed|memory)\w*'?\s*[:=]\s*'?[\d.:e+-]+\w*(/s)?'?"
+    r"'?\w*(runtime|per_second|time|speed|elapsed|memory)\w*(\([\w/]+\))?'?\s*[:=]\s*'?[\d.:e+-]+\w*(/s)?'?"
     r"|\d{2,4}[-/]\d\d[-/]\d\d[ T]|\d+:\d\d(:\d\d)?([.,]\d+)?|\bpid[ =:]*\d+|0x[0-9a-f]+",
     re.IGNORECASE,
 )

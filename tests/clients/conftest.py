@@ -35,7 +35,7 @@ def check(request: pytest.FixtureRequest, tmp_path: Path) -> Check:
 
     def run(case: Case) -> None:
         package = case.client.package
-        environment = prepare(case.client, clients_folder() / package)
+        environment = prepare(case.client, clients_folder() / (case.client.folder or package))
         plain, watched = run_case(case, environment, tmp_path)
         numbers = plain.outcome.numbers == watched.outcome.numbers
         weights, error = compare_weights(case, plain, watched), compare_norms(watched)

@@ -22,7 +22,8 @@ TORCH = "torch==2.13.0"  # a newer one brings CUDA packages to machines without 
 
 _VERSIONS = """
 import importlib.metadata, json
-print(json.dumps({d.name.lower(): d.version for d in importlib.metadata.distributions()}))
+found = importlib.metadata.distributions()
+print(json.dumps({d.name.lower().replace("_", "-"): d.version for d in found}))
 """
 
 
