@@ -35,7 +35,7 @@ TRAINED = (_SECONDS, "optim/lr/0", "grad/norm/total", "train/loss/total")
 """Each trained step has one of these metrics; a row without them was recorded between steps."""
 
 _BEFORE_END = (
-    *("grad/*", "lora/*", "optim/*", "param/*", "sp/*"),
+    *("grad/*", "lora/*", "optim/*", "param/*", "sp/*", "system/*"),
     *("train/loss/total", "train/loss_tokens/total"),
 )
 """Known before a step is done, unless they are listed below."""

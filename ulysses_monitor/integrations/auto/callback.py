@@ -43,6 +43,7 @@ from ulysses_monitor.integrations.trainer_lookup import calling_trainer
 from ulysses_monitor.session.open_sessions import start_session
 from ulysses_monitor.session.opening import Training
 from ulysses_monitor.session.places import Place
+from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AttachedCallback", "install"]
 
-_OF_HANDLER: WeakKeyDictionary[Any, AttachedCallback] = WeakKeyDictionary()
-"""The callback that each handler was given; it comes back with its session if it is taken out."""
+_WATCHING: WeakKeyDictionary[Any, AttachedCallback] = WeakKeyDictionary()
+"""The callback of each handler whose training is watched; it comes back if it is taken out."""
 
 
 def install(module: ModuleType) -> Undo:
@@ -91,11 +92,9 @@ def _join(handler: Any, event: str) -> None:
     """Puts an `AttachedCallback` among the handler's callbacks if there should be one."""
     if any(isinstance(callback, AttachedCallback) for callback in handler.callbacks):
         return
-    own = _OF_HANDLER.get(handler)
-    watches = own is not None and own.session is not None
-    if watches or event in ("on_init_end", "on_train_begin"):
-        own = _OF_HANDLER[handler] = own or AttachedCallback()
-        handler.callbacks.append(own)
+    own = _WATCHING.get(handler)
+    if own is not None or event in ("on_init_end", "on_train_begin"):
+        handler.callbacks.append(own or AttachedCallback())
 
 
 class AttachedCallback(TrainerWatcher):
@@ -152,7 +151,14 @@ class AttachedCallback(TrainerWatcher):
         parts = settings.monitor.make_parts()
         session = start_session(place, settings.monitor, parts, engine, training, config)
         session.failure.log.follow(sys.stderr)
+        _WATCHING[trainer.callback_handler] = self
         return session
+
+    def finish(self, status: Status) -> None:
+        """Ends the run with `status`, and lets go of the Trainer."""
+        super().finish(status)
+        for handler in [known for known, own in _WATCHING.items() if own is self]:
+            del _WATCHING[handler]
 
     def _note(self, outcome: TrainerFate, text: str = "") -> None:
         write_note(self.settings.notes, Note(outcome, text))
