@@ -41,6 +41,8 @@ _BEFORE_END = (
 """Known before a step is done, unless they are listed below."""
 
 _AT_END = (_SECONDS, "train/tokens_per_second/total", "train/mfu/total", "monitor/*")
+_CLIP = "grad/clip_coef/total"
+"""Known before a step is done where a Trainer or an engine clips, and when it is done in a loop."""
 _OF_UPDATE = ("optim/update_ratio/*", "lora/update_ratio_*")
 """Measured when the step was done, and recorded with the next one."""
 
@@ -72,9 +74,16 @@ class MetricTimes:
             frozenset(filter(make_name_filter(patterns), names))
             for patterns in (_OF_UPDATE, _AT_END, _BETWEEN_STEPS, _BEFORE_END)
         )
+        if _is_after_seconds(_CLIP, names):
+            step, end = step - {_CLIP}, end | {_CLIP}
         others = [name for name in names if name not in update | end | between | step]
         before = (step | (frozenset(others) - _logged_by_user(run, names, others))) - update
         return cls(before, end, update)
+
+
+def _is_after_seconds(name: str, names: Sequence[str]) -> bool:
+    """Whether `name` was recorded behind the step's duration, so when the step was done."""
+    return {name, _SECONDS} <= set(names) and names.index(name) > names.index(_SECONDS)
 
 
 def _logged_by_user(run: RunReader, names: Sequence[str], others: Sequence[str]) -> set[str]:
