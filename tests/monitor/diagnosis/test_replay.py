@@ -112,9 +112,13 @@ def monitor_of(path: Path, policies: Any = (), **settings: Any) -> um.Monitor:
 
 
 def fingerprint(history: Sequence[um.StepRecord]) -> list[um.Action]:
-    """Depends on every name and every bit of the newest record, and on the steps of all."""
+    """Depends on every name and every bit of the newest record, and on the steps of all.
+
+    Memory counts by its name alone: two trainings that are the same differ in it.
+    """
     record = history[-1]
-    told = sorted(record.to_dict().items()), [past.step for past in history]
+    values = {n: 0 if n.startswith("system/") else v for n, v in record.to_dict().items()}
+    told = sorted(values.items()), [past.step for past in history]
     reason = f"{zlib.crc32(repr(told).encode()):08x}"
     read = {name: record[name] for name in record.schema.names[:3]}
     return [um.Action(kind="skip", reason=reason, read=read)]
