@@ -10,7 +10,7 @@ SERVICES := $(VENV)/.services-installed
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup data train test test-full test-services test-install test-matrix lint format check clean
+.PHONY: setup data train test test-full test-services test-install test-matrix test-clients lint format check clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,11 @@ test-install: $(STAMP)
 # For others: .venv/bin/python -m tests.install.matrix 5.6.* 1.11.*
 test-matrix: $(STAMP)
 	$(BIN)/python -m tests.install.matrix
+
+# LLaMA-Factory, ms-swift, TRL, ... with and without the monitor; writes docs/clients.md. For one
+# of them: .venv/bin/pytest --clients -m clients tests/clients/test_llamafactory.py
+test-clients: $(STAMP)
+	$(BIN)/pytest --clients -m clients tests/clients
 
 # Real servers, all on this machine: MLflow, Prometheus, an OTLP receiver, W&B's own files.
 test-services: $(SERVICES)

@@ -49,6 +49,7 @@ def _log_levels() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the longer grids")
+    parser.addoption("--clients", action="store_true", help="also run programs that train")
     parser.addoption("--install", action="store_true", help="also install the wheel afresh")
     parser.addoption("--services", action="store_true", help="also test against real servers")
 
@@ -56,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_place)
     _skip(config, items, "full", "a longer grid; give --full to run it")
+    _skip(config, items, "clients", "installs programs that train; give --clients to run it")
     _skip(config, items, "install", "installs the wheel afresh; give --install to run it")
     _skip(config, items, "services", "needs servers on this machine; give --services to run it")
 

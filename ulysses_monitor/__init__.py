@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulysses_monitor.common.errors import InputError, UlyssesError
     from ulysses_monitor.integrations.callback import MonitorCallback
+    from ulysses_monitor.integrations.lightning import LightningCallback
+    from ulysses_monitor.integrations.reporting.registration import register, unregister
     from ulysses_monitor.monitor import Monitor
     from ulysses_monitor.policies import Policy
     from ulysses_monitor.reading import RunReader, RunSet, open_run, open_runs
@@ -28,6 +30,7 @@ _HOMES = {
     "Alert": "records",
     "Event": "records",
     "InputError": "common.errors",
+    "LightningCallback": "integrations.lightning",
     "MemorySink": "sinks",
     "Metric": "records",
     "Monitor": "monitor",
@@ -42,6 +45,8 @@ _HOMES = {
     "UlyssesError": "common.errors",
     "open_run": "reading",
     "open_runs": "reading",
+    "register": "integrations.reporting.registration",
+    "unregister": "integrations.reporting.registration",
 }
 
 __all__ = [
@@ -49,6 +54,7 @@ __all__ = [
     "Alert",
     "Event",
     "InputError",
+    "LightningCallback",
     "MemorySink",
     "Metric",
     "Monitor",
@@ -63,6 +69,8 @@ __all__ = [
     "UlyssesError",
     "open_run",
     "open_runs",
+    "register",
+    "unregister",
 ]
 
 

@@ -18,7 +18,7 @@ from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.validation import validate
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.session.open_sessions import choose_first_dir, start_session
-from ulysses_monitor.session.opening import Training, describe_model
+from ulysses_monitor.session.opening import Ended, Training, describe_model
 from ulysses_monitor.session.places import choose_place
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
@@ -65,7 +65,7 @@ class Monitor:
         self._first_dir = choose_first_dir(run_dir, self.settings.if_exists)
         self._parts = self.settings.make_parts()
         self._config = dict(config or {})
-        self._latest: Session | None = None
+        self._latest: Session | Ended | None = None
         self._policy_state: bytes | None = None
         self._undos: list[Undo] = []
 
@@ -99,9 +99,10 @@ class Monitor:
     ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
-        Give the loss with `observe`; call `before_clip` if the loop clips gradients itself. If a
-        policy or a person stops the training, the loop is left at the end of the step, the code
-        after the ``with`` block runs, and `stopped` says why.
+        Give the loss with `observe`. torch's and accelerate's clipping functions are seen; call
+        `before_clip` if the loop clips gradients by hand. If a policy or a person stops the
+        training, the loop is left at the end of the step, the code after the ``with`` block runs,
+        and `stopped` says why.
 
         Args:
             model: a module, a DDP or FSDP2 module, compiled or not, or a DeepSpeed engine.
@@ -127,7 +128,7 @@ class Monitor:
                 abilities=("stop",) if save is None else ("save", "stop"),
             ),
         )
-        session.hook_step(lambda: _end_step(session, save))
+        session.hook_step(lambda: _end_step(session, save), sees_clipping=True)
         status: Status = "failed"
         try:
             yield self
@@ -144,12 +145,12 @@ class Monitor:
             session.failure.note(error)
             raise
         finally:
-            session.close(status)
+            self.close(status)
 
     def open(self, engine: Engine, training: Training) -> Session:
         """Opens the run of a training that begins; every rank calls it.
 
-        `attach` and `watch` call it for you.
+        `attach` and `watch` call it for you, and `close` when the training ends.
 
         Raises:
             InputError: the run directory is taken, policies contradict one another, or a policy
@@ -167,15 +168,16 @@ class Monitor:
             info=training.info,
             device=engine.device,
         )
-        self._latest = start_session(
-            place, self.settings, self._parts, engine, training, self._config
-        )
-        return self._latest
+        session = start_session(place, self.settings, self._parts, engine, training, self._config)
+        self._latest = session
+        return session
 
     def close(self, status: Status = "finished") -> None:
-        """Ends the open run, if there is one."""
-        if self._latest is not None:
-            self._latest.close(status)
+        """Ends the open run, if there is one, and lets go of what was trained."""
+        latest = self._latest
+        if isinstance(latest, Session):
+            latest.close(status)
+            self._latest = Ended(latest.run_dir, latest.step, latest.stopped)
 
     # -- the open run --------------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class Monitor:
     def session(self) -> Session | None:
         """The open run; None between trainings."""
         latest = self._latest
-        return latest if latest is not None and latest.is_open else None
+        return latest if isinstance(latest, Session) and latest.is_open else None
 
     @property
     def run_dir(self) -> Path:
@@ -219,7 +221,7 @@ class Monitor:
                 counts in `train/mfu/total`.
 
         Raises:
-            InputError: `loss` is a tensor of several elements.
+            InputError: a value is not a real number, such as a loss of several elements.
         """
         if self.session is not None:
             self.session.observe(
@@ -227,10 +229,11 @@ class Monitor:
             )
 
     def before_clip(self) -> None:
-        """Reads the step's gradients now; for loops that clip before ``optimizer.step()``.
+        """Reads the step's gradients now; for loops that clip or scale gradients by hand.
 
-        Call it once a step, after the last micro-batch's backward pass. It does nothing if the
-        engine clips within its own step (DeepSpeed), which is read there.
+        Call it once a step, after the last micro-batch's backward pass and before clipping. torch's
+        and accelerate's clipping functions are seen without it. It does nothing if the engine clips
+        within its own step (DeepSpeed), which is read there.
         """
         if self.session is not None:
             self.session.before_clip()

@@ -1,5 +1,7 @@
 """Trains a small model with and without the monitor and compares; a script without pytest.
 
+It also asks for the monitor by name: transformers' ``report_to`` and accelerate's ``log_with``.
+
 `python trainer_check.py` in an environment of the versions to check prints one line of a table. It
 fails if the monitor changed a weight or a logged loss, or if its norm is not the Trainer's.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import ulysses_monitor as um
@@ -45,13 +48,29 @@ def build_trainer(folder: Path, **more: Any) -> Trainer:
         learning_rate=1e-2,
         max_grad_norm=0.1,
         logging_steps=1,
-        report_to="none",
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
-        **more,
+        **{"report_to": "none", **more},
     )
     return Trainer(LlamaForCausalLM(config), arguments, train_dataset=data)
+
+
+def norms_of(run: Path) -> list[float]:
+    """Returns a run's gradient norms."""
+    return list(um.open_run(run).metrics("grad/norm/total")["grad/norm/total"])
+
+
+def check_names(folder: Path, expected: list[float]) -> bool:
+    """Returns whether a Trainer and an Accelerator know the monitor by name."""
+    um.register(tensorboard=False)
+    build_trainer(folder / "named", report_to="ulysses").train()
+    accelerator = Accelerator(cpu=True, log_with="ulysses")
+    accelerator.init_trackers("loop", init_kwargs={"ulysses": {"run_dir": folder / "loop"}})
+    accelerator.log({"loss": 2.0}, step=1)
+    accelerator.end_training()
+    logged = um.open_run(folder / "loop").metrics("train/loss/total")
+    return norms_of(folder / "named/ulysses") == expected and float(logged.iloc[0, 0]) == 2.0
 
 
 def main() -> int:
@@ -64,8 +83,8 @@ def main() -> int:
         um.Monitor(folder / "run", tensorboard=False).attach(watched)
         watched.train()
         seconds = time.perf_counter() - begin
-        run = um.open_run(folder / "run")
-        found = run.metrics("grad/norm/total")["grad/norm/total"].tolist()
+        found = norms_of(folder / "run")
+        by_name = check_names(folder, found)
     logs = [[e for e in t.state.log_history if "grad_norm" in e] for t in (plain, watched)]
     norms = [float(entry["grad_norm"]) for entry in logs[1]]
     pairs = list(zip(found, norms, strict=True))
@@ -75,10 +94,12 @@ def main() -> int:
     same_losses = [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
     names = ("torch", "transformers", "accelerate")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
-    is_right = same_weights and same_losses and error <= BOUND and len(pairs) == STEPS
+    is_right = error <= BOUND and len(pairs) == STEPS
+    is_right &= same_weights and same_losses and by_name
     sys.stdout.write(
         f"{' | '.join(versions)} | weights equal: {same_weights} | losses equal: {same_losses} | "
-        f"norm error: {error:.1e} | {seconds:.1f} s | {'ok' if is_right else 'WRONG'}\n"
+        f"norm error: {error:.1e} | by name: {by_name} | {seconds:.1f} s | "
+        f"{'ok' if is_right else 'WRONG'}\n"
     )
     return 0 if is_right else 1
 

@@ -54,10 +54,9 @@ def reference(case: Case, weights: Sequence[Named], world: int) -> Iterator[dict
             metrics |= state_metrics(trained, optimizer)
         if world > 1 and not case.engine.startswith(("zero3", "fsdp")):
             metrics |= likeness(trained, gradients=not case.engine.startswith(("zero1", "zero2")))
+        coefficient = min(1.0, (case.clip or math.inf) / (metrics["grad/norm/total"] + 1e-6))
+        metrics["grad/clip_coef/total"] = coefficient
         if case.clip:
-            coefficient = min(1.0, case.clip / (metrics["grad/norm/total"] + 1e-6))
-            if case.engine.startswith("zero"):
-                metrics["grad/clip_coef/total"] = coefficient
             grads = {n: g.clone() for n, g in grads.items()}
             for param in trained.values():
                 if param.grad is not None:

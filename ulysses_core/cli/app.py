@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ app = typer.Typer(
 
 store = typer.Typer(help="Maintain the files of runs.")
 app.add_typer(store, name="store")
+
+_CommandError: Any = typer.BadParameter.__mro__[2]
+"""`typer.TyperException`; an older typer, such as axolotl's 0.25.1, has click's exceptions."""
 
 _REPORT_DELAY = 10.0
 """Seconds that other ranks wait before they report wrong input, because rank 0 reports it too."""
@@ -262,7 +265,7 @@ def main() -> None:
     try:
         with explain_missing(next(iter(arguments), "ulysses")):
             sys.exit(app(arguments or ["--help"], standalone_mode=False) or 0)
-    except typer.TyperException as error:
+    except _CommandError as error:
         message = error.format_message().splitlines()[0]
         typer.echo(f"ulysses: {message.rstrip('.')}; try ulysses --help", err=True)
         _leave(error.exit_code)

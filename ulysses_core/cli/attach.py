@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 import shutil
 import tempfile
 import uuid
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import typer
 
+from ulysses_core.cli.attach_outcomes import describe_outcomes
 from ulysses_core.cli.child import run_child
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.launch import launched_rank
-from ulysses_monitor.integrations.auto import AttachSettings, Note, check_first_place, read_notes
+from ulysses_monitor.integrations.auto import AttachSettings, check_first_place, read_notes
 from ulysses_monitor.session.naming import name_run_dir
 from ulysses_monitor.session.settings import MonitorSettings, WhenTaken
 
@@ -94,31 +94,3 @@ def default_run_dir(command: list[str]) -> Path:
     modules = [after for part, after in itertools.pairwise(command) if part == "-m"]
     name = scripts[0] if scripts else Path(modules[-1] if modules else command[0]).name
     return name_run_dir(name)
-
-
-def describe_outcomes(notes: list[Note], code: int) -> list[str]:
-    """Returns a line about each Trainer of a command that ended with exit code `code`."""
-    lines = [_describe(note) for note in notes if note.outcome in ("recorded", "failed", "own")]
-    outcomes = {note.outcome for note in notes}
-    if lines:
-        return lines
-    if "elsewhere" in outcomes:
-        return ["recorded by rank 0 on another node"]
-    if "made" in outcomes:
-        return ["nothing recorded: a Trainer was created, but its training did not start"]
-    if code:
-        return [f"nothing recorded: the command created no Trainer before it exited with {code}"]
-    return [
-        "nothing recorded: the command created no transformers or TRL Trainer; "
-        "to record your own loop, put it in: with monitor.watch(model, optimizer): ..."
-    ]
-
-
-def _describe(note: Note) -> str:
-    if note.outcome == "recorded":
-        run = Path(note.text)
-        shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-        return f"recorded {shown}; to see it, run: ulysses report {shlex.quote(str(shown))}"
-    if note.outcome == "own":
-        return "skipped a Trainer that has its own monitor"
-    return f"not recorded: {note.text}"

@@ -16,7 +16,9 @@ from typing import Any
 
 import typer
 
+from ulysses_core.cli.tables import as_text, check_description, print_damage
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.reading import open_run
 
 __all__ = ["board", "find_runs"]
 
@@ -32,6 +34,8 @@ def board(paths: Sequence[Path], port: int | None) -> None:
         InputError: there is no run at a path, or the port is in use.
     """
     runs = find_runs(paths)
+    for run in runs.values():
+        _name_damage(run)
     signal.signal(signal.SIGTERM, _raise_exit)
     with tempfile.TemporaryDirectory(prefix="ulysses-board-") as folder:
         for name, run in runs.items():
@@ -46,6 +50,20 @@ def board(paths: Sequence[Path], port: int | None) -> None:
             threading.Event().wait()
         except KeyboardInterrupt:
             typer.echo("")
+
+
+def _name_damage(run: Path) -> None:
+    """Says what of a run is damaged; its TensorBoard files are served all the same."""
+    if not os.path.lexists(run / "run.json"):  # TensorBoard files of another tool
+        return
+    try:
+        reader = open_run(run)
+        check_description(reader)
+        reader.names()
+    except InputError as error:
+        typer.echo(as_text(str(error)).plain, err=True)
+    else:
+        print_damage(reader)
 
 
 def find_runs(paths: Sequence[Path]) -> dict[str, Path]:

@@ -97,7 +97,7 @@ def _read_lines(path: Path, start: int) -> tuple[list[bytes], int]:
         with path.open("rb") as file:
             file.seek(start)
             text = file.read()
-    except FileNotFoundError:
+    except OSError:  # it does not exist yet, or is damaged
         return [], start
     complete = text[: text.rfind(b"\n") + 1]
     return complete.splitlines(), start + len(complete)
@@ -106,6 +106,6 @@ def _read_lines(path: Path, start: int) -> tuple[list[bytes], int]:
 def _parse_event(line: bytes) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return event if isinstance(event, dict) else {}

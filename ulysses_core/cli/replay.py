@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ulysses_core.cli.tables import as_text, print_damage
+from ulysses_core.cli.tables import as_text, check_description, print_damage
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
@@ -96,7 +96,7 @@ def replay(
         InputError: there is no run, or a rule or policy is wrong, or a policy cannot act in it.
     """
     run = open_run(place)
-    run.logs_damage = False
+    check_description(run)
     _import_from_here()
     steps = [int(step) for step in trained_steps(run)]
     results = [_replay_policies(run, policies, bool(steps))] if policies else []

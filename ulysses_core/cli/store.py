@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer
 
+from ulysses_core.cli.tables import check_description, print_damage
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.reading import open_run
 from ulysses_monitor.store import RunDirectory
 from ulysses_monitor.store import compact as compact_files
 
@@ -23,6 +25,11 @@ def compact(run: Path) -> None:
         raise InputError(
             f"run {run}: no run.json in this folder; expected a run directory such as runs/sft"
         )
+    reader = open_run(run)
+    check_description(reader)
+    if not (run / "metrics").is_dir():
+        raise InputError(f"run {run}: metrics is missing or not a folder; expected a folder")
+    print_damage(reader)
     directory = RunDirectory(run, "resume")  # locks it against other writers
     try:
         before = _list_sizes(directory.metrics)
@@ -38,7 +45,7 @@ def compact(run: Path) -> None:
 
 
 def _list_sizes(metrics: Path) -> list[int]:
-    return [p.stat().st_size for p in metrics.iterdir() if not p.name.startswith(".")]
+    return [p.lstat().st_size for p in metrics.iterdir() if not p.name.startswith(".")]
 
 
 def _describe(sizes: list[int]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_text",
+    "check_description",
     "describe_processes",
     "make_table",
     "print_damage",
@@ -36,6 +37,17 @@ def print_damage(run: RunReader) -> None:
     for name, reason in run.damaged.items():
         line = f"{run}: {name} is damaged; showing what is left of it: {reason}"
         typer.echo(as_text(line).plain, err=True)
+
+
+def check_description(run: RunReader) -> None:
+    """Reads all of `run` but its metrics, so that `print_damage` names what is damaged.
+
+    Raises:
+        InputError: run.json cannot be read.
+    """
+    run.logs_damage = False
+    run.event_list()
+    _ = run.info
 
 
 def make_table(title: str) -> Table:

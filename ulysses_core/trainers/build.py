@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
 from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
-from ulysses_core.trainers.deepspeed import start_deepspeed
+from ulysses_core.trainers.deepspeed import build_alike, start_deepspeed
 from ulysses_monitor.common.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 __all__ = [
@@ -60,41 +62,55 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def build_model(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
 ) -> PreTrainedModel:
     """Loads the model, or makes it from ``model_config`` with the run's seed, and adds adapters.
+
+    The weights and adapters are the same on one process and under any engine.
+
+    Args:
+        config: the run's.
+        tokenizer: gives a made model its vocabulary.
+        task: the head of the model.
+        device: where tensors are that the process group communicates.
 
     Raises:
         InputError: the model cannot be loaded or made, or a LoRA target matches no module.
     """
-    model = _build_seeded(config, tokenizer, task)
+    model = _build_seeded(config, tokenizer, task, device)
     if config.training.get("gradient_checkpointing"):
         model.enable_input_require_grads()
     return add_adapters(model, config.finetuning, task)
 
 
 def build_reference(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
 ) -> PreTrainedModel:
     """Makes a frozen model with the weights that training starts from, without adapters.
 
     Raises:
         InputError: As `build_model`.
     """
-    return _build_seeded(config, tokenizer, task).requires_grad_(False)
+    return _build_seeded(config, tokenizer, task, device).requires_grad_(False)
 
 
-def _build_seeded(config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
+def _build_seeded(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
+) -> Any:
     import torch
     from transformers import set_seed
 
     set_seed(config.training.get("seed", 42))
     dtype = torch.bfloat16 if config.training.get("bf16") else torch.float32
-    return _build_base_model(config.model, tokenizer, dtype, task)
+    return _build_base_model(config.model, tokenizer, dtype, task, device)
 
 
 def _build_base_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: Any, task: Task
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: Any,
+    task: Task,
+    device: torch.device,
 ) -> Any:
     auto = model_class(task)
     options = {"attn_implementation": _ATTENTION[config.flash_attn], "dtype": dtype}
@@ -104,7 +120,7 @@ def _build_base_model(
         if config.architecture is not None:
             architecture = build_architecture(config.architecture, tokenizer)
             architecture.num_labels = options.pop("num_labels", architecture.num_labels)
-            return auto.from_config(architecture, **options)
+            return build_alike(lambda: auto.from_config(deepcopy(architecture), **options), device)
         model = auto.from_pretrained(
             config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
         )

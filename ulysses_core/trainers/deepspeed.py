@@ -16,7 +16,7 @@ import pickle
 import pkgutil
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ import torch.distributed as dist
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.ranks import agree_or_raise, broadcast_bytes, rank
 from ulysses_monitor.common.validation import validate
 
 __all__ = [
     "ALLOWED",
+    "build_alike",
     "check_settings",
     "load_checkpoints_safely",
     "prepare_environment",
@@ -89,6 +91,80 @@ def start_deepspeed() -> None:
     with contextlib.redirect_stdout(printed):
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     logger.debug("deepspeed: %s", printed.getvalue().strip())
+
+
+def build_alike(build: Callable[[], Any], device: torch.device) -> Any:
+    """Builds a model whose random weights do not depend on DeepSpeed's stage.
+
+    ZeRO-3 makes a model in shards and draws its weights in another order than one process does. So
+    rank 0 first builds a whole model in its host memory, and the shards of all ranks are filled
+    from that, a parameter at a time. The numbers that are drawn afterwards are the same too.
+
+    Args:
+        build: builds the model with transformers; it draws from torch's random numbers.
+        device: where tensors are that the process group communicates.
+
+    Returns:
+        The model, in shards under ZeRO-3.
+    """
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if not is_deepspeed_zero3_enabled():
+        return build()
+    whole = _build_on_rank_0(build, device)
+    state = broadcast_bytes(torch.get_rng_state().numpy().tobytes(), device)
+    model = build()
+    _fill(model, whole, device)
+    torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return model
+
+
+def _build_on_rank_0(build: Callable[[], Any], device: torch.device) -> Any:
+    """Builds a model as on one process; None on the other ranks.
+
+    Raises:
+        Exception: what `build` raises; on each rank, so that none waits for another.
+    """
+    model, error = None, None
+    if rank() == 0:
+        try:
+            with _without_zero3():
+                model = build()
+        except Exception as e:  # noqa: BLE001 - raised below, where no rank waits for another
+            error = e
+    agree_or_raise(error, ValueError("rank 0 could not build it; see its message"), device)
+    return model
+
+
+@contextlib.contextmanager
+def _without_zero3() -> Iterator[None]:
+    """Lets transformers build a model as if there were no DeepSpeed."""
+    from transformers.integrations import deepspeed as state
+
+    active = state._hf_deepspeed_config_weak_ref
+    state.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        state._hf_deepspeed_config_weak_ref = active
+
+
+def _fill(model: Any, whole: Any, device: torch.device) -> None:
+    """Copies parameters and buffers of rank 0's `whole` model to each rank's shards."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    held = (
+        {} if whole is None else {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
+    )
+    for name, parameter in model.named_parameters():
+        with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            if name in held:
+                parameter.copy_(held.pop(name))
+    for name, buffer in model.named_buffers():
+        value = held.get(name, buffer)
+        value = value.to(device, buffer.dtype)
+        dist.broadcast(value, src=0)
+        buffer.copy_(value)
 
 
 def load_checkpoints_safely(trainer: Any) -> Undo:

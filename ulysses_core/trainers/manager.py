@@ -116,14 +116,15 @@ class UlyssesTrainingManager:
         data = load_datasets(config.data, stage, tokenizer, seed)
         if data.train is None:
             raise InputError("dataset is not set; set it to a name in dataset_info.json")
+        model = (config, tokenizer, stage.task, args.device)
         return stage.build_trainer(
             Parts(
                 config=config,
                 args=args,
-                model=build_model(config, tokenizer, stage.task),
+                model=build_model(*model),
                 tokenizer=tokenizer,
                 data=data,
-                make_reference=lambda: build_reference(config, tokenizer, stage.task),
+                make_reference=lambda: build_reference(*model),
             )
         )
 

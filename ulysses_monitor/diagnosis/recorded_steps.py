@@ -10,23 +10,39 @@ import numpy as np
 import numpy.typing as npt
 
 from ulysses_monitor.policies.base import MAX_STEPS
-from ulysses_monitor.reading import RunReader, make_name_filter, take_rows
+from ulysses_monitor.reading import (
+    RunReader,
+    make_name_filter,
+    read_columns,
+    read_windows,
+    take_rows,
+)
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.store import Block
 
-__all__ = ["TRAINED", "MetricTimes", "Start", "Starts", "keep_trained", "make_records"]
+__all__ = [
+    "TRAINED",
+    "MetricTimes",
+    "RecordMaker",
+    "Start",
+    "Starts",
+    "read_trained",
+    "trained_steps",
+]
 
 _SECONDS = "train/step_seconds/total"
 TRAINED = (_SECONDS, "optim/lr/0", "grad/norm/total", "train/loss/total")
 """Each trained step has one of these metrics; a row without them was recorded between steps."""
 
 _BEFORE_END = (
-    *("grad/*", "lora/*", "optim/*", "param/*", "sp/*"),
+    *("grad/*", "lora/*", "optim/*", "param/*", "sp/*", "system/*"),
     *("train/loss/total", "train/loss_tokens/total"),
 )
 """Known before a step is done, unless they are listed below."""
 
 _AT_END = (_SECONDS, "train/tokens_per_second/total", "train/mfu/total", "monitor/*")
+_CLIP = "grad/clip_coef/total"
+"""Known before a step is done where a Trainer or an engine clips, and when it is done in a loop."""
 _OF_UPDATE = ("optim/update_ratio/*", "lora/update_ratio_*")
 """Measured when the step was done, and recorded with the next one."""
 
@@ -58,9 +74,16 @@ class MetricTimes:
             frozenset(filter(make_name_filter(patterns), names))
             for patterns in (_OF_UPDATE, _AT_END, _BETWEEN_STEPS, _BEFORE_END)
         )
+        if _is_after_seconds(_CLIP, names):
+            step, end = step - {_CLIP}, end | {_CLIP}
         others = [name for name in names if name not in update | end | between | step]
         before = (step | (frozenset(others) - _logged_by_user(run, names, others))) - update
         return cls(before, end, update)
+
+
+def _is_after_seconds(name: str, names: Sequence[str]) -> bool:
+    """Whether `name` was recorded behind the step's duration, so when the step was done."""
+    return {name, _SECONDS} <= set(names) and names.index(name) > names.index(_SECONDS)
 
 
 def _logged_by_user(run: RunReader, names: Sequence[str], others: Sequence[str]) -> set[str]:
@@ -72,11 +95,31 @@ def _logged_by_user(run: RunReader, names: Sequence[str], others: Sequence[str])
     early = {name for name in others if name not in found}
     if not early:
         return found
-    # By family: thousands of names as patterns would take minutes.
-    families = {f"{name.split('/')[0]}/*" for name in early}
-    block = run.block(*TRAINED, *families, missing="ignore")
-    between = block.present[~_is_trained(block)]
-    return found | {n for i, n in enumerate(block.names) if n in early and between[:, i].any()}
+    trained = trained_steps(run)
+    for block in read_columns(run, sorted(early)):
+        between = block.present[~np.isin(block.steps, trained)]
+        found.update(block.names[i] for i in np.flatnonzero(between.any(axis=0)))
+    return found
+
+
+def trained_steps(run: RunReader) -> npt.NDArray[np.int64]:
+    """Returns the numbers of the steps that the run trained and recorded, ascending [N]."""
+    known = [name for name in run.names() if name in TRAINED]
+    return _keep_trained(run.block(*known)).steps if known else _all_steps(run)
+
+
+def _all_steps(run: RunReader) -> npt.NDArray[np.int64]:
+    """Returns the steps of a run of which nothing tells which were trained."""
+    found = [block.steps for block in read_columns(run, run.names())]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+
+
+def read_trained(run: RunReader, names: Collection[str]) -> Iterator[Block]:
+    """Yields the trained steps in blocks of a limited size, with the metrics `names`."""
+    steps = trained_steps(run)
+    chosen = [name for name in run.names() if name in names]
+    for block in read_windows(run, chosen, last=int(steps[-1]) if len(steps) else None):
+        yield take_rows(block, np.isin(block.steps, steps))
 
 
 def _is_trained(block: Block) -> npt.NDArray[np.bool_]:
@@ -87,37 +130,39 @@ def _is_trained(block: Block) -> npt.NDArray[np.bool_]:
     return np.asarray(block.present[:, columns].any(axis=1))
 
 
-def keep_trained(block: Block) -> Block:
+def _keep_trained(block: Block) -> Block:
     """Returns the rows of `block` that are trained steps."""
     rows = _is_trained(block)
     return block if rows.all() else take_rows(block, rows)
 
 
-def make_records(block: Block, names: Collection[str]) -> Iterator[StepRecord]:
-    """Yields a record for each row, with those of `names` that the step has."""
-    columns = [i for i, name in enumerate(block.names) if name in names]
-    schemas = _Schemas([block.names[i] for i in columns])
-    for first in range(0, len(block.steps), _CHUNK):
-        chunk = slice(first, first + _CHUNK)
-        values = block.values[chunk][:, columns].astype(np.float64)
-        present = block.present[chunk][:, columns]
-        rows = zip(block.steps[chunk], block.times[chunk], values, present, strict=True)
-        for step, time, row, has in rows:
-            yield StepRecord(int(step), float(time), schemas.of(has), row[has])
+class RecordMaker:
+    """Makes records of the rows of blocks; all that have the same metrics share a schema.
 
+    Args:
+        names: the metrics of a record, as far as its step has them.
+    """
 
-class _Schemas:
-    """One schema for all steps that have the same metrics."""
-
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        self._made: dict[bytes, Schema] = {}
+        self._schemas: dict[tuple[str, ...], Schema] = {}
 
-    def of(self, has: npt.NDArray[np.bool_]) -> Schema:
-        key = has.tobytes()
-        if key not in self._made:
-            self._made[key] = Schema(tuple(itertools.compress(self._names, has)))
-        return self._made[key]
+    def make(self, block: Block) -> Iterator[StepRecord]:
+        """Yields a record for each row."""
+        columns = [i for i, name in enumerate(block.names) if name in self._names]
+        names = [block.names[i] for i in columns]
+        known: dict[bytes, Schema] = {}
+        for first in range(0, len(block.steps), _CHUNK):
+            chunk = slice(first, first + _CHUNK)
+            values = block.values[chunk][:, columns].astype(np.float64)
+            present = block.present[chunk][:, columns]
+            rows = zip(block.steps[chunk], block.times[chunk], values, present, strict=True)
+            for step, time, row, has in rows:
+                key = has.tobytes()
+                if key not in known:
+                    found = tuple(itertools.compress(names, has))
+                    known[key] = self._schemas.setdefault(found, Schema(found))
+                yield StepRecord(int(step), float(time), known[key], row[has])
 
 
 @dataclass(frozen=True)

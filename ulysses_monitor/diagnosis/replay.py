@@ -29,16 +29,14 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ulysses_monitor.diagnosis.recorded_steps import (
     TRAINED,
     MetricTimes,
+    RecordMaker,
     Start,
     Starts,
-    keep_trained,
-    make_records,
+    read_trained,
+    trained_steps,
 )
 from ulysses_monitor.policies import (
     POLICIES,
@@ -53,7 +51,6 @@ from ulysses_monitor.policies import (
 from ulysses_monitor.reading import RunReader
 from ulysses_monitor.records import Event
 from ulysses_monitor.rules import RuleSet, make_rules
-from ulysses_monitor.store import Block
 
 __all__ = ["fit_to_run", "replay_policies", "replay_rules", "trained_steps"]
 
@@ -84,17 +81,17 @@ def replay_policies(run: RunReader, policies: str | Sequence[Any]) -> list[Event
     asked = fit_to_run(run, policies).policies
     if not asked:
         return []
-    metrics = MetricTimes.of(run)
-    block = keep_trained(run.block(*_patterns(run, asked), missing="ignore"))
-    starts = Starts.of(run)
-    which = starts.of_steps(block.steps)
-    events = []
-    policy_set, now = PolicySet(asked, "shadow"), which[0] if which else -1
-    for i, record in zip(which, make_records(block, metrics.before_end), strict=True):
-        if i != now:
-            policy_set, now = _resume(policy_set, asked, starts.found[i]), i
-        outcomes = policy_set.decide(policy_view(record, starts.max_steps(i)))
-        events += [outcome.to_event(record.step, record.time) for outcome in outcomes]
+    starts, names = Starts.of(run), run.names(*_patterns(run, asked))
+    maker = RecordMaker(MetricTimes.of(run).before_end)
+    events: list[Event] = []
+    policy_set, now = PolicySet(asked, "shadow"), None
+    for block in read_trained(run, frozenset(names)):
+        for i, record in zip(starts.of_steps(block.steps), maker.make(block), strict=True):
+            if i != now and now is not None:
+                policy_set = _resume(policy_set, asked, starts.found[i])
+            now = i
+            outcomes = policy_set.decide(policy_view(record, starts.max_steps(i)))
+            events += [outcome.to_event(record.step, record.time) for outcome in outcomes]
     for policy in asked:  # the user's own objects remember no more than before
         policy.reset()
     return events
@@ -113,25 +110,18 @@ def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> list[Event]:
     Raises:
         InputError: a rule is wrong.
     """
-    checked = make_rules(rules)
-    metrics = MetricTimes.of(run)
-    block = keep_trained(run.block()) if checked else Block.empty()
-    which = Starts.of(run).of_steps(block.steps)
-    steps = make_records(block, metrics.before_end | metrics.at_end)
-    updates = make_records(block, metrics.of_update)
-    events, rule_set, now = [], RuleSet(checked), which[0] if which else -1
-    for i, step, update in zip(which, steps, updates, strict=True):
-        if i != now:
-            rule_set, now = RuleSet(checked), i
-        for record in (step, update) if update.schema.names else (step,):
-            events += [alert.to_event(record.time) for alert in rule_set.observe(record)]
+    checked, metrics, starts = make_rules(rules), MetricTimes.of(run), Starts.of(run)
+    known, late = RecordMaker(metrics.before_end | metrics.at_end), RecordMaker(metrics.of_update)
+    events: list[Event] = []
+    rule_set, now = RuleSet(checked), None
+    for block in read_trained(run, frozenset(run.names())) if checked else ():
+        which = starts.of_steps(block.steps)
+        for i, step, update in zip(which, known.make(block), late.make(block), strict=True):
+            if i != now:
+                rule_set, now = RuleSet(checked), i
+            for record in (step, update) if update.schema.names else (step,):
+                events += [alert.to_event(record.time) for alert in rule_set.observe(record)]
     return events
-
-
-def trained_steps(run: RunReader) -> npt.NDArray[np.int64]:
-    """Returns the numbers of the steps that the run trained and recorded, ascending [N]."""
-    known = [name for name in run.names() if name in TRAINED]
-    return keep_trained(run.block(*known)).steps
 
 
 def fit_to_run(run: RunReader, policies: str | Sequence[Any]) -> Fit:

@@ -13,6 +13,7 @@ from ulysses_monitor.engines.base import Engine, Replica, Shard, StepCallback, d
 from ulysses_monitor.engines.ddp import DDPEngine, is_ddp
 from ulysses_monitor.engines.deepspeed import find_deepspeed_engine
 from ulysses_monitor.engines.fsdp import FSDPEngine, is_fsdp, refuse_fsdp1
+from ulysses_monitor.engines.in_backward import refuse_updates_in_backward
 from ulysses_monitor.engines.plain import PlainEngine
 from ulysses_monitor.engines.support import refuse_lbfgs, unwrap
 
@@ -65,6 +66,7 @@ def find_engine(
             "expected a torch.optim.Optimizer"
         )
     refuse_lbfgs(optimizer)
+    refuse_updates_in_backward(unwrap(model), optimizer)
     refuse_fsdp1(model)
     view = FSDPEngine if is_fsdp(unwrap(model)) else DDPEngine if is_ddp(model) else PlainEngine
     return view(model, optimizer, scaler=scaler, clip_norm=clip_norm)

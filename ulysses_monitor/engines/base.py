@@ -6,6 +6,7 @@ DDP, DeepSpeed ZeRO, FSDP2. An engine view answers three questions about it, ali
 - What does this rank hold? (`parameters`, `shapes`, `counted_indices`, `shards`, `replicas`)
 - What happens to the gradients next? (`grad_scale`, `clip_norm`, `learning_rates`)
 - When is a step? (`hook_step`)
+- Are other parameters trained than before? (`find_change`, `follow`)
 
 and writes gradients back (`set_gradient`, then `commit_gradients`).
 
@@ -131,7 +132,25 @@ class Engine(Protocol):
     def counted_indices(self) -> list[int]:
         """Returns the indices of the parameters of which this rank counts a shard.
 
-        The list never changes during a training.
+        The list stays the same until `follow`.
+        """
+        ...
+
+    def find_change(self) -> list[tuple[str, int]] | None:
+        """Returns `parameters` as `follow` would make them; None if they would be the same.
+
+        Cheap enough for each step, and without communication. Changes nothing that another rank
+        must know of.
+
+        Raises:
+            InputError: the engine does not train a parameter that became trainable.
+        """
+        ...
+
+    def follow(self) -> None:
+        """Reads from now on the parameters that are trainable now.
+
+        Every rank calls it, after `find_change` returned the same on all of them.
         """
         ...
 
@@ -162,7 +181,7 @@ class Engine(Protocol):
         ...
 
     def clip_norm(self) -> float | None:
-        """Returns the norm that the engine will clip to; None if there is none or it is unknown."""
+        """Returns the norm that the engine will clip to, inf for none; None if it is unknown."""
         ...
 
     def learning_rates(self) -> list[float]:

@@ -9,7 +9,7 @@ Legend: N rows of a parameter, W ranks; a rank holds [N/W, ...] of [N, ...].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,8 +67,7 @@ class FSDPEngine(PlainEngine):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         named = trainable_parameters(unwrap(model))
-        for name, param in named:
-            _check_placement(name, param)
+        self._check_trained(named)
         mesh = named[0][1].device_mesh  # type: ignore[attr-defined]
         self.group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
         if mesh.size() != dist.get_world_size():
@@ -79,9 +78,16 @@ class FSDPEngine(PlainEngine):
         if self._replicas > 1:
             self.replica_sets, self.replica_set = mesh.size(1), coordinate[1]
             self.name = "hsdp2"
-        self._offsets = [_offset(param) for _, param in named]
         super().__init__(model, optimizer, **options)
         self.device = torch.device(mesh.device_type)
+
+    def _check_trained(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        for name, param in named:
+            _check_placement(name, param)
+
+    def _arrange(self) -> None:
+        super()._arrange()
+        self._offsets = [_offset(param) for _, param in self._named]
 
     def counted_indices(self) -> list[int]:
         """See `Engine.counted_indices`."""

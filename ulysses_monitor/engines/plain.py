@@ -50,9 +50,11 @@ class PlainEngine(ParameterView):
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_norm = clip_norm or (lambda: None)
         self.device = self._named[0][1].device
-        self._settings = {
-            param: group for group in optimizer.param_groups for param in group["params"]
-        }
+        self._arrange()
+
+    def _arrange(self) -> None:
+        groups = self.optimizer.param_groups
+        self._settings = {param: group for group in groups for param in group["params"]}
         self._counted = frozenset(self.counted_indices())
 
     def counted_indices(self) -> list[int]:
@@ -109,9 +111,12 @@ class PlainEngine(ParameterView):
             nonlocal stepped
             if optimizer is not self.optimizer:
                 return original(optimizer, *args, **kwargs)
+            if args and callable(args[0]):  # torch refuses a closure, but only by keyword
+                return original(optimizer, closure=args[0])
+            if "closure" in kwargs:
+                return original(optimizer, *args, **kwargs)
             stepped = False
-            if not args:  # a closure: torch refuses it with a scaler, but only by keyword
-                before()
+            before()
             result = original(optimizer, *args, **kwargs)
             after(stepped)
             ended()

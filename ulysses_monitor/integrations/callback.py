@@ -21,6 +21,7 @@ module.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -62,7 +63,9 @@ class OpensSessions(Protocol):
 
     def open(self, engine: Engine, training: Training) -> Session:
         """Opens the run of a training that begins."""
-        ...
+
+    def close(self, status: Status = "finished") -> None:
+        """Ends the open run."""
 
 
 def attach(monitor: OpensSessions, trainer: Any) -> Undo:
@@ -77,16 +80,24 @@ def attach(monitor: OpensSessions, trainer: Any) -> Undo:
     from transformers import Trainer
 
     if not isinstance(trainer, Trainer):
+        others = (
+            "in Lightning, use Trainer(callbacks=[um.LightningCallback(monitor)])"
+            if type(trainer).__module__.startswith(("lightning.", "pytorch_lightning."))
+            else "for a plain loop use watch(model, optimizer)"
+        )
         raise InputError(
             f"monitor: attach() got a {type(trainer).__name__}; expected a transformers.Trainer or "
-            "a subclass; for a plain loop use watch(model, optimizer)"
+            f"a subclass; {others}"
         )
     callback = MonitorCallback(monitor, trainer)
     trainer.add_callback(callback)
+    refs = weakref.ref(trainer), weakref.ref(callback)  # a monitor does not keep a Trainer alive
 
     def remove() -> None:
-        callback.finish("stopped")
-        trainer.remove_callback(callback)
+        trainer, callback = (reference() for reference in refs)
+        if trainer is not None and callback is not None:
+            callback.finish("stopped")
+            trainer.remove_callback(callback)
 
     return remove
 
@@ -290,3 +301,10 @@ class MonitorCallback(TrainerWatcher):
     def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
         """Opens the monitor's next session."""
         return self.monitor.open(engine, training)
+
+    def finish(self, status: Status) -> None:
+        """Ends the run with `status`, and the monitor lets go of the Trainer."""
+        session = self.session
+        super().finish(status)
+        if session is not None:
+            session.guarded("ending the run", lambda: self.monitor.close(status), None)

@@ -17,7 +17,7 @@ from ulysses_monitor.common.ranks import rank
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["TRIED", "check_default_callbacks", "check_hooks"]
+__all__ = ["TRIED", "check_handler", "check_hooks"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ def check_hooks(trainer: Trainer) -> None:
         _warn_of_untried()
 
 
-def check_default_callbacks(module: ModuleType) -> None:
-    """Checks that ``transformers.trainer`` has the list from which Trainers make callbacks.
+def check_handler(module: ModuleType) -> None:
+    """Checks that ``transformers.trainer`` has the class that hands a Trainer's events on.
 
     Raises:
-        InputError: it has none.
+        InputError: it does not.
     """
-    if not isinstance(getattr(module, "DEFAULT_CALLBACKS", None), list):
-        raise InputError(_refusal("transformers.trainer.DEFAULT_CALLBACKS"))
+    if not hasattr(getattr(module, "CallbackHandler", None), "call_event"):
+        raise InputError(_refusal("CallbackHandler.call_event"))
 
 
 def _refusal(missing: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -43,7 +43,9 @@ class BatchPatch:
         self._guarded(lambda: self._see(result[0]))
         return result
 
-    def _see(self, batches: Iterable[Any]) -> None:
+    def _see(self, batches: Sequence[Any]) -> None:
+        if type(batches) not in (list, tuple):  # looking at an iterator's would use them up
+            raise TypeError(f"get_batch_samples returned a {type(batches).__name__} of batches")
         for batch in batches:
             if isinstance(batch, Mapping):
                 self._count(batch)
@@ -55,8 +57,12 @@ class BatchPatch:
 
     def _prepare_inputs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         batch = original(*args, **kwargs)
-        if self._trainer.model.training:  # not an evaluation between steps
-            self._guarded(lambda: self._count(batch))
+
+        def count() -> None:
+            if self._trainer.model.training:  # not an evaluation between steps
+                self._count(batch)
+
+        self._guarded(count)
         return batch
 
     def _guarded(self, function: Callable[[], None]) -> None:

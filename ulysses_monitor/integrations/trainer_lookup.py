@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -66,5 +67,5 @@ def engine_of(trainer: Trainer) -> Engine:
         trainer.model_wrapped,
         trainer.optimizer,
         scaler=trainer.accelerator.scaler,
-        clip_norm=lambda: trainer.args.max_grad_norm or None,
+        clip_norm=lambda: float(trainer.args.max_grad_norm or math.inf),
     )

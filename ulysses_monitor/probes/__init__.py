@@ -5,6 +5,7 @@ from ulysses_monitor.probes.assembly import assemble
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.probes.capture import Capture, CapturedStep
 from ulysses_monitor.probes.consistency import ReplicaProbe
+from ulysses_monitor.probes.following import FollowingCapture
 from ulysses_monitor.probes.layout import Layout
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
 from ulysses_monitor.probes.updates import UpdateProbe
@@ -15,6 +16,7 @@ __all__ = [
     "Capture",
     "CapturedStep",
     "FollowUp",
+    "FollowingCapture",
     "GradientProbe",
     "Layout",
     "ParameterProbe",

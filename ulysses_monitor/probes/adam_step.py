@@ -17,5 +17,5 @@ class AdamStep(NamedTuple):
     root_scale: float | Tensor
     """One divided by the square root of the second moment's bias correction."""
     eps: float
-    decay: float
+    decay: float | Tensor
     """The factor that AdamW applied to the parameter, minus one; 0 for Adam."""

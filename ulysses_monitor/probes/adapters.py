@@ -64,11 +64,14 @@ class _Pair:
         raise KeyError(f"{self.name} has no lora_{which}")
 
     def base(self) -> nn.Parameter | None:
-        """Returns the weight that the adapter adds to, or None if it is quantized."""
+        """Returns the weight that the adapter adds to, or None if it is quantized.
+
+        An adapter of a parameter (`target_parameters`) knows its name.
+        """
         layer: Any = self.module
         while hasattr(layer, "base_layer"):
             layer = layer.base_layer
-        weight = getattr(layer, "weight", None)
+        weight = getattr(layer, str(getattr(self.module, "parameter_name", "weight")), None)
         is_dense = isinstance(weight, nn.Parameter) and weight.is_floating_point()
         return weight if is_dense else None
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from torch import nn
+
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import Undo
 from ulysses_monitor.common.ranks import any_rank, world_size
 from ulysses_monitor.engines import Engine
+from ulysses_monitor.engines.support import strip_wrappers
 from ulysses_monitor.probes.adapters import AdapterProbe
 from ulysses_monitor.probes.base import Probe
 from ulysses_monitor.probes.capture import Capture
@@ -18,7 +21,7 @@ from ulysses_monitor.probes.memory import MemoryProbe
 from ulysses_monitor.probes.standard import AdamStateProbe, GradientProbe, ParameterProbe
 from ulysses_monitor.probes.updates import UpdateProbe
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "find_expert_adapters"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,9 @@ def assemble(
     Returns:
         The capture, and functions that remove its hooks.
     """
-    layout = Layout(*map(tuple, zip(*engine.parameters(), strict=True)))
+    names, numels = zip(*engine.parameters(), strict=True)
+    every = tuple(strip_wrappers(name) for name, _ in engine.model.named_parameters())
+    layout = Layout(names, numels, every, find_expert_adapters(engine.model))
     probes: list[Probe] = [GradientProbe(layout), AdamStateProbe(layout), ParameterProbe(layout)]
     undos: list[Undo] = []
     if layout.adapter_pairs:
@@ -50,6 +55,18 @@ def assemble(
     probes.append(MemoryProbe(engine.device))
     follow_ups = [UpdateProbe(layout, engine)]
     return Capture(engine, probes, sample_every, follow_ups, guard), undos
+
+
+def find_expert_adapters(model: nn.Module) -> frozenset[str]:
+    """Returns the names of modules in which PEFT adapts a stack of experts (`target_parameters`).
+
+    Their A is [E * r, I] and their B is [O, r * E] for E experts.
+    """
+    return frozenset(
+        strip_wrappers(name)
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and getattr(module, "num_experts", 1) > 1
+    )
 
 
 def _make_adapter_probe(

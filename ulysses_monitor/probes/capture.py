@@ -16,7 +16,7 @@ from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.engines import Engine, Shard
 from ulysses_monitor.probes.base import FollowUp, Probe, Reading
 from ulysses_monitor.probes.slots import MaximaSlots
-from ulysses_monitor.records import Schema
+from ulysses_monitor.records import Schema, schema_of
 
 __all__ = ["Capture", "CapturedStep"]
 
@@ -91,23 +91,35 @@ class Capture:
         """Returns whether probes of cost class ``sampled`` are read at `step`."""
         return (step - 1) % self.sample_every == 0
 
-    def read(self, step: int, extra: Mapping[str, Tensor | float]) -> CapturedStep:
+    def read(
+        self,
+        step: int,
+        extra: Mapping[str, Tensor | float],
+        is_current: Callable[[Mapping[str, float]], bool] = lambda _: True,
+    ) -> CapturedStep:
         """Reads one step; every rank must call it at the same step.
 
         Args:
             step: number of the optimizer step.
             extra: the caller's own values on this rank; the names are the same on all ranks.
+            is_current: whether the probes read what they should, by `extra` summed over ranks; if
+                not, the step has no metrics.
         """
         now = self._active(p for p in self._probes if p.cost == "every" or self.is_sampled(step))
         late = self._active(self._follow_ups) if self._measuring else []
         with torch.no_grad():
             reduced, shards = self._reduce([*now, *late], list(extra.values()))
-            self._recheck(now, reduced)
-            self._prepare(step, shards)
+            sums = dict(zip(extra, reduced.extra.tolist(), strict=True))
+            self._measuring = False
+            if is_current(sums):
+                self._recheck(now, reduced)
+                self._prepare(step, shards)
+            else:
+                now = []
         return CapturedStep(
             parts=self._values(now, reduced),
             previous_parts=self._values(late, reduced),
-            extra=dict(zip(extra, reduced.extra.tolist(), strict=True)),
+            extra=sums,
         )
 
     def finish_step(self, done: bool) -> None:
@@ -147,7 +159,7 @@ class Capture:
         device = self.engine.device
         shards, vectors = self._read(active, is_recheck)
         flags = torch.tensor([float(v is None) for v in vectors], dtype=torch.float64)
-        parts = [torch.as_tensor(v, dtype=torch.float64).reshape(1) for v in extra]
+        parts = [self._own(value) for value in extra]
         parts.append(flags)
         width = self._slots.width
         for probe, vector in zip(active, vectors, strict=True):
@@ -158,6 +170,16 @@ class Capture:
             parts += [self._slots.place(row) for row in maxima]
         totals = self._all_reduce(torch.cat([part.to(device, non_blocking=True) for part in parts]))
         return self._split(active, totals, len(extra)), shards
+
+    def _own(self, value: Tensor | float) -> Tensor:
+        """Returns a caller's value for the vector, NaN if it is none: all ranks wait for it."""
+
+        def convert() -> Tensor:
+            number = torch.as_tensor(value, dtype=torch.float64).reshape(1)
+            return number.to(self.engine.device, non_blocking=True)
+
+        converted = self._attempt("observing", convert).result
+        return torch.full((1,), torch.nan, dtype=torch.float64) if converted is None else converted
 
     def _split(self, active: Sequence[Probe], totals: Array, extras: int) -> _Reduced:
         flags = totals[extras : extras + len(active)].tolist()
@@ -225,9 +247,12 @@ class Capture:
         return measured
 
     def _schema(self, probe: Probe) -> Schema:
-        """Returns the same object each time: comparing thousands of names would cost too much."""
+        """Returns the same object each time: comparing thousands of names would cost too much.
+
+        A training that returns to parameters that it trained before returns to their schema.
+        """
         if probe.name not in self._schemas:
-            self._schemas[probe.name] = Schema(probe.names)
+            self._schemas[probe.name] = schema_of(probe.names)
         return self._schemas[probe.name]
 
     def _count_failure(self, probe: Probe) -> None:

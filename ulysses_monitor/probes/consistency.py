@@ -27,7 +27,7 @@ from ulysses_monitor.probes.layout import Layout, metric_names
 from ulysses_monitor.probes.sums import split_pieces
 from ulysses_monitor.records import Cost
 
-__all__ = ["ReplicaProbe"]
+__all__ = ["ReplicaProbe", "fingerprint"]
 
 Array = npt.NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class ReplicaProbe:
             tensors = (replica.param, replica.grad)[: self._kinds]
             for kind, tensor in enumerate(tensors):
                 if tensor is not None:
-                    fingerprints[kind, self._set, replica.index] = _fingerprint(tensor)
+                    fingerprints[kind, self._set, replica.index] = fingerprint(tensor)
         fingerprints = fingerprints.remainder(self._modulus)
         own = torch.zeros(self._ranks, dtype=torch.float64, device=device)
         own[self._rank] = fingerprints.sum().remainder(self._modulus) + 1
@@ -103,7 +103,7 @@ class ReplicaProbe:
         return [range(s, self._ranks, self._sets) for s in range(self._sets)]
 
 
-def _fingerprint(tensor: Tensor) -> Tensor:
+def fingerprint(tensor: Tensor) -> Tensor:
     """Returns the sum of a tensor's bits as integers, modulo 2^64; the order does not matter.
 
     Summing words of 64 bits is several times as fast as summing smaller integers.

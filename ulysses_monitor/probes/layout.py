@@ -27,25 +27,30 @@ class Layout:
     Attributes:
         names: full parameter names [P].
         numels: number of elements of each full parameter [P].
+        model: names of all parameters of the model, trained or not; by default those in `names`.
+        expert_adapters: names of modules whose A and B hold the adapters of several experts.
     """
 
     names: tuple[str, ...]
     numels: tuple[int, ...]
+    model: tuple[str, ...] = ()
+    expert_adapters: frozenset[str] = frozenset()
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that have a trainable parameter [L]: by number, or by path and number.
 
         A model with several block lists (an encoder and a decoder, a vision tower and a language
-        model) has several layers of one number, which only the path of the list tells apart.
+        model) has several layers of one number, which only the path of the list tells apart. It
+        has them whatever is trained, so a layer keeps its name while parts of a model are frozen.
         """
         return order_layers(layer for layer in self._layer_of if layer is not None)
 
     @cached_property
     def _layer_of(self) -> tuple[str | None, ...]:
-        found = [_LAYER.search(name) for name in self.names]
-        paths = [m and (m.string[: m.start(1) - 1], m[1]) for m in found]
-        is_one_list = len({path for path, _ in filter(None, paths)}) <= 1
+        is_one_list = len({path for path, _ in filter(None, map(_place, self.model))}) <= 1
+        paths = [_place(name) for name in self.names]
+        is_one_list &= len({path for path, _ in filter(None, paths)}) <= 1
         return tuple(p and (p[1] if is_one_list else ".".join(p)) for p in paths)
 
     @cached_property
@@ -71,8 +76,19 @@ class Layout:
 
     @cached_property
     def adapter_pairs(self) -> tuple[AdapterPair, ...]:
-        """Every module that has both A and B of an adapter."""
-        return find_adapter_pairs(self.names)
+        """Every module that has both A and B of one adapter.
+
+        The experts' adapters of one module are left out: a norm or a product of all of them says
+        nothing of any.
+        """
+        pairs = find_adapter_pairs(self.names)
+        return tuple(pair for pair in pairs if pair.path not in self.expert_adapters)
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Returns the path of a parameter's block list and the number in it; None outside of blocks."""
+    match = _LAYER.search(name)
+    return match and (name[: match.start(1) - 1], match[1])
 
 
 def metric_names(prefix: str, layout: Layout) -> tuple[str, ...]:

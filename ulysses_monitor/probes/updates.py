@@ -55,6 +55,8 @@ class _Adam:
     corrects_bias: bool
     second: str
     """Name of the second moment in the optimizer's state."""
+    steps_before: Tensor | float | None
+    """The step count before the step, if only that tells whether a `GradScaler` skipped it."""
 
 
 class UpdateProbe:
@@ -114,6 +116,8 @@ class UpdateProbe:
             decay=-lr * float(settings["weight_decay"]) if kind == "adamw" else 0.0,
             corrects_bias=bool(settings.get("bias_correction", True)),
             second="max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq",
+            # A fused step is called after an overflow too, and then changes nothing on the device.
+            steps_before=_copy_steps(shard) if settings.get("fused") else None,
         )
 
     def after_step(self, shards: Sequence[Shard]) -> None:
@@ -182,8 +186,17 @@ def _adam_step(adam: _Adam, shard: Shard) -> AdamStep:
     if isinstance(steps, Tensor):  # reading it from a GPU would make the host wait
         on_host = steps.device.type == "cpu"
         steps = float(steps.numpy()) if on_host else steps.double()
+    done: float | Tensor = 1.0
+    if adam.steps_before is not None:
+        before = adam.steps_before
+        done = steps - (float(before) if isinstance(steps, float) else before)  # 0 or 1
+        steps = steps + (1 - done)  # not 0, by which the corrections would divide
     first, second = ((1 - beta**steps) if adam.corrects_bias else 1.0 for beta in adam.betas)
-    return AdamStep(adam.lr / first, second**-0.5, adam.eps, adam.decay)
+    return AdamStep(done * adam.lr / first, second**-0.5, adam.eps, done * adam.decay)
+
+
+def _copy_steps(shard: Shard) -> Tensor | float:
+    return shard.steps.clone() if isinstance(shard.steps, Tensor) else shard.steps or 0.0
 
 
 def adam_change_by_torch(step: AdamStep, tensors: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from ulysses_monitor.store import Block
 
 __all__ = ["Overview", "read_overview"]
 
+_LARGEST = 2.0**63
 _LOSS = "train/loss/total"
 _EVERY_STEP = (_LOSS, "grad/norm/total", "train/step_seconds/total")
 
@@ -104,8 +105,10 @@ def _elapsed(started: float | None, ended: float | None) -> float | None:
 
 
 def _as_number(value: object) -> float | None:
-    """Returns `value` if it is a number: run.json may hold anything."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Returns `value` if it is a finite number: a run's description may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < _LARGEST else None  # also None for NaN
 
 
 def _as_integer(value: object) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -49,8 +50,10 @@ def make_name_filter(patterns: Sequence[str]) -> Callable[[str], bool]:
             raise SelectionError(
                 f"metrics: pattern is {pattern!r}; expected a string such as 'grad/*'"
             )
+    exact = frozenset(patterns)  # there may be thousands, of which few are patterns
+    globs = [pattern for pattern in exact if glob.has_magic(pattern)]
     return lambda name: (
-        not patterns or any(name == p or fnmatch.fnmatchcase(name, p) for p in patterns)
+        not exact or name in exact or any(fnmatch.fnmatchcase(name, p) for p in globs)
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ulysses_monitor.reading.chunks import find_last_step
 from ulysses_monitor.reading.nonfinite import hide_partial_norms
 from ulysses_monitor.records.nonfinite import COUNT
 from ulysses_monitor.store import Block
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["summarize"]
 
+_NAMES = (
+    *("train/loss/total", "eval/loss/total", "grad/norm/total", COUNT),
+    *("lora/grad_ratio_B_A/total", "train/step_seconds/total", "train/tokens_per_second/total"),
+    "monitor/overhead_seconds/total",
+)
 _PATTERNS = ("train/*", "eval/loss/*", "grad/norm/total", COUNT, "lora/*/total", "monitor/*")
+"""Metrics of which each belongs to a step that was done."""
 
 
 def summarize(run: RunReader) -> dict[str, Any]:
     """Summarizes a run; see `RunReader.summary`."""
-    block, info = hide_partial_norms(run.block(*_PATTERNS, missing="ignore")), run.info
+    block, info = hide_partial_norms(run.block(*_NAMES, missing="ignore")), run.info
     loss, held_out = _column(block, "train/loss/total"), _column(block, "eval/loss/total")
     norm, ratio = _column(block, "grad/norm/total"), _column(block, "lora/grad_ratio_B_A/total")
     seconds = _column(block, "train/step_seconds/total")
@@ -32,7 +39,7 @@ def summarize(run: RunReader) -> dict[str, Any]:
         "status": info["status"],
         "engine": info.get("engine"),
         "world_size": info.get("world_size"),
-        "steps": _last_step(run, block),
+        "steps": _last_step(run),
         "loss_first": _mean(loss.head(5)),
         "loss_last": _mean(loss.tail(5)),
         "eval_loss_first": _value_at(held_out, 0),
@@ -47,10 +54,10 @@ def summarize(run: RunReader) -> dict[str, Any]:
     }
 
 
-def _last_step(run: RunReader, block: Block) -> int:
-    """Returns the last step of `block`, or of all metrics if `block` is empty."""
-    steps = block.steps if len(block.steps) else run.block().steps
-    return int(steps.max()) if len(steps) else 0
+def _last_step(run: RunReader) -> int:
+    """Returns the last step that was done or, if nothing tells, that has any metric."""
+    last = find_last_step(run, run.names(*_PATTERNS))
+    return (find_last_step(run, run.names()) or 0) if last is None else last
 
 
 def _column(block: Block, name: str) -> pd.Series[float]:

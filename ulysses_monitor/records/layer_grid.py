@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -69,6 +70,16 @@ class LayerGrid:
         begins = np.flatnonzero(np.diff(column, prepend=-1))
         grid._cells[:, column[begins]] = np.fmax.reduceat(values, begins).T
         return grid
+
+    @classmethod
+    def join(cls, grids: Sequence[Self]) -> Self:
+        """Joins the grids of some layers each, made from tables with the same steps."""
+        layers = tuple(layer for grid in grids for layer in grid.layers)
+        first = grids[0]
+        cells = np.concatenate([grid._cells for grid in grids])
+        joined = cls(layers, first.first, spacing=first.spacing, most_columns=cells.shape[1])
+        joined.stride, joined.last, joined._cells = first.stride, first.last, cells
+        return joined
 
     @property
     def cells(self) -> Values:

@@ -8,6 +8,7 @@ of values in the order of the schema. Names follow ``family/stat/scope``, for ex
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,4 +133,11 @@ class StepRecord:
 
 def column(history: Sequence[StepRecord], name: str) -> npt.NDArray[np.float64]:
     """Returns the values of `name` in each record of `history`, NaN if a record lacks it."""
-    return np.array([record.get(name) for record in history], np.float64)
+    values: list[float] = []
+    schema, place = None, None
+    for record in history:
+        if record.schema is not schema:  # seldom, and a look-up for each record takes longer
+            schema = record.schema
+            place = schema.index.get(name)
+        values.append(math.nan if place is None else record.values[place])
+    return np.array(values, np.float64)

@@ -17,6 +17,7 @@ __all__ = [
     "assign_names",
     "evaluation_name",
     "logged_name",
+    "name_logged",
     "name_numbers",
     "tag_name",
 ]
@@ -91,6 +92,29 @@ def name_numbers(logs: Mapping[Any, Any], *, is_evaluation: bool = False) -> dic
             logger.debug("monitor: the Trainer's %r is not recorded: %s is taken", key, name)
         elif name not in MEASURED:
             found[name] = value
+    return found
+
+
+def name_logged(values: Mapping[Any, Any], *, is_measured: bool) -> dict[str, float]:
+    """Returns the numbers that a loop hands to a tracker, by metric name.
+
+    Args:
+        values: what the loop logs; a name that ends in ``/total`` is a metric's already.
+        is_measured: whether the monitor measures loss, gradient norm and learning rate itself; what
+            the loop logs of these then gets a name beside them.
+
+    >>> name_logged({"loss": 2.0, "epoch": 1, "my/metric/total": 0.5}, is_measured=False)
+    {'train/loss/total': 2.0, 'train/epoch/total': 1.0, 'my/metric/total': 0.5}
+    >>> name_logged({"loss": 2.0, "grad_norm": 1.0}, is_measured=True)
+    {'train/logged_loss/total': 2.0, 'train/logged_grad_norm/total': 1.0}
+    """
+    found: dict[str, float] = {}
+    for key, value in _numbers(values):
+        is_name = key.endswith("/total") and key.count("/") > 1
+        name = key if is_name else logged_name(key)
+        if is_measured and name in MEASURED:
+            name = f"train/logged_{_to_stat(key.removeprefix('train/'))}/total"
+        found.setdefault(name, value)
     return found
 
 

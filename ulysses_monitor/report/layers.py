@@ -15,12 +15,12 @@ from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
 from ulysses_monitor.records.layers import Layer, order_layers
 
-__all__ = ["build_layer_grid", "plot_layers"]
+__all__ = ["MAX_COLUMNS", "build_layer_grid", "draw_layers", "plot_layers"]
 
 _LEGEND_WIDTH = 1.2
 """Of a legend whose only entry is NaN or Inf, in inches."""
 
-_MAX_COLUMNS = 640
+MAX_COLUMNS = 640
 """Columns are wider than a pixel on paper and on screen, so that no spike is lost."""
 
 
@@ -32,10 +32,9 @@ def build_layer_grid(frame: pd.DataFrame, metric: str = "grad/norm") -> LayerGri
     if not layers or not len(rows):
         return None
     steps = rows.index.to_numpy(dtype=np.int64)
-    return LayerGrid.from_table(layers, steps, rows.to_numpy(), most_columns=_MAX_COLUMNS)
+    return LayerGrid.from_table(layers, steps, rows.to_numpy(), most_columns=MAX_COLUMNS)
 
 
-@charts.with_own_style
 def plot_layers(
     frame: pd.DataFrame,
     metric: str = "grad/norm",
@@ -54,14 +53,28 @@ def plot_layers(
     Returns:
         The figure; None if the frame has no positive finite value of the metric.
     """
-    grid = build_layer_grid(frame, metric)
+    return draw_layers(build_layer_grid(frame, metric), frame.index, label, width=width)
+
+
+@charts.with_own_style
+def draw_layers(
+    grid: LayerGrid | None, steps: pd.Index[int], label: str, *, width: float = charts.FULL_WIDTH
+) -> Figure | None:
+    """Draws the chart of `plot_layers` from its grid.
+
+    Args:
+        grid: of the metric; None if there is nothing to draw.
+        steps: all steps of the run.
+        label: the metric's name in the chart.
+        width: of the figure, in inches.
+    """
     if grid is None or not (grid.cells[np.isfinite(grid.cells)] > 0).any():
         return None
     figure, (ax,) = charts.stack_axes(min(3.2, max(0.5, 0.095 * len(grid.layers))), width=width)
     image = _draw_grid(ax, grid)
     has_holes = _mark_holes(ax, grid)
     _set_layer_ticks(ax, grid.layers)
-    charts.fit_step_axis(ax, frame.index)
+    charts.fit_step_axis(ax, steps)
     charts.set_title(ax, "Layer")
     low, high = image.get_clim()
     room = _LEGEND_WIDTH if has_holes else 0.0

@@ -17,8 +17,8 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.reading import RunReader, read_failure
 from ulysses_monitor.report import tables
-from ulysses_monitor.report.frame import read_frame
 from ulysses_monitor.report.plots import finite_values, nonfinite_steps
+from ulysses_monitor.report.recorded import read_recorded
 from ulysses_monitor.report.sections import draw_sections
 
 __all__ = ["write_report"]
@@ -82,7 +82,8 @@ def _render(run: RunReader) -> str:
 
 def _context(run: RunReader) -> dict[str, Any]:
     """Returns everything the template uses; the template escapes all text from the run."""
-    frame = read_frame(run)
+    recorded = read_recorded(run)
+    frame = recorded.frame
     info, summary = run.info, run.summary()
     alerts = tables.list_alerts(run)
     return {
@@ -96,13 +97,13 @@ def _context(run: RunReader) -> dict[str, Any]:
         "alerts": alerts[:_MAX_ALERTS],
         "more_alerts": len(alerts) - _MAX_ALERTS,
         "actions": tables.summarize_actions(run),
-        "charts": draw_sections(frame, [a["step"] for a in alerts]),
-        "unbalanced": list(tables.find_most_unbalanced(frame)["ratio"].items()),
-        "largest": _add_bars(tables.find_largest_gradients(frame)),
+        "charts": draw_sections(recorded, [a["step"] for a in alerts]),
+        "unbalanced": list(tables.find_most_unbalanced(recorded.ratios)["ratio"].items()),
+        "largest": _add_bars(tables.find_largest_gradients(recorded.gradients)),
         "config": json.dumps(info.get("config") or {}, indent=2, ensure_ascii=False, default=str),
         "versions": _as_mapping(info.get("versions")),
         "host": [(key, info[key]) for key in _HOST_KEYS if key in info],
-        "events": tables.list_events(run, frame)[:_MAX_EVENTS],
+        "events": tables.list_events(run, recorded.evaluations)[:_MAX_EVENTS],
         "written": datetime.now(UTC).timestamp(),
     }
 

@@ -16,8 +16,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ulysses_monitor.common.formatting import share, tick
 from ulysses_monitor.reading import charts
+from ulysses_monitor.report.band import Band, build_band
 
 __all__ = [
+    "draw_lora",
     "finite_values",
     "nonfinite_steps",
     "plot_gradient_norm",
@@ -149,7 +151,6 @@ def plot_gradient_norm(frame: pd.DataFrame, alerts: Sequence[int] = ()) -> Figur
     return figure
 
 
-@charts.with_own_style
 def plot_lora(frame: pd.DataFrame) -> Figure | None:
     """Plots the ratio of B's gradient norm to A's: the median of the modules, and a band.
 
@@ -158,6 +159,18 @@ def plot_lora(frame: pd.DataFrame) -> Figure | None:
     Args:
         frame: ``lora/grad_ratio_B_A/*``.
     """
+    modules = [name for name in frame.columns if name.startswith(f"{_RATIO}/module/")]
+    return draw_lora(frame, build_band([frame[modules]]))
+
+
+@charts.with_own_style
+def draw_lora(frame: pd.DataFrame, band: Band | None) -> Figure | None:
+    """Draws the chart of `plot_lora` from its parts.
+
+    Args:
+        frame: ``lora/grad_ratio_B_A/total``.
+        band: of the modules; None if there is none.
+    """
     if f"{_RATIO}/total" not in frame:
         return None
     total = frame[f"{_RATIO}/total"]
@@ -165,9 +178,9 @@ def plot_lora(frame: pd.DataFrame) -> Figure | None:
     if not len(drawn):
         return None
     figure, (ax,) = charts.stack_axes(2.3)
-    band = _draw_band(ax, frame)
+    ends = _draw_band(ax, band) if band is not None else []
     charts.draw_line(ax, drawn, charts.BLUE, "median", smooth=False)
-    charts.set_log_scale(ax, pd.concat([drawn, *band, pd.Series([1.0])]))
+    charts.set_log_scale(ax, pd.concat([drawn, *ends, pd.Series([1.0])]))
     charts.fit_step_axis(ax, frame.index)
     ax.axhline(1, color=charts.MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     _note_infinite(ax, total.index[np.isposinf(total)])
@@ -176,24 +189,17 @@ def plot_lora(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _draw_band(ax: Axes, frame: pd.DataFrame) -> list[pd.Series[float]]:
-    modules = frame[[n for n in frame.columns if n.startswith(f"{_RATIO}/module/")]]
-    modules = modules.where(np.isfinite(modules) & (modules > 0)).dropna(how="all")
-    if modules.shape[1] < 2 or not len(modules):
-        return []
-    low, high = modules.quantile(0.1, axis=1), modules.quantile(0.9, axis=1)
-    every = max(1, len(modules) // 800)
-    low, high = (s.rolling(every, min_periods=1).median().iloc[::every] for s in (low, high))
+def _draw_band(ax: Axes, band: Band) -> list[pd.Series[float]]:
     ax.fill_between(
-        low.index,
-        low,
-        high,
+        band.low.index,
+        band.low,
+        band.high,
         color=charts.BLUE,
         alpha=0.16,
         linewidth=0,
-        label=f"10th to 90th percentile of {modules.shape[1]} modules",
+        label=f"10th to 90th percentile of {band.modules} modules",
     )
-    return [low, high]
+    return [band.low, band.high]
 
 
 def _note_infinite(ax: Axes, steps: pd.Index[int]) -> None:

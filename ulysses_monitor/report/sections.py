@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,15 @@ from matplotlib.figure import Figure
 from ulysses_monitor.common.formatting import number
 from ulysses_monitor.reading import charts
 from ulysses_monitor.records.layer_grid import LayerGrid
-from ulysses_monitor.records.trainer_names import MEASURED
 from ulysses_monitor.report import plots
-from ulysses_monitor.report.layers import build_layer_grid, plot_layers
+from ulysses_monitor.report.layers import draw_layers
 from ulysses_monitor.report.plots import finite_values
+from ulysses_monitor.report.recorded import Recorded, find_logged
 from ulysses_monitor.report.svg import to_svg
 
-__all__ = ["Chart", "draw_sections", "find_logged"]
+__all__ = ["Chart", "draw_sections"]
 
 _OVERHEAD = "monitor/overhead_percent/total"
-_OWN_FAMILIES = ("grad", "param", "optim", "lora", "sp", "eval", "monitor", "system")
-"""Families whose metrics the monitor measures, or that have a place of their own in the report."""
-_MAX_LOGGED = 24
 
 
 @dataclass(frozen=True)
@@ -42,24 +39,25 @@ class Chart:
     caption: str = ""
 
 
-def draw_sections(frame: pd.DataFrame, alerts: Sequence[int]) -> dict[str, list[Chart]]:
+def draw_sections(recorded: Recorded, alerts: Sequence[int]) -> dict[str, list[Chart]]:
     """Draws the charts of each section of the report.
 
     Args:
-        frame: the run's metrics.
+        recorded: the run's metrics.
         alerts: the steps at which a rule fired.
 
     Returns:
         The charts by section; an empty list if the run recorded nothing for a section.
     """
+    frame = recorded.frame
     if not len(frame):
         return {key: [] for key in ("loss", "logged", "gradients", "lora", "optimizer", "speed")}
     return {
         "loss": list(_draw_loss(frame, alerts)),
         "logged": list(_draw_logged(frame)),
-        "gradients": list(_draw_gradients(frame, alerts)),
-        "lora": list(_draw_lora(frame)),
-        "optimizer": list(_draw_optimizer(frame)),
+        "gradients": list(_draw_gradients(recorded, alerts)),
+        "lora": list(_draw_lora(recorded)),
+        "optimizer": list(_draw_optimizer(recorded)),
         "speed": list(_draw_speed(frame)),
     }
 
@@ -74,18 +72,6 @@ def _draw_loss(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Chart]:
     yield from _make_chart("loss", plots.plot_loss(frame, alerts), alt, caption)
 
 
-def find_logged(names: Iterable[str]) -> list[str]:
-    """Returns the metrics that a Trainer or the user's own code logged, at most `_MAX_LOGGED`."""
-    logged = [
-        name
-        for name in sorted(names)
-        if name.endswith("/total")
-        and name.split("/", 1)[0] not in _OWN_FAMILIES
-        and name not in MEASURED
-    ]
-    return logged[:_MAX_LOGGED]
-
-
 def _draw_logged(frame: pd.DataFrame) -> Iterator[Chart]:
     for i, name in enumerate(find_logged(frame.columns)):
         title = name.removeprefix("train/").removesuffix("/total")
@@ -94,16 +80,17 @@ def _draw_logged(frame: pd.DataFrame) -> Iterator[Chart]:
         yield from _make_chart(f"logged-{i}", figure, alt)
 
 
-def _draw_gradients(frame: pd.DataFrame, alerts: Sequence[int]) -> Iterator[Chart]:
+def _draw_gradients(recorded: Recorded, alerts: Sequence[int]) -> Iterator[Chart]:
+    frame = recorded.frame
     norm = finite_values(frame, "grad/norm/total")
     alt = f"Gradient norm of all parameters by step, {_describe(norm)}."
     yield from _make_chart("norm", plots.plot_gradient_norm(frame, alerts), alt)
-    yield from _draw_layers(frame, "grad/norm", "gradient norm", charts.FULL_WIDTH)
+    yield from _draw_layers(recorded, "grad/norm", "gradient norm", charts.FULL_WIDTH)
 
 
-def _draw_layers(frame: pd.DataFrame, metric: str, label: str, width: float) -> Iterator[Chart]:
-    grid = build_layer_grid(frame, metric)
-    figure = plot_layers(frame, metric, label, width=width)
+def _draw_layers(recorded: Recorded, metric: str, label: str, width: float) -> Iterator[Chart]:
+    grid = recorded.layers.get(metric)
+    figure = draw_layers(grid, recorded.frame.index, label, width=width)
     if grid is not None and figure is not None:
         caption = _describe_peak(grid) + (_describe_spike(grid) if metric == "grad/norm" else "")
         caption += " Each column shows the maximum over its steps." if grid.is_merged else ""
@@ -136,14 +123,15 @@ def _name_cell(grid: LayerGrid, row: np.integer[Any], column: np.integer[Any]) -
     return f"layer {grid.layers[int(row)]} at {steps}"
 
 
-def _draw_lora(frame: pd.DataFrame) -> Iterator[Chart]:
-    ratio = finite_values(frame, "lora/grad_ratio_B_A/total")
+def _draw_lora(recorded: Recorded) -> Iterator[Chart]:
+    ratio = finite_values(recorded.frame, "lora/grad_ratio_B_A/total")
     alt = f"Median over modules of B's gradient norm over A's, {_describe(ratio)}."
     caption = "Dashed line: equal gradients. The ratio is infinite while B is zero."
-    yield from _make_chart("lora", plots.plot_lora(frame), alt, caption)
+    yield from _make_chart("lora", plots.draw_lora(recorded.frame, recorded.band), alt, caption)
 
 
-def _draw_optimizer(frame: pd.DataFrame) -> Iterator[Chart]:
+def _draw_optimizer(recorded: Recorded) -> Iterator[Chart]:
+    frame = recorded.frame
     moments = (("optim/exp_avg_norm", "norm"), ("optim/exp_avg_sq_mean", "mean"))
     for metric, stat in moments:
         moment = metric.removeprefix("optim/").removesuffix(f"_{stat}")
@@ -152,7 +140,7 @@ def _draw_optimizer(frame: pd.DataFrame) -> Iterator[Chart]:
         alt = f"{title}, {_describe(finite_values(frame, f'{metric}/total'))}."
         yield from _make_chart(f"{metric.replace('/', '-')}-total", figure, alt)
     for metric, stat in moments:
-        yield from _draw_layers(frame, metric, stat, charts.HALF_WIDTH)
+        yield from _draw_layers(recorded, metric, stat, charts.HALF_WIDTH)
 
 
 def _draw_speed(frame: pd.DataFrame) -> Iterator[Chart]:

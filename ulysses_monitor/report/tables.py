@@ -11,6 +11,9 @@ from ulysses_monitor.common.formatting import number, when
 from ulysses_monitor.reading import RunReader
 
 __all__ = [
+    "GRADIENT",
+    "LAST_STEPS",
+    "RATIO",
     "find_largest_gradients",
     "find_most_unbalanced",
     "list_alerts",
@@ -18,9 +21,9 @@ __all__ = [
     "summarize_actions",
 ]
 
-_LAST_STEPS = 10
-_GRADIENT = "grad/norm/param/"
-_RATIO = "lora/grad_ratio_B_A/module/"
+LAST_STEPS = 10
+GRADIENT = "grad/norm/param/"
+RATIO = "lora/grad_ratio_B_A/module/"
 
 
 def find_largest_gradients(frame: pd.DataFrame, limit: int = 10) -> pd.DataFrame:
@@ -35,7 +38,7 @@ def find_largest_gradients(frame: pd.DataFrame, limit: int = 10) -> pd.DataFrame
         these steps, and `share`, the parameter's fraction of the squared total norm over these
         steps.
     """
-    end = _last_rows(frame, _GRADIENT, keep_infinite=True)
+    end = _last_rows(frame, GRADIENT, keep_infinite=True)
     total = frame.get("grad/norm/total", pd.Series(dtype="float64")).reindex(end.index)
     known = np.isfinite(total) & (total > 0)
     share = (
@@ -58,7 +61,7 @@ def find_most_unbalanced(frame: pd.DataFrame, limit: int = 5) -> pd.DataFrame:
         A frame indexed by `module`, most unequal first, with `ratio`, the median over the last 10
         recorded steps of B's gradient norm over A's; may be infinite.
     """
-    ratio = _last_rows(frame, _RATIO, keep_infinite=True).median()
+    ratio = _last_rows(frame, RATIO, keep_infinite=True).median()
     ratio = ratio[ratio >= 0]
     with np.errstate(divide="ignore"):
         order = np.log(ratio).abs().sort_values(ascending=False, kind="stable").index[:limit]
@@ -70,7 +73,7 @@ def _last_rows(frame: pd.DataFrame, prefix: str, *, keep_infinite: bool = False)
     columns: pd.DataFrame = frame[[n for n in frame.columns if n.startswith(prefix)]]
     if not keep_infinite:
         columns = columns.replace([np.inf, -np.inf], np.nan)
-    end: pd.DataFrame = columns.dropna(how="all").tail(_LAST_STEPS)
+    end: pd.DataFrame = columns.dropna(how="all").tail(LAST_STEPS)
     end.columns = pd.Index([name.removeprefix(prefix) for name in end.columns])
     return end
 
@@ -107,12 +110,12 @@ def summarize_actions(run: RunReader) -> list[dict[str, Any]]:
     ]
 
 
-def list_events(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
+def list_events(run: RunReader, evaluations: pd.DataFrame) -> list[dict[str, Any]]:
     """Lists the events of a run by step, except alerts and actions.
 
     Args:
         run: the run.
-        frame: its ``eval/*`` metrics, for runs that recorded no event for their evaluations.
+        evaluations: its ``eval/*`` metrics, for runs that recorded no event for their evaluations.
 
     Returns:
         For each event `step`, `kind`, `when` and `details`, all but the step as text.
@@ -121,7 +124,7 @@ def list_events(run: RunReader, frame: pd.DataFrame) -> list[dict[str, Any]]:
     shown = events[~events["kind"].isin(["alert", "action"])].to_dict("records")
     rows = [_event_row(e.get("step"), str(e["kind"]), when(e.get("time")), e) for e in shown]
     if not any(row["kind"] == "eval" for row in rows):
-        rows += _list_evaluations(frame)
+        rows += _list_evaluations(evaluations)
     order = {"start": 0, "eval": 1, "checkpoint": 2, "stop": 9}
     return sorted(rows, key=lambda row: (row["step"] or 0, order.get(row["kind"], 3)))
 

@@ -70,6 +70,8 @@ class RuleSet:
     def _merge(self, first: StepRecord, second: StepRecord) -> StepRecord:
         schemas = first.schema, second.schema
         if schemas not in self._schemas:
+            if len(self._schemas) >= HISTORY:
+                self._schemas.clear()  # the training changes what it trains
             self._schemas[schemas] = Schema(first.schema.names + second.schema.names)
         values = np.concatenate([first.values, second.values])
         return StepRecord(first.step, first.time, self._schemas[schemas], values)

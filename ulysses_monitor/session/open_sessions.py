@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.session.naming import choose_run_dir
@@ -14,9 +14,10 @@ from ulysses_monitor.session.places import Place
 from ulysses_monitor.session.session import Session
 from ulysses_monitor.session.settings import MonitorSettings, Parts, WhenTaken
 
-__all__ = ["choose_first_dir", "start_session"]
+__all__ = ["choose_first_dir", "latest_session", "start_session"]
 
-_SESSIONS: WeakSet[Session] = WeakSet()
+_opened: list[ref[Session]] = []
+"""In the order in which they were opened."""
 
 
 def choose_first_dir(run_dir: str | Path | None, if_exists: WhenTaken) -> Path:
@@ -48,10 +49,19 @@ def start_session(
         for left_open in _find(place.run_dir):
             left_open.close("failed")
     session = Session(place, settings, parts, engine, training, config)
-    _SESSIONS.add(session)
+    _opened[:] = [ref(each) for each in [*_list_open(), session]]
     return session
+
+
+def latest_session() -> Session | None:
+    """Returns the session that was opened last and is still open."""
+    return next(reversed(_list_open()), None)
 
 
 def _find(run_dir: Path) -> list[Session]:
     path = run_dir.absolute()
-    return [s for s in list(_SESSIONS) if s.is_open and s.run_dir.absolute() == path]
+    return [session for session in _list_open() if session.run_dir.absolute() == path]
+
+
+def _list_open() -> list[Session]:
+    return [session for known in _opened if (session := known()) is not None and session.is_open]

@@ -26,6 +26,7 @@ from ulysses_monitor.steering import Steering
 from ulysses_monitor.store import IfExists, is_locked
 
 __all__ = [
+    "Ended",
     "Training",
     "describe_model",
     "make_steering",
@@ -55,6 +56,15 @@ class Training:
     abilities: Collection[str] = ()
     scheduler: str = ""
     policy_state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is kept of a session that ended; the session itself would keep model and optimizer."""
+
+    run_dir: Path
+    step: int
+    stopped: str | None
 
 
 def make_steering(

@@ -52,7 +52,6 @@ class Publisher:
         self,
         captured: CapturedStep,
         current: TrainingStep,
-        edited_norm: float | None,
         events: Sequence[Event],
         step: int,
     ) -> None:
@@ -61,13 +60,12 @@ class Publisher:
         Args:
             captured: what was read; its `previous_parts` are of the step before.
             current: the step that was read.
-            edited_norm: norm of its gradients if a policy changed them.
             events: what policies and people did.
             step: number of the step before.
         """
         if captured.previous_parts:
             self.publish(captured.previous_parts, step)
-        captured.parts.append(as_part(current.metrics(self._engine, edited_norm)))
+        captured.parts.append(as_part(current.metrics(self._engine)))
         for event in events:
             self.recorder.publish(event)
 
@@ -75,10 +73,11 @@ class Publisher:
         """Publishes the record of a step that ended, with its times."""
         began = time.perf_counter()
         times = current.times(began - current.began, self._flops, self._engine.device)
+        times |= current.clip_metrics(current.clip_norm)
         times["monitor/overhead_seconds/total"] = current.overhead + self._last_publish
         for sink, count in self.recorder.dropped().items():
             times[f"monitor/dropped_records/{sink}"] = float(count)
-        self.publish([*parts, as_part(times)], step)
+        self.publish([*current.valid_parts(parts), as_part(times)], step)
         # Known only now, so the next record carries it.
         self._last_publish = time.perf_counter() - began
 

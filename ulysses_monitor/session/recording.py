@@ -34,6 +34,10 @@ class Recorder(Protocol):
         """Hands an item to every sink; never waits, never raises."""
         ...
 
+    def describe(self, info: Mapping[str, Any]) -> None:
+        """Adds entries to run.json."""
+        ...
+
     def dropped(self) -> dict[str, int]:
         """Returns the number of items that each sink lost so far."""
         ...
@@ -49,6 +53,9 @@ class NoRecording:
     is_recording = False
 
     def publish(self, item: StepRecord | Event) -> None:
+        """Does nothing."""
+
+    def describe(self, info: Mapping[str, Any]) -> None:
         """Does nothing."""
 
     def dropped(self) -> dict[str, int]:
@@ -110,6 +117,10 @@ class Recording:
         """Hands an item to every sink; never waits, never raises."""
         self._bus.publish(item)
         self._mirror.publish(item)
+
+    def describe(self, info: Mapping[str, Any]) -> None:
+        """Adds entries to run.json."""
+        self._directory.describe(info)
 
     def dropped(self) -> dict[str, int]:
         """Returns the number of items that each sink lost so far."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.guard import Guard
-from ulysses_monitor.common.patching import undo_all
+from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.engines import Engine, do_nothing
-from ulysses_monitor.probes import assemble
+from ulysses_monitor.probes import FollowingCapture
 from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.rules import RuleSet
+from ulysses_monitor.session.clipping import Clipping
 from ulysses_monitor.session.failure import FailureWatch, peak_memory
 from ulysses_monitor.session.opening import (
     Training,
@@ -32,8 +32,6 @@ from ulysses_monitor.session.sources import Sources
 from ulysses_monitor.session.training_step import TrainingStep, as_part
 
 __all__ = ["Session"]
-
-logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _D = TypeVar("_D")
@@ -72,8 +70,7 @@ class Session:
         failure: takes the exception that ends the training.
 
     Raises:
-        InputError: the run directory is taken, policies contradict one another, or a policy state
-            is damaged.
+        InputError: the run directory is taken, or policies contradict one another or their state.
     """
 
     def __init__(
@@ -96,11 +93,11 @@ class Session:
         self.sources = Sources(self._guard)
         self._steering = make_steering(engine, settings, parts, training, self._guard)
         self._current = TrainingStep()
-        self._has_warned = False
-        self._capture, self._undos = assemble(
-            engine, settings.sample_every, lambda: self._capture.is_sampled(self.step + 1), guard
+        self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
+        self._capture = FollowingCapture(
+            engine, settings.sample_every, lambda: self.step + 1, guard, self.event
         )
-        self._undos.append(self._steering.end_step)
+        self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
         try:
             self._publisher.recorder, self.run_dir = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
@@ -120,17 +117,23 @@ class Session:
         modes = {"policies": self._steering.modes} if parts.policies else {}
         about = {"engine": self._engine.name, "world_size": world_size(), **modes}
         self.event("start", {**about, "max_steps": training.max_steps})
+        self._capture.announce()
         if missing := restore_memory(self._steering, parts, training):
             self.event("monitor", {"policies_anew": missing})
 
-    def hook_step(self, ended: Callable[[], None] = do_nothing) -> None:
+    def hook_step(
+        self, ended: Callable[[], None] = do_nothing, *, sees_clipping: bool = False
+    ) -> None:
         """Hooks the engine's step until the session closes: reading, acting, and `ended`.
 
         Args:
             ended: see `Engine.hook_step`.
+            sees_clipping: whether to look at how the training clips; not where a Trainer clips.
         """
-        hook, gate = self._engine.hook_step, self._steering.gate
-        self._undos.append(gate.install(lambda: hook(self.gradients_ready, self.stepped, ended)))
+        hook, gate, read = self._engine.hook_step, self._steering.gate, self._clipping.enter_step
+        self._undos.append(gate.install(lambda: hook(read, self.stepped, ended)))
+        if sees_clipping:
+            self._undos.append(self._clipping.install())
 
     def close(self, status: Status = "finished") -> None:
         """Removes every hook, writes everything out, ends the run; safe to call twice."""
@@ -143,15 +146,10 @@ class Session:
             self._publisher.recorder.close(status, self.step, about)
 
     def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
-        """Calls what runs inside the user's training; if it raises, training continues.
+        """Calls `function`, which runs inside the user's training; returns `default` if it raises.
 
         The first failure of a part is logged with its traceback and is an event. The part is called
         again however often it fails, because other ranks may wait for what it does.
-
-        Args:
-            part: the name in messages.
-            function: what to call.
-            default: the result where it raises.
 
         Raises:
             TrainingStoppedError: `function` asked for it.
@@ -173,12 +171,8 @@ class Session:
         attended: Tensor | float = 0.0,
     ) -> None:
         """Adds a micro-batch of the coming step; see `Monitor.observe`."""
-        if self._current.was_read and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "monitor: observe() came after before_clip() of the same step; call before_clip() "
-                "after the step's last micro-batch, or the gradients are read too early"
-            )
+        if self._current.was_read:
+            self._clipping.note_late_batch()
         self._current.observe(loss, tokens, loss_tokens, attended)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
@@ -187,8 +181,7 @@ class Session:
 
     def before_clip(self) -> None:
         """Reads the gradients now unless the engine clips within its own step."""
-        if not self._engine.clips_in_step:
-            self.gradients_ready()
+        self._clipping.before_clip()
 
     def gradients_ready(self) -> None:
         """Reads the step: probes, one all-reduce, one copy. All ranks; once per step.
@@ -219,10 +212,9 @@ class Session:
         except InputError as error:
             return error
         if self._publisher.recorder.is_recording:
-            publish, edited_norm = self._publisher.publish_read, self._steering.edited_norm
-            self._guard.call(
-                "recording", lambda: publish(captured, step, edited_norm, events, self.step), None
-            )
+            step.edited_norm = self._steering.edited_norm
+            publish = self._publisher.publish_read
+            self._guard.call("recording", lambda: publish(captured, step, events, self.step), None)
         return None
 
     def _steer(self, step: TrainingStep) -> list[Event]:
@@ -265,6 +257,7 @@ class Session:
             step: the step's number if the caller counts; otherwise the last one plus 1.
         """
         current, self._current = self._current, TrainingStep()
+        current.clip_norm, current.is_stale = self._clipping.end_step()
         self.step = self.step + 1 if step is None else step
         parts = current.parts
         if parts is not None and self._publisher.recorder.is_recording:
@@ -286,6 +279,10 @@ class Session:
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Records an event at the current step."""
         self._publisher.publish_event(kind, data, self.step)
+
+    def describe(self, info: Mapping[str, Any]) -> None:
+        """Adds entries to run.json."""
+        self._publisher.recorder.describe(info)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Records further metrics of the current step; see `Monitor.log`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,9 @@ class TrainingStep:
         sources: metrics from elsewhere, once the gradients were read.
         was_read: whether the gradients were read, or reading them failed.
         overhead: seconds of the step that the monitor took.
+        edited_norm: norm of the gradients if a policy changed them.
+        clip_norm: norm to which a plain loop clipped, infinite if it did not; None if unknown.
+        is_stale: whether the gradients changed after they had been read.
     """
 
     began: float = field(default_factory=time.perf_counter)
@@ -40,6 +44,9 @@ class TrainingStep:
     sources: Mapping[str, float] = field(default_factory=dict)
     was_read: bool = False
     overhead: float = 0.0
+    edited_norm: float | None = None
+    clip_norm: float | None = None
+    is_stale: bool = False
     _loss: Tensor | float = 0.0
     _has_loss: float = 0.0
     _tokens: Tensor | float = 0.0
@@ -57,21 +64,16 @@ class TrainingStep:
         """Adds a micro-batch; see `Monitor.observe`.
 
         Raises:
-            InputError: `loss` is a tensor of several elements.
+            InputError: a value is not a real number.
         """
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise InputError(
-                f"monitor: observe(loss=...) got a tensor of shape {list(loss.shape)}; "
-                "allowed is a scalar"
-            )
         if loss is not None:
-            self._loss = self._loss + (loss.detach() if isinstance(loss, Tensor) else loss)
+            self._loss = self._loss + _scalar("loss", loss)
             self._has_loss = self._has_loss or 1.0
         if loss_tokens is not None:
-            self._loss_tokens = self._loss_tokens + loss_tokens
+            self._loss_tokens = self._loss_tokens + _scalar("loss_tokens", loss_tokens)
             self._has_labels = self._has_labels or 1.0
-        self._tokens = self._tokens + tokens
-        self._attended = self._attended + attended
+        self._tokens = self._tokens + _scalar("tokens", tokens)
+        self._attended = self._attended + _scalar("attended", attended)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
         """Notes that a micro-batch could not be read, so that no rank has such metrics of the step.
@@ -96,24 +98,27 @@ class TrainingStep:
             "attended": self._attended,
         }
 
-    def metrics(self, engine: Engine, edited_norm: float | None = None) -> dict[str, float]:
-        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`.
-
-        Args:
-            engine: what is trained.
-            edited_norm: norm of the gradients if a policy changed them.
-        """
+    def metrics(self, engine: Engine) -> dict[str, float]:
+        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`."""
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"] > 0:  # not NaN
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
         if self.sums["has_labels"] > 0:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
-        clip_norm, norm = engine.clip_norm(), edited_norm
-        if norm is None:
-            norm = self._measured("grad/norm/total")
-        if clip_norm is not None and norm is not None:
-            metrics["grad/clip_coef/total"] = min(1.0, clip_norm / (norm + 1e-6))
-        return {**metrics, **self.sources}
+        return {**metrics, **self.clip_metrics(engine.clip_norm()), **self.sources}
+
+    def clip_metrics(self, clip_norm: float | None) -> dict[str, float]:
+        """Returns the factor of clipping to a norm, 1 if that is infinite, nothing if unknown."""
+        if clip_norm == math.inf:
+            return {"grad/clip_coef/total": 1.0}
+        norm = self._measured("grad/norm/total") if self.edited_norm is None else self.edited_norm
+        if clip_norm is None or norm is None:
+            return {}
+        return {"grad/clip_coef/total": min(1.0, clip_norm / (norm + 1e-6))}
+
+    def valid_parts(self, parts: Sequence[Part]) -> list[Part]:
+        """Returns what was measured, without the gradients if they changed afterwards."""
+        return [p for p in parts if not (self.is_stale and p[0].names[0].startswith("grad/norm/"))]
 
     def times(self, seconds: float, flops: TrainingFlops, device: torch.device) -> dict[str, float]:
         """Returns duration and speed of the step, and utilisation if the device's peak is known."""
@@ -132,9 +137,27 @@ class TrainingStep:
         return None
 
 
+def _scalar(name: str, value: Tensor | float) -> Tensor | float:
+    """Checks at once what would otherwise fail where all ranks add up their numbers."""
+    got = f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not (value.is_complex() or value.is_nested or value.is_meta):
+            return value.detach()
+        shape = "jagged" if value.is_nested else f"of shape {list(value.shape)}"
+        got = f"a {value.dtype} tensor {shape} on {value.device}"
+    else:
+        with suppress(TypeError, ValueError):
+            return float(value)
+    raise InputError(f"monitor: observe({name}=...) got {got}; expected a real number")
+
+
 def as_part(metrics: Mapping[str, float]) -> Part:
     """Splits names and values, as probes return them."""
     return schema_of(tuple(metrics)), np.array(list(metrics.values()), np.float64)
+
+
+_SCHEMAS = 256
+"""Schemas that are kept: a training that changes what it trains may have any number."""
 
 
 class RecordBuilder:
@@ -147,6 +170,8 @@ class RecordBuilder:
         """Returns the record of `step` that has all values of `parts`."""
         schemas = tuple(schema for schema, _ in parts)
         if schemas not in self._schemas:
+            if len(self._schemas) >= _SCHEMAS:
+                self._schemas.clear()
             names = tuple(name for schema in schemas for name in schema.names)
             self._schemas[schemas] = Schema(names)
         values = np.concatenate([values for _, values in parts])

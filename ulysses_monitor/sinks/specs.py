@@ -22,6 +22,7 @@ SINKS: Registry[Sink] = Registry(
         "opentelemetry": "ulysses_monitor.sinks.opentelemetry:OpenTelemetrySink",
         "prometheus": "ulysses_monitor.sinks.prometheus:PrometheusSink",
         "tensorboard": "ulysses_monitor.sinks.tensorboard:TensorBoardSink",
+        "trackio": "ulysses_monitor.sinks.trackio:TrackioSink",
         "wandb": "ulysses_monitor.sinks.wandb:WandbSink",
         "webhook": "ulysses_monitor.sinks.webhook:WebhookSink",
     },

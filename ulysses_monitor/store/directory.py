@@ -162,6 +162,12 @@ class RunDirectory:
         }
         self._write()
 
+    def describe(self, info: Mapping[str, Any]) -> None:
+        """Adds entries to run.json while the run is written, with secrets masked."""
+        if os.getpid() == self._process:
+            self._info |= mask_secrets(to_jsonable(dict(info)))
+            self._write()
+
     def finish(
         self, status: str, about: Mapping[str, Any] | None = None, *, release: bool = True
     ) -> None:
@@ -208,7 +214,7 @@ def _read_info(path: Path) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(info, dict) or not isinstance(info.get("starts", []), list):
             raise ValueError("it does not describe a run")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"run directory: {path} cannot be read ({error}); repair it, or replace the run "
             '(overwrite_output_dir=true, or if_exists="overwrite")'

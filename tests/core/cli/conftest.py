@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,12 @@ def ulysses(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["ulysses", *arguments])
+        loaded = set(sys.modules)
         with pytest.raises(SystemExit) as caught:
             main()
+        for name in set(sys.modules) - loaded:  # another test has a module of this name too
+            if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+                del sys.modules[name]
         out, error = capsys.readouterr()
         return int(caught.value.code or 0), out, error
 

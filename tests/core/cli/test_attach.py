@@ -126,6 +126,15 @@ SFTTrainer(
 ).train()
 """
 
+LOOP = """
+from accelerate import Accelerator
+
+accelerator = Accelerator(cpu=True, log_with="ulysses")
+accelerator.init_trackers("project", config={"lr": 0.1})
+accelerator.log({"loss": 2.0}, step=5)
+accelerator.end_training()
+"""
+
 ENDLESS = "from tiny import make\nmake(max_steps=10**6, logging_steps=10**6).train()\n"
 
 
@@ -243,6 +252,24 @@ def test_a_trl_trainer_under_accelerate_launch_is_watched(desk):
 
 
 @pytest.mark.timeout(150)
+def test_the_name_ulysses_is_known_to_trainers_and_accelerators(desk):
+    reports = "from tiny import make\nmake(report_to='ulysses').train()\n"
+    scripts = [desk.script(reports, "reports.py"), desk.script(LOOP, "loop.py")]
+    both = " && ".join(f"{sys.executable} {script}" for script in scripts)
+    done = desk.run("--run-dir", "runs/x", "--", "bash", "-c", both)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(";")[0] for line in own_lines(done.stderr)[1:]] == [
+        "ulysses: recorded runs/x",
+        "ulysses: recorded runs/x-2",
+    ]
+    assert desk.steps("runs/x") == [1, 2, 3]
+    assert not list(desk.path.glob("output/ulysses*"))
+    logged = um.open_run(desk.path / "runs/x-2")
+    assert logged.metrics("train/loss/total")["train/loss/total"].to_dict() == {5: 2.0}
+    assert (logged.info["config"], logged.info["status"]) == ({"lr": 0.1}, "finished")
+
+
+@pytest.mark.timeout(150)
 def test_several_scripts_get_their_own_runs_and_a_failure_keeps_its_exit_code(desk):
     good = desk.script("from tiny import make\nmake().train()\n", "good.py")
     fails = desk.script(FAILS, "fails.py")
@@ -280,9 +307,42 @@ def test_a_command_without_a_trainer_runs_unchanged_and_gets_a_hint(desk):
     assert done.returncode == 0
     assert done.stdout == "typed ['--', '--help', '--local_rank=1'] []\n"
     assert f"{own} {own}" in done.stderr.splitlines()
-    assert "created no transformers or TRL Trainer" in own_lines(done.stderr)[-1]
-    assert "monitor.watch(model, optimizer)" in own_lines(done.stderr)[-1]
+    inner, outer = own_lines(done.stderr)[-2:]
+    assert "created no transformers or TRL Trainer" in inner
+    assert "monitor.watch(model, optimizer)" in inner
+    assert "let it inherit PYTHONPATH" in outer  # which `env` replaced
     assert not (desk.path / "runs").exists()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(
+    ("flags", "code", "expected"),
+    [
+        ((), "", "the command created no transformers or TRL Trainer; to record your own loop"),
+        ((), "import lightning", "the command imported lightning and created no transformers or "
+         "TRL Trainer; to record it, add um.LightningCallback(monitor) to its"),
+        ((), "import ray, accelerate", "the command imported ray, accelerate and created no "
+         "transformers or TRL Trainer; to record it, attach a monitor in the function that trains"),
+        ((), "import swift, sys; sys.exit(4)",
+         "the command imported swift and created no Trainer before it exited with 4"),
+        (("-I",), "", "no Python process of the command could be attached; start Python without "
+         "-I, -E and -S, and let it inherit PYTHONPATH"),
+    ],
+)  # fmt: skip
+def test_the_closing_line_says_why_nothing_was_recorded(desk, flags, code, expected):
+    for name in ("lightning", "ray", "accelerate", "swift"):
+        (desk.path / f"{name}.py").touch()
+    done = desk.run("--", sys.executable, *flags, "-c", code)
+    assert own_lines(done.stderr)[-1].startswith(f"ulysses: nothing recorded: {expected}")
+
+
+@pytest.mark.timeout(90)
+def test_a_trainer_that_never_trains_is_told(desk):
+    done = desk.run("--", sys.executable, desk.script("from tiny import make\nmake()\n"))
+    assert done.returncode == 0, done.stderr
+    line = own_lines(done.stderr)[-1]
+    assert line.startswith("ulysses: nothing recorded: the command imported ")
+    assert line.endswith("transformers and created a Trainer, but train() was never called")
 
 
 @pytest.mark.timeout(60)

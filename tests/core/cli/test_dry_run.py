@@ -89,7 +89,7 @@ def place(make_world: Callable[[], World]) -> World:
     (world.path / "data/empty.jsonl").touch()
     (world.path / "broken.json").write_text("{stage")
     (world.path / "file").touch()
-    (world.path / "my_rules.py").write_text("def nothing(history):\n    return None\n")
+    (world.path / "rules_of_dry_run.py").write_text("def nothing(history):\n    return None\n")
     return world
 
 
@@ -130,7 +130,7 @@ def test_what_the_start_would_refuse_is_one_line_and_nothing_is_written(
         {},
         {"finetuning_type": "lora", "lora_target": "q_proj,v_proj", "pissa_init": True},
         {"finetuning_type": "lora", "use_dora": True},
-        {"monitor": {"rules": ["my_rules:nothing"], "policies": "adaptive"}},
+        {"monitor": {"rules": ["rules_of_dry_run:nothing"], "policies": "adaptive"}},
         {"eval_strategy": "steps", "eval_steps": 2, "warmup_ratio": 0.5, "deepspeed": "zero3"},
     ],
     ids=["plain", "lora", "dora", "monitor", "evaluation"],

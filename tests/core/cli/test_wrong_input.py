@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sys
 
 import pytest
+import typer
 
 from ulysses_core.cli import main
 
@@ -160,3 +162,13 @@ def test_doctor_suggests_settings_if_memory_is_too_small(world, monkeypatch, cap
         main()
     out = " ".join(capsys.readouterr().out.split())
     assert "does not fit in memory; add in this order: gradient_checkpointing=true" in out
+
+
+def test_a_typer_without_an_exception_of_its_own_is_enough(capsys, monkeypatch):
+    """As in typer 0.25, which axolotl pins."""
+    monkeypatch.delattr(typer, "TyperException", raising=False)
+    monkeypatch.setattr(sys, "argv", ["ulysses", "no-such-command"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("ulysses: No such command")

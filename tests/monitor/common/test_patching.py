@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -69,3 +70,21 @@ def test_undo_all_runs_the_latest_first() -> None:
     undos: list[Undo] = [lambda i=i: order.append(i) for i in range(3)]  # type: ignore[misc]
     undo_all(undos)
     assert order == [2, 1, 0]
+
+
+def test_a_method_of_a_class_and_a_function_of_a_module_are_put_back() -> None:
+    class Made:
+        def count(self, n: int) -> int:
+            return n
+
+    module = ModuleType("module")
+    module.double = lambda n: 2 * n  # type: ignore[attr-defined]
+    made, before = Made(), (Made.count, module.double)
+    undos = [
+        patch_method(Made, "count", lambda original, self, n: original(self, n) + 1),
+        patch_method(module, "double", lambda original, n: original(n) + 1),
+    ]
+    assert (made.count(1), module.double(1)) == (2, 3)
+    undo_all(undos)
+    assert (Made.count, module.double) == before
+    assert (made.count(1), module.double(1)) == (1, 2)

@@ -49,7 +49,7 @@ def train(step: Step, folder: Path, policies: Any = None) -> tuple[list[dict[str
 
             step(optimizer, closure)
     found = [
-        {n: v for n, v in record.items() if not n.startswith(("train/", "monitor/"))}
+        {n: v for n, v in record.items() if not n.startswith(("train/", "monitor/", "system/"))}
         for record in merged(sink)
     ]
     return found, torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -435,3 +435,11 @@ def test_a_training_that_raises_leaves_a_run_that_opens(tmp_path: Path) -> None:
     run = um.open_run(tmp_path / "run")
     assert run.info["status"] in ("failed", "crashed")
     assert run.metrics().index.tolist()[:2] == [1, 2]
+
+
+def test_the_clip_factor_is_1_where_the_trainer_does_not_clip(tmp_path: Path) -> None:
+    trainer, sink = build_trainer("plain", tmp_path, max_grad_norm=0.0), um.MemorySink()
+    um.Monitor(tmp_path / "run", tensorboard=False, sinks=[sink]).attach(trainer)
+    trainer.train()
+    factors = [r["grad/clip_coef/total"] for r in sink.records if "grad/norm/total" in r]
+    assert factors == [1.0] * 4

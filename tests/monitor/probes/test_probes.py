@@ -22,7 +22,7 @@ from ulysses_monitor.probes import (
     UpdateProbe,
 )
 from ulysses_monitor.probes.adapters import _squared_norms
-from ulysses_monitor.probes.consistency import _fingerprint
+from ulysses_monitor.probes.consistency import fingerprint
 
 
 def gradient_metrics(grads: dict[str, torch.Tensor | None], scale: float = 1.0) -> dict[str, float]:
@@ -129,6 +129,31 @@ def test_the_layers_of_an_encoder_and_a_decoder_are_told_apart() -> None:
         assert numels[f"layer/{path}.1"] == truth
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_the_layers_of_a_vision_tower_and_its_language_model_are_told_apart(
+    is_frozen: bool,
+) -> None:
+    """Also while the tower is frozen: a layer has one name, whatever else is trained."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    vision = CLIPVisionConfig(**sizes, num_attention_heads=2, image_size=4, patch_size=2)
+    text = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, vocab_size=11)
+    every = dict(Llava(LlavaConfig(vision_config=vision, text_config=text)).named_parameters())
+    trained = {n: p for n, p in every.items() if not (is_frozen and "vision" in n)}
+    layout = Layout(tuple(trained), tuple(p.numel() for p in trained.values()), tuple(every))
+    found = [scope for scope in layout.scopes if scope.startswith("layer/")]
+    lists = ("model.language_model.layers",) if is_frozen else ("vision", "language_model.layers")
+    assert len(found) == 2 * len(lists)
+    numels = dict(zip(layout.scopes, layout.aggregate(np.array(layout.numels)), strict=True))
+    for scope in found:
+        path = scope.removeprefix("layer/")
+        assert any(part in path for part in lists)
+        truth = sum(p.numel() for n, p in trained.items() if n.startswith(f"{path}."))
+        assert numels[scope] == truth > 0
+
+
 # -- optimizer state and parameters -----------------------------------------------------------
 
 
@@ -182,10 +207,10 @@ def test_two_halves_of_a_parameter_give_the_metrics_of_the_full_one() -> None:
 def test_a_fingerprint_depends_only_on_the_bits_of_a_tensor(size: int, dtype: torch.dtype) -> None:
     x = torch.randn(size + 1, generator=torch.Generator().manual_seed(size)).to(dtype)
     inside, copy = x[1:], x[1:].clone()
-    assert int(_fingerprint(inside)) == int(_fingerprint(copy))
+    assert int(fingerprint(inside)) == int(fingerprint(copy))
     other = copy.clone()
     other[-1] = 3.0
-    assert int(_fingerprint(other)) != int(_fingerprint(copy))
+    assert int(fingerprint(other)) != int(fingerprint(copy))
 
 
 # -- updates and adapters ----------------------------------------------------------------------

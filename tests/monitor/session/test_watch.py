@@ -321,7 +321,7 @@ def test_an_event_is_published_at_the_current_step(tmp_path: Path) -> None:
 def test_a_loss_of_several_elements_is_refused_at_once(tmp_path: Path) -> None:
     model, optimizer = build()
     monitor = um.Monitor(tmp_path / "run", tensorboard=False)
-    refusal = pytest.raises(InputError, match=r"shape \[3\]; allowed is a scalar")
+    refusal = pytest.raises(InputError, match=r"shape \[3\] on cpu; expected a real number")
     with monitor.watch(model, optimizer), refusal:
         monitor.observe(loss=torch.zeros(3))
 

@@ -16,6 +16,7 @@ from ulysses_monitor.sinks.jsonl import JsonlSink
 
 OPTIONAL = {
     "wandb": "wandb",
+    "trackio": "trackio",
     "mlflow": "mlflow",
     "prometheus": "prometheus_client",
     "opentelemetry": "opentelemetry.exporter.otlp.proto.http",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.engines.base import AdamUpdate, Replica, StepCallback, do_nothing
 from ulysses_monitor.engines.parameter_view import ParameterView
 from ulysses_monitor.engines.support import own_step
 
-__all__ = ["DeepSpeedView"]
+__all__ = ["DeepSpeedView", "refuse_untrained"]
 
 _ADAM_STEPS = {
     ("deepspeed.ops.adam.fused_adam", "FusedAdam.step"),
@@ -48,6 +50,9 @@ class DeepSpeedView(ParameterView):
         )
         self.name = f"deepspeed-zero{engine.zero_optimization_stage()}" + _offload_suffix(engine)
 
+    def _holds(self) -> list[list[int]]:
+        return []  # DeepSpeed makes its own groups once
+
     def replicas(self) -> Iterator[Replica]:
         """See `Engine.replicas`; below ZeRO-3 every rank holds the parameters it computes with."""
         for i, (_, param) in enumerate(self._named):
@@ -59,7 +64,7 @@ class DeepSpeedView(ParameterView):
 
     def clip_norm(self) -> float | None:
         """See `Engine.clip_norm`."""
-        return float(self._engine.gradient_clipping()) or None
+        return float(self._engine.gradient_clipping() or math.inf)
 
     def adam_update(self, settings: Mapping[str, Any]) -> AdamUpdate | None:
         """See `Engine.adam_update`; also knows DeepSpeed's own Adam, on the GPU and on the CPU."""
@@ -96,6 +101,20 @@ class DeepSpeedView(ParameterView):
             patch_method(self._zero, "step", step),
         ]
         return lambda: undo_all(undos)
+
+
+def refuse_untrained(names: Sequence[str]) -> None:
+    """Refuses parameters that became trainable too late for DeepSpeed.
+
+    Raises:
+        InputError: there is a name.
+    """
+    if names:
+        raise InputError(
+            f"monitor: parameter {names[0]} became trainable after deepspeed.initialize, which "
+            "divides the trainable parameters among the ranks once: DeepSpeed does not train it; "
+            "expected every parameter that is ever trained to be trainable then"
+        )
 
 
 def _offload_suffix(engine: Any) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ulysses_monitor.engines.base import Replica, Shard
-from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
+from ulysses_monitor.engines.deepspeed.common import DeepSpeedView, refuse_untrained
 from ulysses_monitor.engines.plain import full_shards, step_count
 from ulysses_monitor.engines.support import assign_parameters, select_state
 
@@ -27,9 +27,11 @@ class Zero0Engine(DeepSpeedView):
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
-        self._settings = {
-            param: group for group in self.optimizer.param_groups for param in group["params"]
-        }
+        self._arrange()
+
+    def _arrange(self) -> None:
+        groups = self.optimizer.param_groups
+        self._settings = {param: group for group in groups for param in group["params"]}
         self._counted = frozenset(self.counted_indices())
 
     def counted_indices(self) -> list[int]:
@@ -66,6 +68,9 @@ class MasterWeightsEngine(Zero0Engine):
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
         self._masters = _find_masters(self._zero)
+
+    def _check_trained(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        refuse_untrained([name for name, p in named if p not in self._masters])
 
     def shards(self) -> Iterator[Shard]:
         """See `Engine.shards`."""

@@ -7,7 +7,7 @@ fragments needs no communication.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.engines.base import Shard
-from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
+from ulysses_monitor.engines.deepspeed.common import DeepSpeedView, refuse_untrained
 from ulysses_monitor.engines.plain import step_count
 from ulysses_monitor.engines.support import select_state
 
@@ -41,6 +41,9 @@ class Zero12Engine(DeepSpeedView):
             )
         # BF16_Optimizer keeps full gradients on every rank, and partitions everything else.
         self._full_gradients = hasattr(self._zero, "fp32_groups_gradients_flat")
+
+    def _check_trained(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        refuse_untrained([name for name, p in named if not hasattr(p, "_hp_mapping")])
 
     def counted_indices(self) -> list[int]:
         """See `Engine.counted_indices`."""

@@ -7,7 +7,7 @@ communication.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ulysses_monitor.engines.base import Replica, Shard
-from ulysses_monitor.engines.deepspeed.common import DeepSpeedView
+from ulysses_monitor.engines.deepspeed.common import DeepSpeedView, refuse_untrained
 from ulysses_monitor.engines.plain import step_count
 from ulysses_monitor.engines.support import select_state
 
@@ -40,9 +40,11 @@ class Zero3Engine(DeepSpeedView):
             for j, param in enumerate(params)
         }
 
-    def parameters(self) -> list[tuple[str, int]]:
-        """See `Engine.parameters`."""
-        return [(name, int(_ds(p).ds_numel)) for name, p in self._named]
+    def _check_trained(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        refuse_untrained([name for name, p in named if _ds(p).ds_id not in self._place])
+
+    def _numel(self, param: nn.Parameter) -> int:
+        return int(_ds(param).ds_numel)
 
     def shapes(self) -> list[torch.Size]:
         """See `Engine.shapes`."""

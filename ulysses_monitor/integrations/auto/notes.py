@@ -12,23 +12,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Note", "TrainerFate", "read_notes", "write_note"]
+__all__ = ["Note", "ProcessFate", "TrainerFate", "read_notes", "write_note"]
 
 TrainerFate = Literal["made", "recorded", "elsewhere", "own", "failed"]
 """What became of a Trainer: it was made; its training is recorded, here or by rank 0 on another
 node; it has a monitor of its own; or it trains without one, and the note says why."""
 
+ProcessFate = Literal["started", "imported"]
+"""What `startup` reports of a Python process: it could be attached; it imported frameworks."""
+
 
 @dataclass(frozen=True)
 class Note:
-    """What one process reports about one Trainer.
+    """What one process reports about one Trainer, or about itself.
 
     Attributes:
-        outcome: see `TrainerFate`.
-        text: the run directory if the training is recorded, or the reason why it is not.
+        outcome: see `TrainerFate` and `ProcessFate`.
+        text: the run directory if the training is recorded, the reason why it is not, or the
+            modules of frameworks that were imported.
     """
 
-    outcome: TrainerFate
+    outcome: TrainerFate | ProcessFate
     text: str = ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.reading.sources.description import load_json
 from ulysses_monitor.store import Block, Location
 
 __all__ = ["MetricLog", "Source", "build_block", "read_json"]
@@ -84,9 +84,9 @@ def read_json(file: Location) -> dict[str, Any]:
         InputError: the file cannot be read, or does not hold a JSON object.
     """
     try:
-        content = json.loads(file.read())
+        content = load_json(file.read())
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"run {file}: cannot be read: {reason}") from None
     if not isinstance(content, dict):
         kind = type(content).__name__

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ulysses_monitor.reading.sources.base import read_json
+from ulysses_monitor.reading.sources.description import check_description, parse_event
 from ulysses_monitor.store import Block, Location, MetricsReader, is_locked
 
 __all__ = ["DirectorySource"]
@@ -22,7 +22,7 @@ class DirectorySource:
     def __init__(self, folder: Location) -> None:
         self.folder = folder
         self._metrics = MetricsReader(folder / "metrics")
-        self._bad_lines = 0
+        self._found: dict[str, str] = {}
 
     @property
     def damaged(self) -> Mapping[str, str]:
@@ -31,9 +31,13 @@ class DirectorySource:
         local = self.folder.local
         if local is not None and not (local / "metrics").is_dir():
             found["metrics"] = "the folder is missing"
-        if self._bad_lines:
-            found["events.jsonl"] = f"lines that hold no event: {self._bad_lines}"
-        return found
+        return found | self._found
+
+    def _note(self, name: str, problem: str) -> None:
+        """Keeps what the last read of a file found wrong with it, if anything."""
+        self._found.pop(name, None)
+        if problem:
+            self._found[name] = problem
 
     def info(self) -> dict[str, Any]:
         """See `Source.info`.
@@ -41,7 +45,8 @@ class DirectorySource:
         The status is ``crashed`` if run.json says ``running`` and no process writes the run. At a
         URL there is no way to tell, and the status is what run.json says.
         """
-        content = read_json(self.folder / "run.json")
+        content, problem = check_description(read_json(self.folder / "run.json"))
+        self._note("run.json", problem)
         info = {"name": self.folder.name, "status": "unknown"} | content
         local = self.folder.local
         # A mirror has no lock file, so it cannot show whether its run is still being written.
@@ -66,17 +71,11 @@ class DirectorySource:
             lines = (self.folder / "events.jsonl").read().split(b"\n")
         except FileNotFoundError:
             return []
+        except OSError as error:
+            self._note("events.jsonl", f"cannot be read: {error.strerror or error}")
+            return []
         *whole, torn = lines  # a killed run leaves a torn last line, which is no damage
-        self._bad_lines = sum(bool(line.strip()) and _parse_event(line) is None for line in whole)
-        return [event for event in map(_parse_event, [*whole, torn]) if event is not None]
-
-
-def _parse_event(line: bytes) -> dict[str, Any] | None:
-    """Returns the event on a line, None for the torn line that a killed run leaves."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(event, dict) or "kind" not in event:
-        return None
-    return {"step": 0, "time": None} | event
+        events = [parse_event(line) for line in whole if line.strip()]
+        bad = events.count(None)
+        self._note("events.jsonl", f"lines that hold no event: {bad}" if bad else "")
+        return [event for event in [*events, parse_event(torn)] if event is not None]

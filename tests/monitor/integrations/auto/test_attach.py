@@ -210,7 +210,11 @@ def test_a_failure_while_attaching_is_one_line_and_a_note(tmp_path):
     done = python(code, tmp_path, **variables)
     assert done.stdout == "1 SourceFileLoader\n"
     assert done.stderr == "ulysses: training continues without the monitor: OSError: no 1\n"
-    assert read_notes(notes) == [Note("failed", "OSError: no 1")]
+    assert read_notes(notes) == [
+        Note("started"),
+        Note("failed", "OSError: no 1"),
+        Note("imported", "transformers"),
+    ]
     assert python(code, tmp_path, RANK="1", **variables).stderr == ""
 
 
@@ -291,8 +295,10 @@ def train_with_the_callback(root: str) -> None:
     ]
     build_trainer("plain", folder, callbacks=[handed_on]).train()
     check_a_requested_stop_is_not_swallowed(build_trainer, folder)
+    check_replaced_default_callbacks_make_no_difference(build_trainer, folder)
     recorded = [n.text for n in read_notes(notes) if n.outcome == "recorded"]
-    assert recorded == [str(folder / name) for name in ("run", "run-2", "run-3", "run-4", "run-5")]
+    names = ("run", "run-2", "run-3", "run-4", "run-5", "run-6")
+    assert recorded == [str(folder / name) for name in names]
 
 
 def check_a_failing_event_costs_neither_the_training_nor_the_record(
@@ -314,6 +320,18 @@ def check_a_failing_event_costs_neither_the_training_nor_the_record(
     assert run.info["status"] == "finished"
     failed = {(e["part"], e["error"]) for e in run.event_list() if e.get("state") == "failed"}
     assert failed == {(part, "ValueError: not a metric") for part in ("on_log", "on_evaluate")}
+
+
+def check_replaced_default_callbacks_make_no_difference(build_trainer: Any, folder: Path) -> None:
+    import transformers
+
+    default = transformers.trainer.DEFAULT_CALLBACKS
+    transformers.trainer.DEFAULT_CALLBACKS = [transformers.DefaultFlowCallback]  # as ms-swift does
+    try:
+        build_trainer("plain", folder).train()
+    finally:
+        transformers.trainer.DEFAULT_CALLBACKS = default
+    assert um.open_run(folder / "run-6").metrics("grad/norm/total").index.tolist() == [1, 2, 3, 4]
 
 
 def check_a_requested_stop_is_not_swallowed(build_trainer: Any, folder: Path) -> None:
