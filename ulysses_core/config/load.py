@@ -106,7 +106,7 @@ def _check_keys(values: Mapping[str, Any], known: list[str], where: str) -> None
                 "remove it"
             )
         if key not in known:
-            hint = nearest(str(key), known) or "; the README lists the keys"
+            hint = nearest(str(key), known) or "; docs/training.md lists the keys"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
         if key in UNSUPPORTED_VALUES and key != "stage":
             _check_value(key, value, get_args(FinetuningConfig.model_fields[key].annotation), where)
