@@ -56,7 +56,8 @@ def world(make_world: Any) -> Any:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_preference_stage_trains_evaluates_and_records(world: Any, name: str) -> None:
-    settings = {"dataset": "preferred", "template": "default", "output_dir": f"runs/{name}"}
+    settings: dict[str, Any] = {"dataset": "preferred", "template": "default", "logging_steps": 1}
+    settings["output_dir"] = f"runs/{name}"
     world.config(f"{name}.yaml", **settings | STAGES[name])
     done = world.run("train", f"{name}.yaml", timeout=240)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from ulysses_core.trainers.stage import (
     finish_trainer,
     with_defaults,
 )
+from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -41,9 +42,16 @@ def _arguments(config: RunConfig) -> Arguments:
 
     keys = config.stage_keys
     assert isinstance(keys, KtoKeys)  # noqa: S101 - the config was read with them
+    strategy = config.training.get("train_sampling_strategy", "sequential")
+    if strategy != "sequential":
+        raise InputError(
+            f"train_sampling_strategy is {strategy}; expected sequential, because stage kto pairs "
+            "the rows of a batch beforehand; they are shuffled once"
+        )
     return with_defaults(
         KTOConfig,
         {
+            "train_sampling_strategy": strategy,
             "beta": keys.pref_beta,
             "desirable_weight": keys.kto_chosen_weight,
             "undesirable_weight": keys.kto_rejected_weight,
@@ -72,8 +80,10 @@ def _trainer_class() -> Any:
     class TokenisedKTOTrainer(KTOTrainer):
         """A KTOTrainer whose rows are tokenised already."""
 
-        def _prepare_dataset(self, dataset: Any, _: Any, args: Any, __: str) -> Any:
+        def _prepare_dataset(self, dataset: Any, _: Any, args: Any, name: str) -> Any:
             """Adds the answer of the row before, with which TRL estimates the divergence."""
+            if name == "train":
+                dataset = dataset.shuffle(seed=args.data_seed or args.seed)
             if not self.calculate_KL:
                 return dataset
 
