@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import find_stage
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["build_meta_model", "check", "rehearse"]
@@ -39,7 +40,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     _check_evaluation(config)
     _check_output_dir(config)
     _check_policies(config)
-    rows = check_sources(config.data, config.finetuning.stage)
+    rows = check_sources(config.data, find_stage(config.finetuning.stage))
     for name, count in rows.items():
         if not count:
             raise InputError(f"dataset {name!r} has no rows; expected at least one")
@@ -58,13 +59,14 @@ def rehearse(config: RunConfig) -> None:
 
     if config.deepspeed is not None:
         check_settings(config.deepspeed)
-    check_training_arguments(config)
+    stage = find_stage(config.finetuning.stage)
+    check_training_arguments(config, *stage.make_arguments(config))
     if config.settings.monitor.enabled:
         with _ranks_path():
             config.settings.monitor.make_parts()
     tokenizer = build_tokenizer(config.model)
     seed = config.training.get("data_seed") or config.training.get("seed", 42)
-    load_datasets(config.data, config.finetuning.stage, tokenizer, seed)
+    load_datasets(config.data, stage, tokenizer, seed)
     build_meta_model(config)
 
 
@@ -75,11 +77,17 @@ def build_meta_model(config: RunConfig) -> Any:
         InputError: the model cannot be built, or a LoRA target matches no module.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from ulysses_core.trainers.build import add_adapters, build_architecture, build_tokenizer
+    from ulysses_core.trainers.build import (
+        add_adapters,
+        build_architecture,
+        build_tokenizer,
+        model_class,
+    )
 
     model, finetuning = config.model, config.finetuning
+    task = find_stage(finetuning.stage).task
     name = model.model_name_or_path
     try:
         if model.architecture is not None:
@@ -89,12 +97,12 @@ def build_meta_model(config: RunConfig) -> Any:
                 name, trust_remote_code=model.trust_remote_code
             )
         with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(
+            built = model_class(task).from_config(
                 architecture, trust_remote_code=model.trust_remote_code
             )
             # PiSSA computes with weights, which are not there.
             plain = finetuning.model_copy(update={"pissa_init": False})
-            return add_adapters(built, plain)
+            return add_adapters(built, plain, task)
     except InputError:
         raise
     except Exception as error:

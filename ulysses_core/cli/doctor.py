@@ -16,7 +16,8 @@ from ulysses_core.cli.checks import build_meta_model, check
 from ulysses_core.cli.launch import choose_processes
 from ulysses_core.cli.policy_warnings import find_policy_warnings
 from ulysses_core.cli.tables import as_text, describe_processes, make_table
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.environment import package_versions
 from ulysses_monitor.common.extras import find_missing
 

@@ -16,7 +16,8 @@ import typer
 from ulysses_core.cli.checks import check, rehearse
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import print_plan, print_summary
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.session.naming import stamp_run_dir
 

@@ -24,13 +24,16 @@ Section = TypeVar("Section", bound=BaseModel)
 _SECTIONS: tuple[type[BaseModel], ...] = (RunSettings, ModelConfig, FinetuningConfig, DataConfig)
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(
+    path: Path, overrides: Iterable[str], stages: Mapping[str, type[BaseModel]]
+) -> RunConfig:
     """Reads and validates a config.
 
     Args:
         path: a YAML file with LLaMA-Factory's keys.
         overrides: ``key=value``; a dotted key sets an entry of a nested mapping, and the value is
             YAML.
+        stages: the keys of each stage.
 
     Raises:
         InputError: the file, a key or a value is wrong.
@@ -38,14 +41,16 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     values = _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
-    return _build(path, values)
+    return _build(path, values, stages)
 
 
-def _build(path: Path, values: dict[str, Any]) -> RunConfig:
+def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseModel]]) -> RunConfig:
     where = str(path)
-    owners = {key: section for section in _SECTIONS for key in _list_keys(section)}
+    keys = _find_stage_keys(values, stages, where)
+    sections = (*_SECTIONS, keys)
+    owners = {key: section for section in sections for key in _list_keys(section)}
     _check_keys(values, [*owners, *training_keys()], where)
-    by_section: dict[type[BaseModel], dict[str, Any]] = {section: {} for section in _SECTIONS}
+    by_section: dict[type[BaseModel], dict[str, Any]] = {section: {} for section in sections}
     training = {}
     for key, value in values.items():
         if key in owners:
@@ -63,9 +68,30 @@ def _build(path: Path, values: dict[str, Any]) -> RunConfig:
         model=_validate(ModelConfig, by_section[ModelConfig], where),
         finetuning=_validate(FinetuningConfig, by_section[FinetuningConfig], where),
         data=_validate(DataConfig, by_section[DataConfig], where),
+        stage_keys=_validate(keys, by_section[keys], where),
         training=check_training_arguments(training, where),
         raw=values,
     )
+
+
+def _find_stage_keys(
+    values: Mapping[str, Any], stages: Mapping[str, type[BaseModel]], where: str
+) -> type[BaseModel]:
+    """Returns the keys of the config's stage, and refuses those of other stages by name."""
+    stage = values.get("stage", FinetuningConfig.model_fields["stage"].default)
+    _check_value("stage", stage, stages, where)
+    if stage not in stages:
+        hint = nearest(str(stage), stages)
+        raise InputError(f"{where}: stage is {stage!r}{hint}; allowed: {', '.join(stages)}")
+    own = _list_keys(stages[stage])
+    for key in values:
+        others = [name for name, keys in stages.items() if key in _list_keys(keys)]
+        if others and key not in own:
+            raise InputError(
+                f"{where}: {key} is a key of stage {' and '.join(others)}; stage is {stage}, so "
+                "remove it"
+            )
+    return stages[stage]
 
 
 def _list_keys(section: type[BaseModel]) -> list[str]:
@@ -82,12 +108,16 @@ def _check_keys(values: Mapping[str, Any], known: list[str], where: str) -> None
         if key not in known:
             hint = nearest(str(key), known) or "; docs/training.md lists the keys"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
-        if isinstance(value, str) and value in UNSUPPORTED_VALUES.get(key, ()):
-            allowed = ", ".join(get_args(FinetuningConfig.model_fields[key].annotation))
-            raise InputError(
-                f"{where}: {key} is {value!r}, which this version does not support; "
-                f"allowed: {allowed}"
-            )
+        if key in UNSUPPORTED_VALUES and key != "stage":
+            _check_value(key, value, get_args(FinetuningConfig.model_fields[key].annotation), where)
+
+
+def _check_value(key: str, value: Any, allowed: Iterable[str], where: str) -> None:
+    if isinstance(value, str) and value in UNSUPPORTED_VALUES[key]:
+        raise InputError(
+            f"{where}: {key} is {value!r}, which this version does not support; "
+            f"allowed: {', '.join(allowed)}"
+        )
 
 
 def _validate(section: type[Section], values: dict[str, Any], where: str) -> Section:

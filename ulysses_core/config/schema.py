@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ulysses_core.data import DataConfig, Stage
+from ulysses_core.data import DataConfig
 from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = [
@@ -64,8 +64,8 @@ class ModelConfig(_Section):
 class FinetuningConfig(_Section):
     """What to train, and how."""
 
-    stage: Stage = "sft"
-    """`pt` trains on plain text, `sft` on answers."""
+    stage: str = "sft"
+    """The kind of training: a module of `ulysses_core.trainers.stages`."""
     finetuning_type: Literal["lora", "full"] = "lora"
     """Train LoRA adapters, or all parameters."""
     lora_rank: int = Field(default=8, gt=0)
@@ -140,6 +140,7 @@ class RunConfig:
         model: the model and its tokenizer.
         finetuning: what to train, and how.
         data: the datasets.
+        stage_keys: the keys of the stage.
         deepspeed: DeepSpeed's settings without a sequence-parallel size; None without DeepSpeed.
         training: keyword arguments for `transformers.TrainingArguments`.
         raw: the file's keys with the overrides applied, before validation; run.json keeps them.
@@ -150,6 +151,7 @@ class RunConfig:
     model: ModelConfig
     finetuning: FinetuningConfig
     data: DataConfig
+    stage_keys: BaseModel
     deepspeed: dict[str, Any] | None
     training: dict[str, Any]
     raw: dict[str, Any]

@@ -1,8 +1,8 @@
 """Turns datasets in LLaMA-Factory's format into tokenised rows, and rows into batches."""
 
 from ulysses_core.data.collate import CausalCollator
-from ulysses_core.data.config import DataConfig, Stage
-from ulysses_core.data.load import DatasetPair, check_sources, load_datasets
+from ulysses_core.data.config import DataConfig
+from ulysses_core.data.load import DatasetPair, RowPlan, check_sources, load_datasets
 from ulysses_core.data.tokenize import DataStats
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "DataConfig",
     "DataStats",
     "DatasetPair",
-    "Stage",
+    "RowPlan",
     "check_sources",
     "load_datasets",
 ]

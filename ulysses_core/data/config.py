@@ -7,10 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["DataConfig", "Stage"]
-
-Stage = Literal["pt", "sft"]
-"""The stage of training: `pt` reads documents, `sft` reads conversations."""
+__all__ = ["DataConfig"]
 
 
 def _split_names(value: object) -> object:
@@ -58,6 +55,11 @@ class DataConfig(BaseModel):
     """System prompt for conversations that have none, instead of the template's own."""
     ignore_pad_token_for_loss: bool = True
     """Keep padding out of the loss. False gives padding tokens the pad token as their label."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What to do with a row that a stage cannot train on, such as one without an answer.
+
+    `refuse` stops with an error that names it; `skip` leaves it out, counts it and names the first.
+    """
     overwrite_cache: bool = False
     """Accepted so that LLaMA-Factory's files load, and ignored: nothing is cached between runs."""
 
@@ -78,9 +80,3 @@ class DataConfig(BaseModel):
         if self.mask_history and self.train_on_prompt:
             raise ValueError("mask_history and train_on_prompt are both set; keep one of them")
         return self
-
-    def is_packed(self, stage: Stage) -> bool:
-        """Returns whether rows of `stage` may contain several documents."""
-        if self.neat_packing:
-            return True
-        return stage == "pt" if self.packing is None else self.packing

@@ -1,4 +1,4 @@
-"""Turns rows into examples, before tokenising: conversations for `sft`, documents for `pt`."""
+"""Turns rows into examples, before tokenising: documents, conversations, preference pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from ulysses_core.data.registry import INFO_FILE, DatasetSpec
 from ulysses_core.data.tool_calls import parse_calls
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["Example", "Message", "Role", "check_spec", "to_document", "to_example"]
+__all__ = [
+    "Example",
+    "Kind",
+    "Message",
+    "Pair",
+    "Role",
+    "Tagged",
+    "check_columns",
+    "check_kind",
+    "to_document",
+    "to_example",
+    "to_pair",
+    "to_tagged",
+]
 
 Role = Literal["user", "assistant", "observation", "function", "system"]
 
@@ -37,32 +50,64 @@ class Example:
     """Where the row is in its file, for error messages."""
 
 
-def check_spec(rows: Sequence[Row], spec: DatasetSpec, stage: str) -> None:
-    """Checks that a dataset suits the stage and has the columns that its entry names.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two conversations that differ in their last answer, of which the first is preferred."""
+
+    chosen: Example
+    rejected: Example
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A conversation, and whether its last answer is desirable."""
+
+    example: Example
+    is_desirable: bool
+
+
+Kind = Literal["documents", "conversations", "pairs", "tagged"]
+"""What the rows of a dataset hold, and a stage reads."""
+
+_MARKS: dict[Kind, str] = {
+    "conversations": "holds conversations without preferences, for stage sft",
+    "pairs": "is a preference dataset (ranking: true), for stages dpo and rm",
+    "tagged": "has a kto_tag column, for stage kto",
+}
+
+
+def check_kind(spec: DatasetSpec, stage: str, kind: Kind) -> None:
+    """Checks that a dataset holds what a stage reads.
 
     Raises:
-        InputError: The dataset is for another stage, or a named column is in none of its rows.
+        InputError: The dataset is for another stage.
     """
+    found: Kind = "conversations"
     if spec.ranking:
+        found = "pairs"
+    elif spec.columns.kto_tag:
+        found = "tagged"
+    if kind == "documents" and found == "conversations":
+        if spec.formatting != "alpaca":
+            raise InputError(
+                f"dataset {spec.name!r}: formatting is {spec.formatting!r}; expected 'alpaca', "
+                f"because stage {stage} reads documents from a prompt column"
+            )
+        return
+    if found != kind:
         raise InputError(
-            f"dataset {spec.name!r} is a preference dataset (ranking: true), for stages dpo and "
-            f"rm; stage is {stage}, so choose another dataset"
+            f"dataset {spec.name!r} {_MARKS[found]}; stage is {stage}, so choose another dataset"
         )
-    if spec.columns.kto_tag:
-        raise InputError(
-            f"dataset {spec.name!r} has a kto_tag column, for stage kto; stage is {stage}, so "
-            "choose another dataset"
-        )
-    if stage == "pt" and spec.formatting != "alpaca":
-        raise InputError(
-            f"dataset {spec.name!r}: formatting is {spec.formatting!r}; expected 'alpaca', because "
-            "stage pt reads documents from a prompt column"
-        )
-    if spec.has_columns:
-        _check_columns(rows, spec)
 
 
-def _check_columns(rows: Sequence[Row], spec: DatasetSpec) -> None:
+def check_columns(rows: Sequence[Row], spec: DatasetSpec) -> None:
+    """Checks that a dataset has the columns that its entry names.
+
+    Raises:
+        InputError: A named column is in none of its rows.
+    """
+    if not spec.has_columns:
+        return
     present: set[str] = set()
     for row in rows:
         present.update(row.values)
@@ -103,6 +148,65 @@ def to_example(row: Row, spec: DatasetSpec) -> Example:
         system, messages = _sharegpt(row, spec)
     _check_unicode(row, system, *(message.content for message in messages))
     return Example(system, tuple(messages), row.where)
+
+
+def to_pair(row: Row, spec: DatasetSpec) -> Pair:
+    """Returns the preferred and the rejected conversation of a row.
+
+    In alpaca format the answers are the columns `chosen` and `rejected`. In ShareGPT format these
+    hold one turn each, which answers the conversation in the messages column.
+
+    Raises:
+        InputError: As `to_example`; or an answer is missing or empty, or both are equal.
+    """
+    system, prompt = _prompt_of_pair(row, spec)
+    answers = [_answer_of_pair(row, spec, part) for part in ("chosen", "rejected")]
+    if answers[0] == answers[1]:
+        _fail(row, "the chosen and the rejected answer are equal; expected two different answers")
+    _check_unicode(row, system, *(message.content for message in [*prompt, *answers]))
+    chosen, rejected = (Example(system, (*prompt, answer), row.where) for answer in answers)
+    return Pair(chosen, rejected)
+
+
+def _prompt_of_pair(row: Row, spec: DatasetSpec) -> tuple[str, list[Message]]:
+    if spec.formatting == "sharegpt":
+        return _sharegpt(row, spec, needs_answer=False)
+    prompt = [*_history(row, spec.columns.history), Message("user", _joined_prompt(row, spec))]
+    return _text(row, spec.columns.system), prompt
+
+
+def _answer_of_pair(row: Row, spec: DatasetSpec, part: str) -> Message:
+    column: str | None = getattr(spec.columns, part)
+    _require(row, column, part)
+    value = row.values[str(column)]
+    if spec.formatting == "sharegpt":
+        answer = _message(row, spec, part, value)
+    elif isinstance(value, str):
+        answer = Message("assistant", value)
+    else:
+        _fail(row, f"column {column!r} ({part}) is {describe_type(value)}; expected a string")
+    if answer.role not in _ANSWER_ROLES:
+        _fail(row, f"the role of {part} is {answer.role!r}; expected {' or '.join(_ANSWER_ROLES)}")
+    if not answer.content.strip():
+        _fail(row, f"column {column!r} ({part}) is empty; expected an answer")
+    return answer
+
+
+def to_tagged(row: Row, spec: DatasetSpec) -> Tagged:
+    """Returns the conversation of a row and its `kto_tag`.
+
+    Raises:
+        InputError: As `to_example`; or the tag is not a boolean, or the answer is empty.
+    """
+    column = spec.columns.kto_tag
+    _require(row, column, "kto_tag")
+    tag = row.values[str(column)]
+    if not isinstance(tag, bool):
+        _fail(row, f"column {column!r} (kto_tag) is {describe_type(tag)}; expected true or false")
+    example = to_example(row, spec)
+    if not example.messages[-1].content.strip():
+        _fail(row, "the last answer is empty; expected an answer")
+    return Tagged(example, tag)
 
 
 def _fail(row: Row, problem: str) -> NoReturn:
@@ -177,22 +281,26 @@ def _history(row: Row, column: str | None) -> list[Message]:
     return messages
 
 
-def _sharegpt(row: Row, spec: DatasetSpec) -> tuple[str, list[Message]]:
+def _sharegpt(
+    row: Row, spec: DatasetSpec, *, needs_answer: bool = True
+) -> tuple[str, list[Message]]:
     column = spec.columns.messages
     _require(row, column, "messages")
     turns = row.values[str(column)]
     if not isinstance(turns, list) or not turns:
         given = "an empty list" if turns == [] else describe_type(turns)
         _fail(row, f"column {column!r} (messages) is {given}; expected a list of turns")
-    messages = [_message(row, spec, number, turn) for number, turn in enumerate(turns, start=1)]
+    messages = [
+        _message(row, spec, f"turn {number}", turn) for number, turn in enumerate(turns, start=1)
+    ]
     system = _text(row, spec.columns.system)
     if messages[0].role == "system":
         system = messages.pop(0).content
-    _check_turns(row, messages, first=1 + len(turns) - len(messages))
+    _check_turns(row, messages, 1 + len(turns) - len(messages), needs_answer)
     return system, messages
 
 
-def _message(row: Row, spec: DatasetSpec, number: int, turn: object) -> Message:
+def _message(row: Row, spec: DatasetSpec, place: str, turn: object) -> Message:
     tags = spec.tags
     roles: dict[str, Role] = {
         tags.user_tag: "user",
@@ -203,26 +311,26 @@ def _message(row: Row, spec: DatasetSpec, number: int, turn: object) -> Message:
     }
     if not isinstance(turn, dict):
         keys = f"{tags.role_tag!r} and {tags.content_tag!r}"
-        _fail(row, f"turn {number} is {describe_type(turn)}; expected an object with {keys}")
+        _fail(row, f"{place} is {describe_type(turn)}; expected an object with {keys}")
     for key in (tags.role_tag, tags.content_tag):
         if not isinstance(turn.get(key), str):
             _fail(
                 row,
-                f"turn {number} has no string under {key!r}; add one, or name another key in "
+                f"{place} has no string under {key!r}; add one, or name another key in "
                 f"tags in {INFO_FILE}",
             )
     tag, content = turn[tags.role_tag], turn[tags.content_tag]
     if tag not in roles:
-        _fail(row, f"turn {number}: {tags.role_tag} is {tag!r}; allowed: {', '.join(roles)}")
+        _fail(row, f"{place}: {tags.role_tag} is {tag!r}; allowed: {', '.join(roles)}")
     if roles[tag] == "function":
         try:
             parse_calls(content)
         except ValueError as error:
-            _fail(row, f"turn {number} ({tag}) is not a JSON function call: {error}")
+            _fail(row, f"{place} ({tag}) is not a JSON function call: {error}")
     return Message(roles[tag], content)
 
 
-def _check_turns(row: Row, messages: Sequence[Message], first: int) -> None:
+def _check_turns(row: Row, messages: Sequence[Message], first: int, needs_answer: bool) -> None:
     for index, message in enumerate(messages):
         allowed = _ANSWER_ROLES if index % 2 else _PROMPT_ROLES
         if message.role not in allowed:
@@ -231,6 +339,7 @@ def _check_turns(row: Row, messages: Sequence[Message], first: int) -> None:
                 f"the role of turn {first + index} is {message.role!r}; expected "
                 f"{' or '.join(allowed)}, because prompts and answers alternate",
             )
-    if not messages or len(messages) % 2:
+    if not messages or len(messages) % 2 == needs_answer:
         given = f"ends with a {messages[-1].role} turn" if messages else "has no turns"
-        _fail(row, f"the conversation {given}; expected it to end with assistant or function")
+        last = _ANSWER_ROLES if needs_answer else _PROMPT_ROLES
+        _fail(row, f"the conversation {given}; expected it to end with {' or '.join(last)}")

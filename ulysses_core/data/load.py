@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ulysses_core.data.config import DataConfig, Stage
-from ulysses_core.data.examples import check_spec, to_document, to_example
+from ulysses_core.data.config import DataConfig
+from ulysses_core.data.examples import Kind, check_columns, check_kind
 from ulysses_core.data.files import Row, read_rows
-from ulysses_core.data.packing import TokenRow
 from ulysses_core.data.registry import DatasetSpec, find_datasets
 from ulysses_core.data.templates import get_template
-from ulysses_core.data.tokenize import DataStats, tokenize_pt, tokenize_sft
+from ulysses_core.data.tokenize import DataStats
 from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DatasetPair", "check_sources", "load_datasets"]
+__all__ = ["DatasetPair", "RowPlan", "check_sources", "load_datasets"]
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _StagePlan:
-    """How a stage converts a row to an example, and how it tokenises examples."""
+class RowPlan(Protocol):
+    """How a stage reads rows and turns them into tokens."""
 
-    convert: Callable[[Row, DatasetSpec], Any]
-    tokenize: Callable[[Any, PreTrainedTokenizerBase, DataConfig], tuple[list[TokenRow], DataStats]]
+    @property
+    def name(self) -> str:
+        """The stage."""
 
+    @property
+    def kind(self) -> Kind:
+        """What the rows of its datasets hold."""
 
-_STAGES: dict[Stage, _StagePlan] = {
-    "pt": _StagePlan(to_document, tokenize_pt),
-    "sft": _StagePlan(to_example, tokenize_sft),
-}
+    def convert(self, row: Row, spec: DatasetSpec) -> Any:
+        """Returns the example of a row, or raises `InputError`."""
+
+    def tokenize(
+        self, examples: Any, tokenizer: PreTrainedTokenizerBase, config: DataConfig
+    ) -> tuple[list[dict[str, Any]], DataStats]:
+        """Returns rows with the columns that the stage's collator takes."""
 
 
 @dataclass(frozen=True)
 class DatasetPair:
-    """The rows to train on and to evaluate on; either may be None.
-
-    Rows have `input_ids` and `labels`, and also `position_ids` if packed documents are separated.
-    """
+    """The rows to train on and to evaluate on; either may be None."""
 
     train: Dataset | None
     eval: Dataset | None
@@ -51,13 +56,13 @@ class DatasetPair:
 
 
 def load_datasets(
-    config: DataConfig, stage: Stage, tokenizer: PreTrainedTokenizerBase, seed: int = 42
+    config: DataConfig, plan: RowPlan, tokenizer: PreTrainedTokenizerBase, seed: int = 42
 ) -> DatasetPair:
     """Reads, tokenises, truncates and packs the datasets of `config`.
 
     Args:
         config: The data settings.
-        stage: The stage of training.
+        plan: How the stage of training reads rows and turns them into tokens.
         tokenizer: The model's tokenizer.
         seed: Seeds the split by `val_size` and the sampling by `num_samples`.
 
@@ -66,8 +71,8 @@ def load_datasets(
     """
     _require_datasets(config)
     examples = {
-        "train": _read(config.dataset, config, stage, seed),
-        "eval": _read(config.eval_dataset, config, stage, seed),
+        "train": _read(config.dataset, config, plan, seed),
+        "eval": _read(config.eval_dataset, config, plan, seed),
     }
     if config.val_size:
         examples["train"], examples["eval"] = _split(examples["train"], config.val_size, seed)
@@ -75,12 +80,12 @@ def load_datasets(
     stats: dict[str, DataStats] = {}
     for split, of_split in examples.items():
         if of_split:
-            rows, stats[split] = _STAGES[stage].tokenize(of_split, tokenizer, config)
+            rows, stats[split] = plan.tokenize(of_split, tokenizer, config)
             datasets[split] = _as_dataset(rows)
     return DatasetPair(datasets["train"], datasets["eval"], stats)
 
 
-def check_sources(config: DataConfig, stage: Stage = "sft") -> dict[str, int]:
+def check_sources(config: DataConfig, plan: RowPlan) -> dict[str, int]:
     """Reads every row of every dataset without tokenising, to find wrong input early.
 
     Imports neither torch nor transformers nor datasets.
@@ -96,7 +101,7 @@ def check_sources(config: DataConfig, stage: Stage = "sft") -> dict[str, int]:
         get_template(config.template)
     names = list(dict.fromkeys([*config.dataset, *config.eval_dataset]))
     specs = find_datasets(names, config.dataset_dir)
-    return {spec.name: len(_convert(spec, stage)) for spec in specs}
+    return {spec.name: len(_convert(spec, config, plan)) for spec in specs}
 
 
 def _require_datasets(config: DataConfig) -> None:
@@ -106,16 +111,35 @@ def _require_datasets(config: DataConfig) -> None:
         )
 
 
-def _convert(spec: DatasetSpec, stage: Stage) -> list[Any]:
+def _convert(spec: DatasetSpec, config: DataConfig, plan: RowPlan) -> list[Any]:
     rows = read_rows(spec.path)
-    check_spec(rows, spec, stage)
-    return [_STAGES[stage].convert(row, spec) for row in rows]
+    check_kind(spec, plan.name, plan.kind)
+    check_columns(rows, spec)
+    if config.bad_rows == "refuse":
+        return [plan.convert(row, spec) for row in rows]
+    examples, problems = [], []
+    for row in rows:
+        try:
+            examples.append(plan.convert(row, spec))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        logger.warning(
+            "dataset %r: left out %d of %d rows; the first: %s",
+            spec.name,
+            len(problems),
+            len(rows),
+            problems[0],
+        )
+    if not examples:
+        raise InputError(f"dataset {spec.name!r}: no row is left to train on; {problems[0]}")
+    return examples
 
 
-def _read(names: Sequence[str], config: DataConfig, stage: Stage, seed: int) -> list[Any]:
+def _read(names: Sequence[str], config: DataConfig, plan: RowPlan, seed: int) -> list[Any]:
     examples: list[Any] = []
     for spec in find_datasets(names, config.dataset_dir):
-        found = _convert(spec, stage)
+        found = _convert(spec, config, plan)
         if spec.num_samples is not None:
             found = _sample(found, spec.num_samples, seed)
         examples += found[: config.max_samples]
@@ -148,13 +172,7 @@ def _split(examples: list[Any], val_size: float, seed: int) -> tuple[list[Any], 
     )
 
 
-def _as_dataset(rows: Sequence[TokenRow]) -> Dataset:
+def _as_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
     import datasets
 
-    columns = {
-        "input_ids": [row.input_ids for row in rows],
-        "labels": [row.labels for row in rows],
-    }
-    if rows[0].position_ids is not None:
-        columns["position_ids"] = [row.position_ids or [] for row in rows]
-    return datasets.Dataset.from_dict(columns)
+    return datasets.Dataset.from_dict({key: [row[key] for row in rows] for key in rows[0]})

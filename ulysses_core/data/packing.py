@@ -20,6 +20,13 @@ class TokenRow:
     position_ids: list[int] | None = None
     """Restarts at 0 at each document of a packed row; None in a row of one document."""
 
+    def as_columns(self) -> dict[str, list[int]]:
+        """Returns the row as columns of a dataset."""
+        columns = {"input_ids": self.input_ids, "labels": self.labels}
+        return (
+            columns if self.position_ids is None else columns | {"position_ids": self.position_ids}
+        )
+
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Distributes items over bins, trying to use few.

@@ -71,7 +71,7 @@ def tokenize_sft(
             f"{len(examples)} examples; raise cutoff_len"
         )
     kept = len(rows)
-    if config.is_packed("sft"):
+    if config.packing or config.neat_packing:
         rows = pack_rows(rows, config.cutoff_len)
     return rows, _count(rows, len(examples), len(examples) - kept, truncated)
 
@@ -100,7 +100,7 @@ def tokenize_pt(
     if config.neat_packing:
         pieces = [piece for ids in encoded for piece in _cut(ids, size)]
         rows = pack_rows([_label_all(piece) for piece in pieces], size)
-    elif config.is_packed("pt"):
+    elif config.packing is not False:
         stream = list(chain.from_iterable(encoded))
         blocks = list(_cut(stream, size))
         if len(blocks) > 1 and len(blocks[-1]) < size:

@@ -68,13 +68,13 @@ def ulysses_attention(
         The output [B, s, H, D], and None instead of attention weights.
 
     Raises:
-        UlyssesError: the model was not called through the Trainer's `compute_loss`, or needs
-            something that is not supported.
+        UlyssesError: the rows were not sliced before the model ran, or the model needs something
+            that is not supported.
     """
     if ulysses is None:
         raise UlyssesError(
-            "ulysses attention: the batch is not sharded; call the model through the trainer, or "
-            "call handle.restore() first"
+            "ulysses attention: the rows are not sliced; call the model that the trainer holds, "
+            "or call handle.restore() first"
         )
     if is_causal is False or s_aux is not None:
         feature = "attention that is not causal" if s_aux is None else "attention with sinks"

@@ -88,11 +88,13 @@ class RowContext:
         group: the sequence group.
         layout: the documents of the rows.
         kernel: the attention kernel, a key of `kernels.KERNELS`.
+        has_shifted_labels: whether the labels came shifted, so that a row has S of them.
     """
 
     group: SequenceGroup
     layout: RowLayout
     kernel: str = "sdpa"
+    has_shifted_labels: bool = False
 
 
 def shard_batch(
@@ -131,7 +133,7 @@ def shard_batch(
     sharded = {
         "input_ids": _slice(F.pad(ids, (0, pad)), group),
         "position_ids": _slice(F.pad(positions, (0, pad)), group),
-        "ulysses": RowContext(group, layout, kernel),
+        "ulysses": RowContext(group, layout, kernel, inputs.get("shift_labels") is not None),
     }
     sharded |= _slice_labels(inputs, pad, group)
     return {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT} | sharded

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel, Trainer
 
 from ulysses_core.parallel.kernels import choose_kernel
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["choose_trainer_kernel", "unwrap_model"]
+__all__ = ["check_trainer", "choose_trainer_kernel", "unwrap_peft"]
 
 
-def unwrap_model(trainer: Trainer) -> PreTrainedModel:
-    """Returns the transformers model inside the Trainer's model, without a PEFT wrapper."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def unwrap_peft(model: Any) -> PreTrainedModel:
+    """Returns the transformers model inside a PEFT wrapper, or `model` itself.
+
+    Raises:
+        InputError: it is not a model of transformers.
+    """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
@@ -23,23 +28,32 @@ def unwrap_model(trainer: Trainer) -> PreTrainedModel:
     return model
 
 
-def choose_trainer_kernel(trainer: Trainer) -> str:
-    """Chooses the attention kernel, and refuses settings that do not work on slices of rows."""
-    args = trainer.args
-    if args.label_smoothing_factor:
+def check_trainer(trainer: Trainer) -> None:
+    """Refuses settings of a Trainer that do not work on slices of rows.
+
+    Raises:
+        InputError: the setting, and what to change.
+    """
+    if trainer.args.label_smoothing_factor:
         raise InputError(
-            f"sequence parallel: label_smoothing_factor is {args.label_smoothing_factor}; "
-            "expected 0"
-        )
-    model = unwrap_model(trainer)
-    name, config = type(model).__name__, model.config
-    if not trainer.model_accepts_loss_kwargs:
-        raise InputError(
-            f"sequence parallel: the loss of {name} does not accept num_items_in_batch; "
-            "use a model whose forward accepts it"
+            "sequence parallel: label_smoothing_factor is "
+            f"{trainer.args.label_smoothing_factor}; expected 0"
         )
     if trainer.compute_loss_func is not None:
-        raise InputError("sequence parallel: compute_loss_func would see slices of rows; remove it")
+        raise InputError(
+            "sequence parallel: compute_loss_func needs the logits of whole rows; remove it"
+        )
+
+
+def choose_trainer_kernel(trainer: Trainer) -> str:
+    """Chooses the attention kernel of the Trainer's model.
+
+    Raises:
+        InputError: the model does not work on slices of rows.
+    """
+    args = trainer.args
+    model = unwrap_peft(trainer.accelerator.unwrap_model(trainer.model))
+    name, config = type(model).__name__, model.config
     if not model._supports_attention_backend:
         raise InputError(
             f"sequence parallel: {name} does not support other attention implementations; "

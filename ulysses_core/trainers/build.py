@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
 from ulysses_core.trainers.deepspeed import build_alike, start_deepspeed
@@ -19,13 +20,19 @@ __all__ = [
     "add_adapters",
     "build_architecture",
     "build_model",
+    "build_reference",
     "build_tokenizer",
     "build_training_arguments",
     "check_training_arguments",
+    "model_class",
 ]
 
 logger = logging.getLogger(__name__)
 
+Task = Literal["causal", "score"]
+"""The head of a model: logits for each token, or one number a row."""
+
+_PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS"}
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 
 
@@ -55,7 +62,7 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def build_model(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
 ) -> PreTrainedModel:
     """Loads the model, or makes it from ``model_config`` with the run's seed, and adds adapters.
 
@@ -64,40 +71,72 @@ def build_model(
     Args:
         config: the run's.
         tokenizer: gives a made model its vocabulary.
+        task: the head of the model.
         device: where tensors are that the process group communicates.
 
     Raises:
         InputError: the model cannot be loaded or made, or a LoRA target matches no module.
     """
+    model = _build_seeded(config, tokenizer, task, device)
+    if config.training.get("gradient_checkpointing"):
+        model.enable_input_require_grads()
+    return add_adapters(model, config.finetuning, task)
+
+
+def build_reference(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
+) -> PreTrainedModel:
+    """Makes a frozen model with the weights that training starts from, without adapters.
+
+    Raises:
+        InputError: As `build_model`.
+    """
+    return _build_seeded(config, tokenizer, task, device).requires_grad_(False)
+
+
+def _build_seeded(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
+) -> Any:
     import torch
     from transformers import set_seed
 
     set_seed(config.training.get("seed", 42))
     dtype = torch.bfloat16 if config.training.get("bf16") else torch.float32
-    model = _build_base_model(config.model, tokenizer, dtype, device)
-    if config.training.get("gradient_checkpointing"):
-        model.enable_input_require_grads()
-    return add_adapters(model, config.finetuning)
+    return _build_base_model(config.model, tokenizer, dtype, task, device)
 
 
 def _build_base_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: Any, device: torch.device
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: Any,
+    task: Task,
+    device: torch.device,
 ) -> Any:
-    from transformers import AutoModelForCausalLM
-
+    auto = model_class(task)
     options = {"attn_implementation": _ATTENTION[config.flash_attn], "dtype": dtype}
+    if task == "score":
+        options["num_labels"] = 1
     try:
         if config.architecture is not None:
             architecture = build_architecture(config.architecture, tokenizer)
-            make = AutoModelForCausalLM.from_config
-            return build_alike(lambda: make(deepcopy(architecture), **options), device)
-        return AutoModelForCausalLM.from_pretrained(
+            architecture.num_labels = options.pop("num_labels", architecture.num_labels)
+            return build_alike(lambda: auto.from_config(deepcopy(architecture), **options), device)
+        model = auto.from_pretrained(
             config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
         )
+        model.config.pad_token_id = tokenizer.pad_token_id  # where a score is read depends on it
+        return model
     except (OSError, ValueError, ImportError) as error:
         path = config.model_name_or_path
         problem = f"model {path}: cannot load it" if path else "model_config: cannot build a model"
         raise InputError(f"{problem}: {_first_line(error)}") from error
+
+
+def model_class(task: Task) -> Any:
+    """Returns transformers' class that makes models of a task."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
 
 
 def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -140,7 +179,7 @@ def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBa
     return config
 
 
-def add_adapters(model: Any, config: FinetuningConfig) -> Any:
+def add_adapters(model: Any, config: FinetuningConfig, task: Task) -> Any:
     """Wraps `model` with LoRA adapters; returns it unchanged for full fine-tuning.
 
     Raises:
@@ -153,7 +192,7 @@ def add_adapters(model: Any, config: FinetuningConfig) -> Any:
     targets = "all-linear" if config.lora_target == "all" else _split_names(config.lora_target)
     extra = _split_names(config.additional_target) if config.additional_target else None
     lora = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_PEFT_TASKS[task],
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
@@ -173,22 +212,31 @@ def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def build_training_arguments(config: RunConfig) -> TrainingArguments:
-    """Makes the training arguments from the project's defaults and the config.
+def build_training_arguments(
+    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any]
+) -> TrainingArguments:
+    """Makes the training arguments from the project's defaults, the stage and the config.
 
     This starts the process group of a distributed run.
+
+    Args:
+        config: the config.
+        kind: `transformers.TrainingArguments`, or a subclass.
+        stage_values: what the stage sets.
 
     Raises:
         InputError: transformers rejects a combination of values.
     """
-    args = _make_arguments(config, config.deepspeed)
+    args = _make_arguments(config, kind, stage_values, config.deepspeed)
     logger.debug("device %s", args.device)  # reading the device starts the process group
     if config.deepspeed is not None:
         start_deepspeed()
     return args
 
 
-def check_training_arguments(config: RunConfig) -> None:
+def check_training_arguments(
+    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any]
+) -> None:
     """Makes the arguments of one process without DeepSpeed, and forgets them.
 
     Raises:
@@ -197,15 +245,19 @@ def check_training_arguments(config: RunConfig) -> None:
     from accelerate.state import AcceleratorState, PartialState
 
     try:
-        _make_arguments(config, None)
+        _make_arguments(config, kind, stage_values, None)
     finally:
         AcceleratorState._reset_state()
         PartialState._reset_state()
 
 
-def _make_arguments(config: RunConfig, deepspeed: dict[str, Any] | None) -> TrainingArguments:
+def _make_arguments(
+    config: RunConfig,
+    kind: Callable[..., Any],
+    stage_values: dict[str, Any],
+    deepspeed: dict[str, Any] | None,
+) -> TrainingArguments:
     import torch
-    from transformers import TrainingArguments
 
     on_cpu = not torch.accelerator.is_available()
     defaults = {
@@ -219,11 +271,11 @@ def _make_arguments(config: RunConfig, deepspeed: dict[str, Any] | None) -> Trai
     }
     if on_cpu and "WORLD_SIZE" in os.environ:
         defaults["ddp_backend"] = "gloo"
-    values = {**defaults, **config.training}
-    values["learning_rate"] = values.get("learning_rate", 5e-5) * config.settings.adjust_lr
+    values = {**stage_values, **defaults, **config.training}
+    values["learning_rate"] = config.training.get("learning_rate", 5e-5) * config.settings.adjust_lr
     values.pop("resume_from_checkpoint", None)
     try:
-        return TrainingArguments(deepspeed=deepspeed, use_cpu=on_cpu, **values)
+        return kind(**values | {"deepspeed": deepspeed, "use_cpu": on_cpu})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {_first_line(error)}") from error
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
 from ulysses_core.data import load_datasets
+from ulysses_core.trainers.stage import Parts, find_stage, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.launch import launched_rank
 from ulysses_monitor.common.patching import Undo, undo_all
@@ -99,24 +100,33 @@ class UlyssesTrainingManager:
     def _build_trainer(self) -> Trainer:
         from ulysses_core.trainers.build import (
             build_model,
+            build_reference,
             build_tokenizer,
             build_training_arguments,
         )
-        from ulysses_core.trainers.causal_lm import build_causal_lm_trainer
 
-        config = self.config
-        args = build_training_arguments(config)
+        config, stage = self.config, find_stage(self.config.finetuning.stage)
+        args = build_training_arguments(config, *stage.make_arguments(config))
         self.run_dir = config.settings.output_dir or _agreed_default_dir(config.name, args.device)
         args.output_dir = str(self.run_dir)
         if config.settings.monitor.enabled and launched_rank() == 0:
             check_run_dir(self.run_dir, self._when_taken())
         tokenizer = build_tokenizer(config.model)
         seed = args.data_seed if args.data_seed is not None else args.seed
-        data = load_datasets(config.data, config.finetuning.stage, tokenizer, seed)
+        data = load_datasets(config.data, stage, tokenizer, seed)
         if data.train is None:
             raise InputError("dataset is not set; set it to a name in dataset_info.json")
-        model = build_model(config, tokenizer, args.device)
-        return build_causal_lm_trainer(config, args, model, tokenizer, data)
+        model = (config, tokenizer, stage.task, args.device)
+        return stage.build_trainer(
+            Parts(
+                config=config,
+                args=args,
+                model=build_model(*model),
+                tokenizer=tokenizer,
+                data=data,
+                make_reference=lambda: build_reference(*model),
+            )
+        )
 
     def _patch_trainer(self, trainer: Trainer) -> None:
         """Adds safe loading, memory savings and sequence parallelism; `cleanup` undoes them."""

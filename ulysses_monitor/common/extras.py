@@ -10,7 +10,7 @@ from ulysses_monitor.common.errors import InputError
 
 __all__ = ["explain_missing", "find_missing", "is_installed"]
 
-_CORE = ("accelerate", "datasets", "deepspeed", "peft", "tokenizers", "transformers")
+_CORE = ("accelerate", "datasets", "deepspeed", "peft", "tokenizers", "transformers", "trl")
 
 _EXTRAS = {
     "matplotlib": "plots",

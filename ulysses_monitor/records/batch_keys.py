@@ -17,12 +17,12 @@ __all__ = ["BATCH_KEYS", "IGNORE_INDEX", "ROW_MASKS", "BatchKey", "names_by_slic
 IGNORE_INDEX = -100
 """Label of a token that is not trained on, as in `torch.nn.CrossEntropyLoss`."""
 
-Slicing = Literal["sliced", "rebuilt", "kept", "refused"]
-"""What sequence parallelism does with a key.
+Slicing = Literal["sliced", "rebuilt", "kept"]
+"""What sequence parallelism does with a key when the model is called with it.
 
 ``sliced``: each rank gets its part of every row. ``rebuilt``: left out, because the same facts are
-read from `position_ids`. ``kept``: every rank gets all of it. ``refused``: it has a value per token
-that nothing slices yet, which is an error.
+read from `position_ids`. ``kept``: every rank keeps all of it; if it has a value per token, it is
+for the trainer, and a model that is called with it is an error.
 """
 
 
@@ -70,34 +70,34 @@ BATCH_KEYS = (
     BatchKey("label", "[B]", ("kto",), "kept", "whether the answer is desirable"),
     BatchKey("ref_logps", "[B]", ("kto",), "kept", "of the reference model"),
     BatchKey("ref_KL_logps", "[B]", ("kto",), "kept", "of the reference model"),
-    BatchKey("KL_input_ids", "[B, S]", ("kto",), "refused", "rows run without gradients"),
-    BatchKey("KL_attention_mask", "[B, S]", ("kto",), "refused", "0 for padding"),
-    BatchKey("KL_completion_mask", "[B, S]", ("kto",), "refused", "1 for tokens of the answer"),
-    BatchKey("chosen_input_ids", "[B, S]", _PAIRS, "refused", "token ids"),
-    BatchKey("chosen_attention_mask", "[B, S]", _PAIRS, "refused", "0 for padding"),
-    BatchKey("chosen_labels", "[B, S]", _PAIRS, "refused", "as labels"),
-    BatchKey("rejected_input_ids", "[B, S]", _PAIRS, "refused", "token ids"),
-    BatchKey("rejected_attention_mask", "[B, S]", _PAIRS, "refused", "0 for padding"),
-    BatchKey("rejected_labels", "[B, S]", _PAIRS, "refused", "as labels"),
-    BatchKey("prompt_input_ids", "[B, P]", _PAIRS, "refused", "token ids"),
-    BatchKey("prompt_attention_mask", "[B, P]", _PAIRS, "refused", "0 for padding"),
+    BatchKey("KL_input_ids", "[B, S]", ("kto",), "kept", "rows run without gradients"),
+    BatchKey("KL_attention_mask", "[B, S]", ("kto",), "kept", "0 for padding"),
+    BatchKey("KL_completion_mask", "[B, S]", ("kto",), "kept", "1 for tokens of the answer"),
+    BatchKey("chosen_input_ids", "[B, S]", _PAIRS, "kept", "token ids"),
+    BatchKey("chosen_attention_mask", "[B, S]", _PAIRS, "kept", "0 for padding"),
+    BatchKey("chosen_labels", "[B, S]", _PAIRS, "kept", "as labels"),
+    BatchKey("rejected_input_ids", "[B, S]", _PAIRS, "kept", "token ids"),
+    BatchKey("rejected_attention_mask", "[B, S]", _PAIRS, "kept", "0 for padding"),
+    BatchKey("rejected_labels", "[B, S]", _PAIRS, "kept", "as labels"),
+    BatchKey("prompt_input_ids", "[B, P]", _PAIRS, "kept", "token ids"),
+    BatchKey("prompt_attention_mask", "[B, P]", _PAIRS, "kept", "0 for padding"),
     # Preferences [R, S], and rollouts [B, C]
     BatchKey(
         "completion_mask",
         "[R, S] or [B, C]",
         ("dpo", "kto", *_ROLLOUTS),
-        "refused",
+        "kept",
         "1 for tokens of the answer",
     ),
     # Rollouts
-    BatchKey("prompt_ids", "[B, P]", _ROLLOUTS, "refused", "token ids, padded on the left"),
-    BatchKey("prompt_mask", "[B, P]", _ROLLOUTS, "refused", "0 for padding"),
-    BatchKey("completion_ids", "[B, C]", _ROLLOUTS, "refused", "token ids"),
-    BatchKey("tool_mask", "[B, C]", ("grpo",), "refused", "0 for tokens that a tool wrote"),
-    BatchKey("old_per_token_logps", "[B, C]", ("grpo",), "refused", "when it was sampled"),
-    BatchKey("ref_per_token_logps", "[B, C]", ("grpo",), "refused", "of the reference model"),
-    BatchKey("sampling_per_token_logps", "[B, C]", ("grpo",), "refused", "of the sampling engine"),
-    BatchKey("importance_sampling_ratio", "[B, C]", ("grpo",), "refused", "trained over sampled"),
+    BatchKey("prompt_ids", "[B, P]", _ROLLOUTS, "kept", "token ids, padded on the left"),
+    BatchKey("prompt_mask", "[B, P]", _ROLLOUTS, "kept", "0 for padding"),
+    BatchKey("completion_ids", "[B, C]", _ROLLOUTS, "kept", "token ids"),
+    BatchKey("tool_mask", "[B, C]", ("grpo",), "kept", "0 for tokens that a tool wrote"),
+    BatchKey("old_per_token_logps", "[B, C]", ("grpo",), "kept", "when it was sampled"),
+    BatchKey("ref_per_token_logps", "[B, C]", ("grpo",), "kept", "of the reference model"),
+    BatchKey("sampling_per_token_logps", "[B, C]", ("grpo",), "kept", "of the sampling engine"),
+    BatchKey("importance_sampling_ratio", "[B, C]", ("grpo",), "kept", "trained over sampled"),
     BatchKey("old_logps", "[B]", ("rloo",), "kept", "when it was sampled"),
     BatchKey("advantages", "[B]", _ROLLOUTS, "kept", "reward over the baseline"),
     BatchKey("num_items_in_batch", "", ("grpo",), "kept", "tokens that the loss divides by"),

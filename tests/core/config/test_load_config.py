@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ulysses_core.config import load_config
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError
 
 MINIMAL = """
@@ -84,8 +84,21 @@ def test_sequence_parallel_size_moves_from_the_deepspeed_json_to_the_settings(wr
         (["lora_rnk=3"], r"unknown key 'lora_rnk' \(did you mean 'lora_rank'\?\)"),
         (["learning_rte=3"], r"unknown key 'learning_rte' \(did you mean 'learning_rate'\?\)"),
         (["quantization_bit=4"], "a LLaMA-Factory key that this project does not support"),
-        (["stage=dpo"], "stage is 'dpo', which this version does not support; allowed: pt, sft"),
-        (["stage=sfft"], r"stage is 'sfft' \(did you mean 'sft'\?\); allowed: pt, sft"),
+        (
+            ["stage=ppo"],
+            "stage is 'ppo', which this version does not support; allowed: dpo, kto, pt",
+        ),
+        (["pref_beta=1"], "pref_beta is a key of stage dpo and kto; stage is sft, so remove it"),
+        (["stage=dpo", "kto_chosen_weight=1"], "is a key of stage kto; stage is dpo"),
+        (
+            ["stage=dpo", "pref_loss=dpo"],
+            r"pref_loss is 'dpo' \(did you mean 'ipo'\?\); allowed: sigmoid",
+        ),
+        (["stage=dpo", "pref_beta=0"], "pref_beta is 0; expected a number above 0"),
+        (
+            ["stage=sfft"],
+            r"stage is 'sfft' \(did you mean 'sft'\?\); allowed: dpo, kto, pt, rm, sft",
+        ),
         (["learning_rate=fast"], "learning_rate is 'fast'; expected a number"),
         (["eval_strategy=sometimes"], "eval_strategy is 'sometimes'; allowed: no, steps"),
         (["deepspeed=zero22"], r"deepspeed is 'zero22' \(did you mean 'zero2'\?\); expected"),

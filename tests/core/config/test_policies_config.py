@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ulysses_core.cli.policy_warnings import find_policy_warnings
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError
 
 MINIMAL = """

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ulysses_core.config import RunConfig, load_config
+from ulysses_core.config import RunConfig
+from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError
 
 MINIMAL = """

@@ -36,13 +36,5 @@ def test_a_config_cannot_be_changed() -> None:
         DataConfig().cutoff_len = 5  # type: ignore[misc]
 
 
-def test_packing_is_on_for_pt_and_off_for_sft_unless_set() -> None:
-    assert DataConfig().is_packed("pt")
-    assert not DataConfig().is_packed("sft")
-    assert not DataConfig(packing=False).is_packed("pt")
-    assert DataConfig(packing=True).is_packed("sft")
-    assert DataConfig(neat_packing=True).is_packed("sft")
-
-
 def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in DataConfig.model_fields.values())

@@ -14,6 +14,7 @@ import pytest
 from ulysses_core.data import DataConfig, check_sources
 from ulysses_core.data.files import read_rows
 from ulysses_core.data.registry import find_datasets
+from ulysses_core.trainers.stage import find_stage
 from ulysses_monitor.common.errors import InputError
 
 # `values` here is a row's dict, not a frame's array.
@@ -25,7 +26,7 @@ ROW = {"instruction": "hi", "input": "", "output": "hello"}
 def refuse(config: DataConfig, stage: Any = "sft") -> str:
     """Returns the message of the error, which must be one line."""
     with pytest.raises(InputError) as caught:
-        check_sources(config, stage)
+        check_sources(config, find_stage(stage))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -190,7 +191,7 @@ def test_the_rows_of_each_dataset_are_counted(write_dataset: Callable[..., Path]
     write_dataset([ROW, ROW], name="a")
     folder = write_dataset([ROW], name="b")
     config = DataConfig(dataset="a", eval_dataset="b,a", dataset_dir=folder)
-    assert check_sources(config) == {"a": 2, "b": 1}
+    assert check_sources(config, find_stage("sft")) == {"a": 2, "b": 1}
 
 
 def test_an_unknown_template_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -286,7 +287,8 @@ for name in ("ulysses_core", "ulysses_monitor"):
     sys.modules[name] = package = types.ModuleType(name)
     package.__path__ = [{str(root)!r} + "/" + name]
 from ulysses_core.data import CausalCollator, DataConfig, check_sources
-print(check_sources(DataConfig(dataset="toy", dataset_dir={str(folder)!r})))
+from ulysses_core.trainers.stage import find_stage
+print(check_sources(DataConfig(dataset="toy", dataset_dir={str(folder)!r}), find_stage("sft")))
 print({{"torch", "transformers", "datasets", "pandas"}} & set(sys.modules))
 """
     done = subprocess.run(

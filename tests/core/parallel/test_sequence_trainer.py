@@ -105,7 +105,7 @@ def check_restore_undoes_every_change() -> None:
     implementation = trainer.model.config._attn_implementation
     handle = uc.sequence_parallel(trainer, 2)
     assert trainer.model.config._attn_implementation == "ulysses"
-    assert trainer.get_cp_size() == 2
+    assert trainer.get_tp_size() == 2
     trainer.evaluate()
     handle.restore()
     handle.restore()  # a second time changes nothing
@@ -153,11 +153,37 @@ def check_a_size_of_one_changes_nothing() -> None:
     assert trainer.model.config._attn_implementation != "ulysses"
 
 
-def check_the_error_about_a_call_outside_the_trainer_says_what_to_change() -> None:
+def check_the_error_about_a_call_below_the_hooks_says_what_to_change() -> None:
     trainer = build_trainer(Case())
     uc.sequence_parallel(trainer, 2)
     with pytest.raises(UlyssesError, match=r"call handle.restore\(\) first"):
-        trainer.model(input_ids=torch.arange(6).unsqueeze(0))
+        trainer.model.forward(input_ids=torch.arange(6).unsqueeze(0))
+
+
+def check_the_model_gives_logits_of_whole_rows_but_not_to_train_on() -> None:
+    trainer = build_trainer(Case())
+    ids = torch.arange(1, 12).repeat(2, 1)
+    with torch.no_grad():
+        truth = trainer.model.eval()(input_ids=ids).logits
+    uc.sequence_parallel(trainer, 2)
+    with torch.no_grad():
+        assert torch.allclose(trainer.model(input_ids=ids).logits, truth, rtol=1e-12)
+    with pytest.raises(InputError, match="asks for the logits of whole rows in training"):
+        trainer.model(input_ids=ids)
+
+
+def check_the_model_generates_as_on_one_process() -> None:
+    trainer = build_trainer(Case())
+    prompt = {"input_ids": torch.arange(1, 8).repeat(2, 1)}
+    prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
+    prompt["attention_mask"][0, :3] = 0
+    truth = trainer.model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    handle = uc.sequence_parallel(trainer, 2)
+    found = trainer.model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert torch.equal(found, truth)
+    assert trainer.model.config._attn_implementation == "ulysses"
+    handle.restore()
+    assert "generate" not in vars(trainer.model)
 
 
 def assert_refused(build: Callable[[], Any], word: str, size: int = 2, train: bool = False) -> None:

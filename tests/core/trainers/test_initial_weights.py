@@ -88,19 +88,19 @@ def start(folder: str, name: str, values: dict[str, Any]) -> dict[str, torch.Ten
     """The child: builds model and Trainer as `ulysses train` does; the weights at the start."""
     from transformers import Trainer, TrainerCallback
 
-    from ulysses_core.config import load_config
     from ulysses_core.parallel import sequence_parallel
     from ulysses_core.trainers.build import build_model, build_training_arguments
     from ulysses_core.trainers.deepspeed import prepare_environment
+    from ulysses_core.trainers.stage import find_stage, load_config
 
     path = Path(folder, f"{name}.yaml")
     path.write_text(yaml.safe_dump({"stage": "pt", "dataset": "none", **values}))
     config = load_config(path)
     prepare_environment(uses_deepspeed=config.deepspeed is not None)
-    args = build_training_arguments(config)
+    args = build_training_arguments(config, *find_stage("pt").make_arguments(config))
     args.output_dir = f"{folder}/{name}"
     args.save_strategy = "no"
-    model: Any = build_model(config, Words(), args.device)
+    model: Any = build_model(config, Words(), "causal", args.device)
     held = {"state/random": torch.get_rng_state().clone()}
 
     class Looks(TrainerCallback):

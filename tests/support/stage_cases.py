@@ -1,0 +1,217 @@
+"""TRL's trainers on small models, trained with sequence parallelism or on one process."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tests.support.forget import forget_last_trainer
+from tests.support.sequence_cases import VOCAB, weights_of
+
+__all__ = ["StageCase", "build_stage_trainer", "train_stages"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCase:
+    """One training of two steps. `rows` is the micro-batch of a whole sequence group."""
+
+    stage: str
+    size: int = 2
+    groups: int = 1
+    zero: int | None = None
+    """DeepSpeed's stage; None for DDP."""
+    heads: int = 4
+    key_heads: int = 2
+    adapters: bool = False
+    rows: int = 4
+    accumulate: int = 1
+    settings: tuple[tuple[str, Any], ...] = ()
+    """More arguments of the trainer's config."""
+
+    @property
+    def label(self) -> str:
+        engine = "ddp" if self.zero is None else f"zero{self.zero}"
+        kind = "lora" if self.adapters else "full"
+        more = "".join(f"-{key}={value}" for key, value in self.settings)
+        heads = f"h{self.heads}k{self.key_heads}"
+        return (
+            f"{self.stage}-{kind}-{heads}-{engine}-sp{self.size}x{self.groups}"
+            f"-rows{self.rows}-ga{self.accumulate}{more}"
+        )
+
+    @property
+    def alone(self) -> StageCase:
+        """The same training on one process."""
+        return replace(self, size=1, groups=1, zero=None, rows=self.rows * self.groups)
+
+
+def words() -> Any:
+    """Returns a tokenizer of the words w2, w3, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, VOCAB)}
+    model = Tokenizer(models.WordLevel(vocabulary, "<eos>"))
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, **special)
+
+
+def preferences() -> list[dict[str, str]]:
+    """Twelve prompts with two answers; the lengths seldom divide by the number of ranks."""
+    generator = torch.Generator().manual_seed(1)
+
+    def text(least: int, most: int) -> str:
+        length = int(torch.randint(least, most, (1,), generator=generator))
+        ids = torch.randint(2, VOCAB, (length,), generator=generator)
+        return " ".join(f"w{int(i)}" for i in ids)
+
+    return [
+        {"prompt": text(2, 8), "chosen": " " + text(3, 12), "rejected": " " + text(3, 12)}
+        for _ in range(12)
+    ]
+
+
+def build_model(case: StageCase, seed: int = 0) -> Any:
+    """Returns a small Llama in float64, with a score head for stage rm."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=8 * case.heads,
+        head_dim=8,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=case.heads,
+        num_key_value_heads=case.key_heads,
+        vocab_size=VOCAB,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
+    )
+    if case.stage == "rm":
+        config.num_labels = 1
+        return LlamaForSequenceClassification(config).double()
+    return LlamaForCausalLM(config).double()
+
+
+def build_stage_trainer(case: StageCase) -> Any:
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    name = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "rm": "Reward"}[case.stage]
+    deepspeed = {
+        "zero_optimization": {"stage": case.zero},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+    }
+    settings: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(prefix="stage-"),
+        "per_device_train_batch_size": case.rows,
+        "per_device_eval_batch_size": 2,
+        "gradient_accumulation_steps": case.accumulate,
+        "max_steps": 2,
+        # The step must not be so long that rounding grows in the next one.
+        "learning_rate": 0.02 if case.adapters else 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1e9,
+        "logging_steps": 1,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "deepspeed": None if case.zero is None else deepspeed,
+    }
+    if case.stage in ("dpo", "kto"):
+        settings["disable_dropout"] = False
+    rows = _rows(case.stage)
+    torch.manual_seed(0)
+    task = "SEQ_CLS" if case.stage == "rm" else "CAUSAL_LM"
+    # Not the reference from the start, whose differences would be nothing but rounding.
+    adapters = LoraConfig(r=2, target_modules="all-linear", task_type=task, init_lora_weights=False)
+    more = {}
+    if case.stage in ("dpo", "kto") and not case.adapters:
+        more["ref_model"] = build_model(case, seed=1)
+    trainer = getattr(trl, f"{name}Trainer")(
+        model=build_model(case),
+        args=getattr(trl, f"{name}Config")(**settings | dict(case.settings)),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:8]),
+        processing_class=words(),
+        peft_config=adapters if case.adapters else None,
+        **more,
+    )
+    for param in trainer.model.parameters():  # PEFT makes adapters in float32
+        param.data = param.data.double()
+    return trainer
+
+
+def _rows(stage: str) -> list[dict[str, Any]]:
+    pairs = preferences()
+    if stage == "sft":
+        return [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
+    if stage == "kto":
+        sides = [("chosen", True), ("rejected", False)]
+        return [
+            {
+                "prompt": pair["prompt"],
+                "completion": pair[sides[i % 2][0]],
+                "label": sides[i % 2][1],
+            }
+            for i, pair in enumerate(pairs)
+        ]
+    return pairs
+
+
+def train_stage(case: StageCase) -> dict[str, Any]:
+    import ulysses_core as uc
+
+    trainer = build_stage_trainer(case)
+    uc.sequence_parallel(trainer, case.size)
+    trainer.train()
+    evaluation = trainer.evaluate()
+    timing = ("runtime", "second", "epoch", "flos")
+    logged = [
+        {k: float(v) for k, v in entry.items() if not any(word in k for word in timing)}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    return {
+        "weights": weights_of(trainer.accelerator.unwrap_model(trainer.model)),
+        "logged": logged,
+        "eval": {
+            k: float(v) for k, v in evaluation.items() if not any(word in k for word in timing)
+        },
+    }
+
+
+def train_stages(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """The child: every case in turn; a case that fails on all ranks does not stop the others."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    results = {}
+    for settings in cases:
+        case = StageCase(**settings)
+        try:
+            results[case.label] = train_stage(case)
+        except Exception:  # noqa: BLE001 - the test of this case reports it
+            results[case.label] = {"error": traceback.format_exc()}
+        forget_last_trainer()
+    return results

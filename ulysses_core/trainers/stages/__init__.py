@@ -1,0 +1,1 @@
+"""The stages of training, a module for each; see `ulysses_core.trainers.stage`."""
