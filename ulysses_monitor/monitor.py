@@ -32,13 +32,11 @@ logger = logging.getLogger(__name__)
 class Monitor:
     """Watches trainings and records each in a run directory.
 
-    Attach it to a Trainer with `attach`, or watch a plain loop with `watch`. One monitor serves one
-    training after another: the first is recorded in `run_dir`, the next ones beside it, with
-    ``-2``, ``-3``, ... added to its name. So is the first if `run_dir` holds a run already.
+    Attach it to a Trainer, or watch a plain loop. One monitor serves one training after another:
+    the first is recorded in `run_dir`, or beside it as ``-2`` if that holds a run; then ``-3``, ...
 
     Args:
-        run_dir: the run directory, such as ``runs/demo``; default ``runs/<script>-<time>``, which
-            a line on standard error names.
+        run_dir: such as ``runs/demo``; default ``runs/<script>-<time>``, printed on standard error.
         shadow: policies decide and are recorded, and touch nothing.
         config: what you configured, for run.json.
         settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
@@ -77,7 +75,7 @@ class Monitor:
         Raises:
             InputError: `trainer` is not a `transformers.Trainer`.
         """
-        from ulysses_monitor.integrations.callback import attach  # it imports transformers
+        from ulysses_monitor.integrations.attaching import attach  # it imports transformers
 
         self._undos.append(attach(self, trainer))
 

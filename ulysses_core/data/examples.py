@@ -13,13 +13,10 @@ from ulysses_monitor.common.errors import InputError
 
 __all__ = [
     "Example",
-    "Kind",
     "Message",
     "Pair",
     "Role",
     "Tagged",
-    "check_columns",
-    "check_kind",
     "to_document",
     "to_example",
     "to_pair",
@@ -64,60 +61,6 @@ class Tagged:
 
     example: Example
     is_desirable: bool
-
-
-Kind = Literal["documents", "conversations", "pairs", "tagged"]
-"""What the rows of a dataset hold, and a stage reads."""
-
-_MARKS: dict[Kind, str] = {
-    "conversations": "holds conversations without preferences, for stage sft",
-    "pairs": "is a preference dataset (ranking: true), for stages dpo and rm",
-    "tagged": "has a kto_tag column, for stage kto",
-}
-
-
-def check_kind(spec: DatasetSpec, stage: str, kind: Kind) -> None:
-    """Checks that a dataset holds what a stage reads.
-
-    Raises:
-        InputError: The dataset is for another stage.
-    """
-    found: Kind = "conversations"
-    if spec.ranking:
-        found = "pairs"
-    elif spec.columns.kto_tag:
-        found = "tagged"
-    if kind == "documents" and found == "conversations":
-        if spec.formatting != "alpaca":
-            raise InputError(
-                f"dataset {spec.name!r}: formatting is {spec.formatting!r}; expected 'alpaca', "
-                f"because stage {stage} reads documents from a prompt column"
-            )
-        return
-    if found != kind:
-        raise InputError(
-            f"dataset {spec.name!r} {_MARKS[found]}; stage is {stage}, so choose another dataset"
-        )
-
-
-def check_columns(rows: Sequence[Row], spec: DatasetSpec) -> None:
-    """Checks that a dataset has the columns that its entry names.
-
-    Raises:
-        InputError: A named column is in none of its rows.
-    """
-    if not spec.has_columns:
-        return
-    present: set[str] = set()
-    for row in rows:
-        present.update(row.values)
-    # `dict` over a pydantic model gives (field, value) pairs.
-    for part, column in dict(spec.columns).items():
-        if column is not None and column not in present:
-            raise InputError(
-                f"{INFO_FILE}: {spec.name}.columns.{part} is {column!r}, which {spec.path} does "
-                f"not have; allowed: {', '.join(sorted(present))}"
-            )
 
 
 def to_document(row: Row, spec: DatasetSpec) -> str:

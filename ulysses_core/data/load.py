@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ulysses_core.data.config import DataConfig
-from ulysses_core.data.examples import Kind, check_columns, check_kind
 from ulysses_core.data.files import Row, read_rows
+from ulysses_core.data.kinds import Kind, check_columns, check_kind
 from ulysses_core.data.registry import DatasetSpec, find_datasets
 from ulysses_core.data.templates import get_template
 from ulysses_core.data.tokenize import DataStats

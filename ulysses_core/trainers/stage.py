@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from ulysses_core import config as configs
 from ulysses_core.config import RunConfig
 from ulysses_core.data import DataConfig, DatasetPair, DataStats
-from ulysses_core.data.examples import Kind
 from ulysses_core.data.files import Row
+from ulysses_core.data.kinds import Kind
 from ulysses_core.data.registry import DatasetSpec
 from ulysses_core.trainers import stages
 from ulysses_monitor.common.errors import InputError, nearest

@@ -21,14 +21,12 @@ module.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers.trainer_callback import TrainerCallback
 
-from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
@@ -55,7 +53,7 @@ from ulysses_monitor.session.session import Session
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["MonitorCallback", "OpensSessions", "TrainerWatcher", "attach"]
+__all__ = ["MonitorCallback", "OpensSessions", "TrainerWatcher"]
 
 
 class OpensSessions(Protocol):
@@ -66,40 +64,6 @@ class OpensSessions(Protocol):
 
     def close(self, status: Status = "finished") -> None:
         """Ends the open run."""
-
-
-def attach(monitor: OpensSessions, trainer: Any) -> Undo:
-    """Adds a `MonitorCallback` for `monitor` to `trainer`.
-
-    Returns:
-        A function that removes it.
-
-    Raises:
-        InputError: `trainer` is not a `transformers.Trainer`.
-    """
-    from transformers import Trainer
-
-    if not isinstance(trainer, Trainer):
-        others = (
-            "in Lightning, use Trainer(callbacks=[um.LightningCallback(monitor)])"
-            if type(trainer).__module__.startswith(("lightning.", "pytorch_lightning."))
-            else "for a plain loop use watch(model, optimizer)"
-        )
-        raise InputError(
-            f"monitor: attach() got a {type(trainer).__name__}; expected a transformers.Trainer or "
-            f"a subclass; {others}"
-        )
-    callback = MonitorCallback(monitor, trainer)
-    trainer.add_callback(callback)
-    refs = weakref.ref(trainer), weakref.ref(callback)  # a monitor does not keep a Trainer alive
-
-    def remove() -> None:
-        trainer, callback = (reference() for reference in refs)
-        if trainer is not None and callback is not None:
-            callback.finish("stopped")
-            trainer.remove_callback(callback)
-
-    return remove
 
 
 class TrainerWatcher(TrainerCallback):
