@@ -27,12 +27,13 @@ from transformers.modeling_layers import GenericForSequenceClassification
 
 from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import RowContext, shard_batch
+from ulysses_core.parallel.gather import gather_tokens, sum_over_group
 from ulysses_core.parallel.groups import SequenceGroup
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
-__all__ = ["ForwardOptions", "gather_tokens", "split_rows_in_forward"]
+__all__ = ["ForwardOptions", "split_rows_in_forward"]
 
 _FUSED = "fused_lm_head"
 """Argument with which TRL's trainers ask for log-probabilities instead of logits."""
@@ -112,6 +113,7 @@ class _Hooks:
         self._attention = model.config._attn_implementation
         self._max_positions = getattr(model.config, "max_position_embeddings", None)
         self._is_generating = False
+        self._checked: set[bool] = set()
         self._context: RowContext | None = None
 
     def enter(
@@ -178,6 +180,9 @@ class _Hooks:
             options.on_training()
         whole = {"input_ids": args[0], **kwargs} if args else kwargs
         given = {key: value for key, value in whole.items() if value is not None}
+        if is_trained not in self._checked:
+            self._checked.add(is_trained)
+            _check_same_rows(given.get("input_ids"), options.group)
         return shard_batch(
             given, options.group, kernel=options.kernel, max_positions=self._max_positions
         )
@@ -221,7 +226,7 @@ class _Hooks:
     def _gather_loss_and_logits(self, module: nn.Module, output: Any, context: RowContext) -> Any:
         whole = {}
         if output.get("loss") is not None:
-            whole["loss"] = _SumOverGroup.apply(output["loss"], context.group)  # type: ignore[no-untyped-call]
+            whole["loss"] = sum_over_group(output["loss"], context.group)
         if "loss" not in whole and torch.is_grad_enabled():
             raise InputError(
                 "sequence parallel: the trainer asks for the logits of whole rows in training, "
@@ -234,52 +239,28 @@ class _Hooks:
         return type(output)(**whole)
 
 
+def _check_same_rows(ids: Any, group: SequenceGroup) -> None:
+    """Refuses a batch of which the ranks of a group hold different rows; every rank calls it.
+
+    It is called for the first batch of a training and of an evaluation, which shows whether rows
+    are distributed as they must be.
+    """
+    marks = [0, 0, 0]
+    if isinstance(ids, Tensor):
+        places = torch.arange(1, ids.numel() + 1, device=ids.device)
+        marks = [*ids.shape[:2], int((ids.flatten() * places).sum())]
+    device = ids.device if isinstance(ids, Tensor) else None
+    own = torch.tensor(marks, device=device)
+    others = [torch.empty_like(own) for _ in range(group.size)]
+    dist.all_gather(others, own, group=group.group)
+    if any(not torch.equal(own, other) for other in others):
+        raise InputError(
+            "sequence parallel: the ranks of a group got different rows; use a trainer that takes "
+            "its rows from a dataset (not GRPO or RLOO, which sample them), and call "
+            "sequence_parallel before a dataloader is made"
+        )
+
+
 def _takes_any_keyword(function: Callable[..., Any]) -> bool:
     kinds = [p.kind for p in inspect.signature(function).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def gather_tokens(values: Tensor, group: SequenceGroup) -> Tensor:
-    """Gathers what each rank has of a slice into whole rows.
-
-    Every rank must compute the same loss from the result: in the backward pass each takes the
-    gradient of its own slice times the number of ranks, and no gradients are exchanged.
-
-    Args:
-        values: [B, s, ...] of this rank's slice.
-        group: the sequence group.
-
-    Returns:
-        [B, S, ...].
-    """
-    rows: Tensor = _GatherTokens.apply(values, group)  # type: ignore[no-untyped-call]
-    return rows
-
-
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, group: SequenceGroup) -> Tensor:
-        ctx.group = group
-        slices = [torch.empty_like(values) for _ in range(group.size)]
-        dist.all_gather(slices, values.contiguous(), group=group.group)
-        return torch.cat(slices, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        own = grads[0].chunk(ctx.group.size, dim=1)[ctx.group.rank]
-        return own * ctx.group.size, None
-
-
-class _SumOverGroup(torch.autograd.Function):
-    """Sums a scalar over the group; backward as in `gather_tokens`."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: SequenceGroup) -> Tensor:
-        ctx.size = group.size
-        total = value.clone()
-        dist.all_reduce(total, group=group.group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.size, None

@@ -172,6 +172,16 @@ def check_the_model_gives_logits_of_whole_rows_but_not_to_train_on() -> None:
         trainer.model(input_ids=ids)
 
 
+def check_ranks_with_different_rows_are_refused_on_each_of_them() -> None:
+    trainer = build_trainer(Case())
+    uc.sequence_parallel(trainer, 2)
+    ids = torch.arange(1, 12).repeat(2, 1)
+    trainer.model(input_ids=ids, labels=ids)
+    trainer.model.eval()
+    with pytest.raises(InputError, match="the ranks of a group got different rows"):
+        trainer.model(input_ids=ids + dist.get_rank(), labels=ids)
+
+
 def check_the_model_generates_as_on_one_process() -> None:
     trainer = build_trainer(Case())
     prompt = {"input_ids": torch.arange(1, 8).repeat(2, 1)}
