@@ -1,5 +1,5 @@
-"""The command line `ulysses`; `app` lists its commands."""
+"""The command line `ulysses`; module `app` has its commands."""
 
-from ulysses_core.cli.app import main
+from ulysses_core.cli.entry import main
 
 __all__ = ["main"]

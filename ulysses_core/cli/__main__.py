@@ -1,5 +1,5 @@
 """``python -m ulysses_core.cli``, which the launcher runs on every rank."""
 
-from ulysses_core.cli.app import main
+from ulysses_core.cli.entry import main
 
 main()
