@@ -83,7 +83,7 @@ def _record(step: int, schema: Schema, values: np.ndarray) -> StepRecord:
 
 
 def measure(rules: Sequence[object], count: int, metrics: int) -> tuple[np.ndarray, int]:
-    """Returns the milliseconds of CPU time of each step after the first 300, and the number of alerts."""
+    """Returns milliseconds of each step after the first 300, and the number of alerts."""
     rule_set, taken, alerts = RuleSet(rules), [], 0  # type: ignore[arg-type]
     gc.collect()
     for records in steps(count, metrics):

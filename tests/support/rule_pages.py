@@ -64,9 +64,7 @@ def _settings(rule: BuiltinRule) -> dict[str, Any]:
 def profile(overrides: Mapping[str, Mapping[str, Any]], about: str) -> str:
     """Returns the YAML of a profile."""
     rules = [{n: _settings(e.make(**overrides.get(n, {})))} for n, e in BOOK.items()]
-    lines = [
-        f"# {line}" for line in (*about.splitlines(), "Written by tests/support/rule_pages.py.")
-    ]
+    lines = [f"# {about}", "# Written by tests/support/rule_pages.py."]
     body = yaml.safe_dump({"rules": rules}, sort_keys=False, width=96, default_flow_style=None)
     return "\n".join(lines) + "\n" + body
 
@@ -135,8 +133,8 @@ def index() -> str:
 
 INTRODUCTION = f"""# Rules
 
-{len(BOOK)} rules look at every recorded step and raise alerts. An alert says what, where, since when,
-the numbers, likely causes, what to try, and names its page here.
+{len(BOOK)} rules look at every recorded step and raise alerts. An alert says what, where, since
+when, the numbers, likely causes, what to try, and names its page here.
 
 | profile | is |
 |---|---|
@@ -144,8 +142,8 @@ the numbers, likely causes, what to try, and names its page here.
 | `strict` | the same rules, with lower thresholds: for a run that you watch |
 | `off` | none |
 
-The profiles are YAML files, [dashboards/alerts](../../dashboards/alerts): copy one, change it, and give
-its path as `rules`. A rule of your own is [a line or a function](../writing_a_rule.md).
+The profiles are YAML files, [dashboards/alerts](../../dashboards/alerts): copy one, change it, and
+give its path as `rules`. A rule of your own is [a line or a function](../writing_a_rule.md).
 
 Every rule has these settings:
 
@@ -153,10 +151,10 @@ Every rule has these settings:
 |---|---|
 | `severity` | `info`, `warning` or `critical` |
 | `warmup` | steps that must have been seen before the first alert |
-| `patience` | steps in a row at which the condition must hold; steps without the metric do not count |
+| `patience` | steps in a row at which the condition must hold, of those with the metric |
 | `cooldown` | steps from one alert about a metric to the next |
 | `clear` | steps in a row without the condition that end an alert |
-| `on_alert` | what the training then does at its next step: `save`, `stop`, `policy.NAME=active`, `lr_factor=0.5` |
+| `on_alert` | what the training then does: `save`, `stop`, `policy.NAME=active`, ... |
 | `topic` | the page whose causes and advice an alert gives |
 
 A rule that needs a metric which the run does not have is not checked. `run.json` says so under

