@@ -79,12 +79,13 @@ class _Spell:
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """A rule of a set, and the spells of its metrics."""
+    """A rule of a set, the spells of its metrics, and the step that it was last asked about."""
 
     rule: Rule
     timing: Timing
     needs: tuple[str, ...]
     spells: dict[str, _Spell] = field(default_factory=dict)
+    asked: int = -1
 
 
 class RuleSet:
@@ -155,18 +156,30 @@ class RuleSet:
 
     def _follow(self, watched: _Watched, found: Any, step: int) -> list[Alert]:
         """Counts the steps of each condition, and returns the alerts that begin."""
+        if step != watched.asked:
+            self._close_step(watched)
+            watched.asked = step
         new: list[Alert] = []
-        alerts = _as_alerts(found)
-        for alert in alerts:
+        for alert in _as_alerts(found):
             spell = watched.spells.setdefault(alert.metric, _Spell(step))
             self._extend(spell, step)
             if self._is_due(spell, watched.timing, step):
                 spell.is_on, spell.raised = True, step
                 new.append(_complete(alert, spell.since))
-        held = {alert.metric for alert in alerts}
-        for metric in [m for m in watched.spells if m not in held]:
-            self._shorten(watched, metric, step)
         return new
+
+    @staticmethod
+    def _close_step(watched: _Watched) -> None:
+        """Counts the step before: only now is it known that no further record of it came."""
+        timing, step = watched.timing, watched.asked
+        for metric, spell in list(watched.spells.items()):
+            if spell.newest == step:
+                continue
+            spell.missed += 1
+            if not spell.is_on or spell.missed >= timing.clear:
+                spell.count, spell.is_on = 0, False
+                if step - spell.raised >= timing.cooldown:
+                    del watched.spells[metric]
 
     @staticmethod
     def _extend(spell: _Spell, step: int) -> None:
@@ -183,17 +196,6 @@ class RuleSet:
             and self._steps > timing.warmup
             and step - spell.raised >= timing.cooldown
         )
-
-    @staticmethod
-    def _shorten(watched: _Watched, metric: str, step: int) -> None:
-        spell, timing = watched.spells[metric], watched.timing
-        if spell.newest == step:
-            return
-        spell.newest, spell.missed = step, spell.missed + 1
-        if not spell.is_on or spell.missed >= timing.clear:
-            spell.count, spell.is_on = 0, False
-            if step - spell.raised >= timing.cooldown:
-                del watched.spells[metric]
 
     def _note_failure(self, watched: _Watched, error: BaseException) -> None:
         def fail() -> None:
@@ -233,8 +235,8 @@ _ABSENT: Mapping[str, str] = {
 def _why_missing(missing: Sequence[str], known: Iterable[str], *, any_of: bool) -> str:
     what = (" or " if any_of else " and ").join(missing[:2]) + (", ..." if len(missing) > 2 else "")
     reason = next((why for start, why in _ABSENT.items() if missing[0].startswith(start)), "")
-    close = nearest(missing[0], known)
-    return f"{what} is not recorded{f': {reason}' if reason else ''}{close}"
+    why = f": {reason}" if reason else nearest(missing[0], known)
+    return f"{what} is not recorded{why}"
 
 
 def _needs(rule: Rule) -> tuple[str, ...]:
