@@ -1,4 +1,4 @@
-"""Which trainings there are: two halves of sizes, so that thresholds set on one are tried on both."""
+"""Which trainings there are, in two halves: thresholds were set on the first half alone."""
 
 from __future__ import annotations
 

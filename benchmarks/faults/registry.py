@@ -114,7 +114,7 @@ def betas_swapped(training: Training) -> None:
     training.optimizer_settings = {"betas": (0.999, 0.9)}
 
 
-@fault("divergence", "plateau", "not_learning", fits=("adamw",))
+@fault("weights_shrink", "divergence", fits=("adamw",))
 def weight_decay_times_1000(training: Training) -> None:
     training.optimizer_settings = {"weight_decay": 10.0}
 
@@ -198,7 +198,7 @@ def adapters_behind_a_detach(training: Training) -> None:
     training.built = cut
 
 
-@fault("layer_shift", *_BLOWN_UP, onset=ONSET)
+@fault("weights_jump", "layer_shift", *_BLOWN_UP, onset=ONSET)
 def layer_reinitialised(training: Training) -> None:
     def damage(step: int, t: Training) -> None:
         if step == ONSET:
@@ -265,7 +265,7 @@ def one_step_scaled(training: Training) -> None:
     training.on_loss = lambda step, loss: loss * 50 if step == ONSET else loss
 
 
-@fault("vanishing_gradient", onset=ONSET)
+@fault("vanishing_gradient", "loss_collapse", onset=ONSET)
 def loss_no_longer_connected(training: Training) -> None:
     training.on_loss = lambda step, loss: loss if step < ONSET else loss * 1e-7
 
@@ -320,7 +320,7 @@ def padding_trained_on(training: Training) -> None:
     training.on_batch = pad
 
 
-@fault("loss_collapse", "overfitting")
+@fault("loss_without_noise", "loss_collapse")
 def the_same_batch_again_and_again(training: Training) -> None:
     kept: list[tuple[Tensor, Tensor]] = []
 
@@ -377,5 +377,5 @@ def one_token_in_the_answers(training: Training) -> None:
 
 @fault("preference_sides_equal", "no_gradient", fits=("dpo",))
 def sides_equal(training: Training) -> None:
-    training.on_batch = lambda _, chosen, rejected: (chosen, chosen)
+    training.on_batch = lambda _, chosen, __: (chosen, chosen)
     training.logs = lambda _, t: t.numbers

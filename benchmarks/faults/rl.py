@@ -135,7 +135,7 @@ class RLTraining:
         return found.gather(-1, rows[..., None]).squeeze(-1), entropy.detach()
 
 
-def healthy_reward(step: int, rows: Tensor, lengths: Tensor) -> Tensor:
+def healthy_reward(_: int, rows: Tensor, lengths: Tensor) -> Tensor:
     """Rewards even tokens, a little, and answers of about five tokens."""
     counts = torch.arange(rows.shape[1]) < lengths[:, None]
     even = ((rows % 2 == 0) & counts).sum(1) / lengths
@@ -166,9 +166,7 @@ def _fault(*names: str, onset: int = 1) -> Callable[[Callable[[RLTraining], None
 @_fault("entropy_collapse", "kl_runaway")
 def one_answer_is_enough(t: RLTraining) -> None:
     t.beta, t.rate_factor = 0.0, 5.0
-    t.reward = lambda _, rows, lengths: (
-        (rows[:, 0] == 7).float() + 0.2 * (rows == 7).float().mean(1)
-    )
+    t.reward = lambda _, rows, __: (rows[:, 0] == 7).float() + 0.2 * (rows == 7).float().mean(1)
 
 
 @_fault("kl_runaway", "entropy_collapse", "update_ratio_large", "reward_collapse")
@@ -190,7 +188,7 @@ def reward_punishes_length(t: RLTraining) -> None:
 
 @_fault("zero_advantage", "reward_spread_zero", "reward_constant")
 def reward_always_one(t: RLTraining) -> None:
-    t.reward = lambda _, rows, lengths: torch.ones(len(rows))
+    t.reward = lambda _, rows, __: torch.ones(len(rows))
 
 
 @_fault("zero_advantage", "reward_spread_zero", "reward_constant", onset=ONSET)

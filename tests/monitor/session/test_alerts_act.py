@@ -14,7 +14,7 @@ import ulysses_monitor as um
 def train(
     path: Path, rules: Any, *, steps: int = 12, numbers: bool = False, **settings: Any
 ) -> Any:
-    """Trains a small model whose loss is 100 at step 5 alone; returns the run and what was saved."""
+    """Trains a model whose loss is 100 at step 5 alone; returns the run and what was saved."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

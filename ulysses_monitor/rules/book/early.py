@@ -18,7 +18,7 @@ ENTRIES = (
         "early_gradient",
         Cusum,
         metric="grad/norm/total",
-        times=2.0,
+        times=3.0,
         limit=40.0,
         warmup=50,
         clear=32,
@@ -26,7 +26,7 @@ ENTRIES = (
         family=_FAMILY,
         sees="A gradient norm that leaves its usual course for good, before the loss does.",
         formula="cumulative sum of (log(norm / median) / s - 1) over 24 steps > 40, and the norm "
-        "> 2 x median; median and s of the 64 steps before",
+        "> 3 x median, and the loss does not fall; median and s of the 64 steps before",
         source="Page 1954 (CUSUM)",
         causes=_CAUSES,
         advice=_ADVICE,

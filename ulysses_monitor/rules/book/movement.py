@@ -1,7 +1,7 @@
 """What gets no gradient, does not move, or moves too much."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.levels import Grown, Level
+from ulysses_monitor.rules.kinds.levels import Drift, Grown, Level
 from ulysses_monitor.rules.kinds.movement import (
     NoGradient,
     NothingMoves,
@@ -9,6 +9,7 @@ from ulysses_monitor.rules.kinds.movement import (
     SmallUpdate,
     StaleState,
     Still,
+    WeightJump,
 )
 
 __all__ = ["ENTRIES"]
@@ -42,7 +43,8 @@ ENTRIES = (
         sees="Tensors that have a gradient and are bit for bit the same after three measured "
         "steps, "
         "while others change.",
-        formula="`optim/update_ratio/param/...` = 0 and `grad/norm/param/...` > 0, 3 times",
+        formula="`optim/update_ratio/param/...` = 0 and `grad/norm/param/...` > 1e-3 x median, "
+        "3 times",
         source="definition; others use allclose over 3 steps",
         causes=(
             "the tensor is not in the optimizer",
@@ -149,5 +151,40 @@ ENTRIES = (
             "an epsilon that is too large",
         ),
         advice="Check the loss's scale; lower epsilon.",
+    ),
+    entry(
+        "weights_jump",
+        WeightJump,
+        severity="critical",
+        warmup=20,
+        family=_FAMILY,
+        sees="A layer whose weights changed far more than the optimizer's steps can explain.",
+        formula="relative change of `param/norm/layer/...` between 2 measurements > max(0.05, 4 x "
+        "steps in between x update ratio)",
+        source="triangle inequality: n steps of ratio r change a norm by n x r at most",
+        causes=(
+            "weights that were loaded, merged or reinitialised while training",
+            "faulty memory, or an edit on one rank",
+            "a policy or a callback that changes weights",
+        ),
+        advice="Go back to a checkpoint from before; look at what ran between the two steps.",
+    ),
+    entry(
+        "weights_shrink",
+        Drift,
+        metrics=("param/norm/total",),
+        fall=0.6,
+        reference=1,
+        patience=2,
+        clear=3,
+        family=_FAMILY,
+        sees="Weights that have lost two fifths of their norm.",
+        formula="`param/norm/total` < 0.6 x the first measured value, 2 times",
+        causes=(
+            "weight decay is far too strong for this learning rate",
+            "an update with the wrong sign",
+            "weights that are being averaged with small ones",
+        ),
+        advice="Lower weight_decay: a step multiplies weights by 1 - rate x weight_decay.",
     ),
 )

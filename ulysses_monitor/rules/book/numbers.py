@@ -2,7 +2,7 @@
 
 from ulysses_monitor.rules.builtin import entry
 from ulysses_monitor.rules.kinds.layers import LayerRange, LayerShift
-from ulysses_monitor.rules.kinds.levels import Drift, Vanishing
+from ulysses_monitor.rules.kinds.levels import Drift, Grown, Vanishing
 from ulysses_monitor.rules.kinds.loss import Collapse, Divergence, NotLearning, Plateau
 from ulysses_monitor.rules.kinds.sanity import LossZero, NoLabels, NonFinite, SkippedSteps
 from ulysses_monitor.rules.kinds.spikes import Spike
@@ -79,13 +79,15 @@ ENTRIES = (
         "loss_spike",
         Spike,
         metric="train/loss/total",
-        times=1.5,
+        times=1.2,
         sigmas=8.0,
+        margin=1.15,
+        window=48,
         cooldown=8,
         clear=4,
         family=_FAMILY,
-        sees="A loss far above all of the last 64 steps.",
-        formula="loss > max(1.5 x median, median x exp(8 s), 1.25 x largest), s: 1.4826 x median "
+        sees="A loss far above all of the last 48 steps.",
+        formula="loss > max(1.2 x median, median x exp(8 s), 1.15 x largest), s: 1.4826 x median "
         "absolute deviation of the logarithm",
         source="after OLMo-core's SkipStep (6 standard deviations over 128 steps), made robust",
         causes=(
@@ -129,8 +131,8 @@ ENTRIES = (
         sees="A loss that stays well above the best level it had and has given back half of what "
         "it "
         "had gained.",
-        formula="median of 12 steps > max(1.25 x best, best + 0.5 x (first - best)) for 4 steps; "
-        "first and best: medians of 12 steps",
+        formula="median of 12 steps > max(1.05 x best, best + 0.5 x (first - best), best + 4 s) "
+        "for 4 steps; first and best: medians of 12 steps, s: scatter within 12 steps",
         causes=(
             "the learning rate is too high, or its warm-up too short",
             "a few broken batches that threw the weights off",
@@ -185,6 +187,25 @@ ENTRIES = (
         ),
         advice="Decode one row with its labels; generate an answer to a prompt that is not in the "
         "data.",
+    ),
+    entry(
+        "loss_without_noise",
+        Grown,
+        metric="train/loss/total",
+        window=48,
+        rising=0.96,
+        falls=True,
+        times=1.2,
+        clear=16,
+        family=_FAMILY,
+        sees="A loss that falls at almost every step, as it does if every step has the same rows.",
+        formula="loss fell at 96 % of the last 48 steps, and its first eight values are 1.2 x it",
+        causes=(
+            "the sampler gives the same batch at each step",
+            "the batch is the whole data set, which is then very small",
+            "the loss that is logged is an average over many steps",
+        ),
+        advice="Print the rows of two steps.",
     ),
     entry(
         "vanishing_gradient",
@@ -265,8 +286,7 @@ ENTRIES = (
         family=_FAMILY,
         sees="One layer whose gradient left its usual size while the other layers kept theirs.",
         formula="norm / its median over 32 steps, over the median of that ratio over layers, > "
-        "12 or "
-        "< 1/12, for 2 steps",
+        "5 or < 1/5, for 2 steps",
         causes=(
             "the layer was frozen, replaced or reinitialised",
             "its weights were damaged: a bad load, faulty memory",

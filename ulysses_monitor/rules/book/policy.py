@@ -1,7 +1,7 @@
 """Reinforcement learning: the policy, its sampler and its value model."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.levels import Drift, Level
+from ulysses_monitor.rules.kinds.levels import Drift, Level, Surge
 
 __all__ = ["ENTRIES"]
 
@@ -48,17 +48,15 @@ ENTRIES = (
     ),
     entry(
         "kl_runaway",
-        Drift,
+        Surge,
         metrics=_KL,
-        rise=10.0,
-        least=0.5,
-        reference=8,
+        least=1.0,
         patience=3,
         clear=5,
         family=_FAMILY,
         sees="A policy that runs away from its reference.",
-        formula="KL > 10 x median of the oldest 8 values and > 0.5, at 3 logs",
-        source="TRL logs KL per token in GRPO; healthy runs stay below 0.5",
+        formula="KL > 5 x median of the last 64 logs and > 1, at 3 logs; a line from 0 is at 2 x",
+        source="KL begins at 0 and grows, and trainers log it per token or per answer",
         causes=(
             "beta is too small, or 0",
             "the learning rate is too high",

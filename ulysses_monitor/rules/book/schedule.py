@@ -48,8 +48,7 @@ ENTRIES = (
         RateReset,
         family=_FAMILY,
         sees="A warm-up after a resume.",
-        formula="the run begins behind step 1, and the rate rises at each of 10 steps, 1.5 x in "
-        "all",
+        formula="the run begins behind step 1, and the rate rises at each of 6 steps, 1.5 x in all",
         causes=(
             "the scheduler's state was not restored",
             "the checkpoint was loaded as a model, not as a training",

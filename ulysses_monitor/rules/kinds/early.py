@@ -16,6 +16,8 @@ from ulysses_monitor.rules.history import History, median_of
 
 __all__ = ["Cusum"]
 
+LOSS = "train/loss/total"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cusum(BuiltinRule):
@@ -36,10 +38,17 @@ class Cusum(BuiltinRule):
     """Number of values that say what is usual."""
     window: Annotated[int, Field(ge=8, le=96)] = 24
     """Newest values that are summed."""
+    gain: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """A loss that falls by this share over 24 steps is of a training that learns."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """See `BuiltinRule`."""
+        return (self.metric, LOSS)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `BuiltinRule.needs`."""
         return (self.metric,)
 
     def look(self, history: History) -> list[Alert]:
@@ -49,7 +58,7 @@ class Cusum(BuiltinRule):
         if not value > self.times * usual.median or usual.size < 24 or math.isnan(usual.spread):
             return []
         recent = history.samples(self.metric)[-self.window :]
-        if recent.min() <= 0:
+        if recent.min() <= 0 or self._learns(history):
             return []
         spread = max(usual.spread, 0.05)
         above = np.log(recent / usual.median) / spread - self.allowance
@@ -64,3 +73,8 @@ class Cusum(BuiltinRule):
             f"usual {usual.median:.3g} (score {score:.0f})"
         )
         return [self.alert(history, self.metric, value, self.limit, text)]
+
+    def _learns(self, history: History) -> bool:
+        losses = history.samples(LOSS)
+        before, now = median_of(losses[-32:-8]), median_of(losses[-8:])
+        return now < before - self.gain * abs(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field
 
 from ulysses_monitor.records import Alert
@@ -56,9 +55,9 @@ class LayerRange(BuiltinRule):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShift(BuiltinRule):
-    """Finds a layer whose gradient left its own usual size while the other layers did not."""
+    """Finds a layer whose gradient left its usual size, or vanished, while others kept theirs."""
 
-    times: _Factor = 12.0
+    times: _Factor = 5.0
     """How many times more than the median layer it rose or fell."""
     window: Steps = 32
     """Number of steps that say what is usual."""
@@ -70,15 +69,15 @@ class LayerShift(BuiltinRule):
         usual, row = history.usual_row(NORMS, self.window), rows[-1]
         if len(usual) != len(row) or len(row) < 3:
             return []
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = row / usual
-        found = ratios.tolist()
+        if usual.min() == 0:  # a layer that had none before either
+            return []
+        found = (row / usual).tolist()
         middle = sorted(found)[len(found) // 2]
         if not middle > 0:
             return []
         highest, lowest = max(found), min(found)
         odd = highest if highest / middle > self.times else lowest
-        if not (highest / middle > self.times or 0 < lowest < middle / self.times):
+        if not (highest / middle > self.times or lowest < middle / self.times):
             return []
         where = names[found.index(odd)].removeprefix(_PREFIX)
         text = (

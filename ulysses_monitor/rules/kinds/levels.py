@@ -14,7 +14,7 @@ from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
 from ulysses_monitor.rules.history import History
 
-__all__ = ["Constant", "Drift", "Grown", "Level", "MetricNames", "Vanishing"]
+__all__ = ["Constant", "Drift", "Grown", "Level", "MetricNames", "Surge", "Vanishing"]
 
 MetricNames = Annotated[tuple[MetricName, ...], BeforeValidator(list_as_tuple), Field(min_length=1)]
 """Names that trainers give to one number; a record has one of them."""
@@ -98,6 +98,29 @@ class Drift(_Alternatives):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surge(_Alternatives):
+    """Finds a value that is many times what was usual: more than a steady growth from 0 gives."""
+
+    times: _Factor = 5.0
+    """Multiple of the median of the values before; a line from 0 is at 2."""
+    least: float = 0.0
+    """A value counts only above this."""
+    window: Steps = 64
+    """Number of values before."""
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        found = []
+        for metric, value in self._known(history):
+            usual = history.baseline(metric, self.window)
+            limit = max(self.times * usual.median, self.least)
+            if usual.size >= 8 and value > limit:
+                text = f"{metric} is {value:.4g}, usually {usual.median:.4g}"
+                found.append(self.alert(history, metric, value, limit, text))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Constant(_Alternatives):
     """Finds a number that is the same, bit for bit, at many steps in a row."""
 
@@ -154,14 +177,16 @@ class Vanishing(BuiltinRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Grown(BuiltinRule):
-    """Finds a number that rises at almost every step, as a sum does that nobody resets."""
+    """Finds a number that rises, or falls, at almost every step, which noise does not allow."""
 
     metric: MetricName = "grad/norm/total"
     """The metric to watch."""
     times: _Factor = 3.0
-    """It must be so many times the median of its first eight values."""
+    """It must be so many times the median of its first eight values, or that so many times it."""
+    falls: bool = False
+    """Whether it falls."""
     rising: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the last `window` steps at which it rose."""
+    """Share of the last `window` steps at which it rose, or fell."""
     window: Steps = 24
     """Number of steps."""
 
@@ -173,13 +198,15 @@ class Grown(BuiltinRule):
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         value, start = history.last(self.metric), history.start(self.metric, 8)
-        if not value > self.times * start:
+        low, high = (value, start) if self.falls else (start, value)
+        if not high > self.times * low > 0:
             return []
         recent = history.samples(self.metric)[-self.window - 1 :]
-        if len(recent) <= self.window or ((recent[1:] > recent[:-1]).mean() < self.rising):
+        went = recent[1:] < recent[:-1] if self.falls else recent[1:] > recent[:-1]
+        if len(went) < self.window or (share := float(went.mean())) < self.rising:
             return []
         text = (
-            f"{self.metric} rose at {(recent[1:] > recent[:-1]).mean():.0%} of the last "
-            f"{self.window} steps and is {value / start:.1f} times what it was at the start"
+            f"{self.metric} {'fell' if self.falls else 'rose'} at {share:.0%} of the last "
+            f"{self.window} steps; it is {value:.4g} and began at {start:.4g}"
         )
-        return [self.alert(history, self.metric, value, self.times * start, text)]
+        return [self.alert(history, self.metric, value, start, text)]

@@ -28,10 +28,12 @@ _Factor = Annotated[float, Field(gt=0)]
 class Divergence(BuiltinRule):
     """Finds a loss that stays well above the best level it had, and gives back what it gained."""
 
-    above: Annotated[float, Field(ge=1)] = 1.25
+    above: Annotated[float, Field(ge=1)] = 1.05
     """The loss, over `window` steps, is so many times its best."""
     given_back: Annotated[float, Field(ge=0)] = 0.5
     """Share of what the loss had fallen that it has risen again."""
+    sigmas: Annotated[float, Field(ge=0)] = 4.0
+    """The rise is so many times the scatter of single losses."""
     window: Steps = 12
     """Steps of which medians are taken."""
     reads = (LOSS, _REWARD)
@@ -44,14 +46,15 @@ class Divergence(BuiltinRule):
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         value, usual = history.last(LOSS), history.baseline(LOSS, 64)
-        if not value > 1.1 * usual.median or len(history.samples(_REWARD)):
+        if not value > 1.02 * usual.median or len(history.samples(_REWARD)):
             return []
         losses = history.samples(LOSS)
         if len(losses) < 3 * self.window:
             return []
-        recent, levels = median_of(losses[-self.window :]), _levels(losses, self.window)
+        recent, (levels, scatter) = median_of(losses[-self.window :]), _blocks(losses, self.window)
         best, first = float(levels.min()), float(levels[0])
-        limit = max(self.above * best, best + self.given_back * (first - best))
+        noise = self.sigmas * scatter
+        limit = max(self.above * best, best + max(self.given_back * (first - best), noise))
         if not (recent > limit and best > 0):
             return []
         text = (
@@ -61,11 +64,12 @@ class Divergence(BuiltinRule):
         return [self.alert(history, LOSS, recent, limit, text)]
 
 
-def _levels(losses: Array, window: int) -> Array:
-    """Returns medians of blocks of the losses, without the newest block."""
-    whole = losses[: len(losses) // window * window]
-    levels: Array = np.median(whole.reshape(-1, window), axis=1)
-    return levels
+def _blocks(losses: Array, window: int) -> tuple[Array, float]:
+    """Returns medians of blocks of the losses, and the typical scatter within a block."""
+    blocks = losses[: len(losses) // window * window].reshape(-1, window)
+    # From step to step, so that the fall of the loss is no scatter.
+    scatter = 1.4826 * median_of(np.abs(np.diff(blocks, axis=1)).ravel()) / np.sqrt(2)
+    return np.sort(blocks, axis=1)[:, window // 2], float(scatter)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,26 @@ from pydantic import Field
 
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps, name_some
-from ulysses_monitor.rules.history import History
+from ulysses_monitor.rules.history import History, median_of
 
-__all__ = ["NoGradient", "NothingMoves", "SmallMoment", "SmallUpdate", "StaleState", "Still"]
+__all__ = [
+    "NoGradient",
+    "NothingMoves",
+    "SmallMoment",
+    "SmallUpdate",
+    "StaleState",
+    "Still",
+    "WeightJump",
+]
 
 NORM = "grad/norm/total"
 NORMS = "grad/norm/param/*"
 RATIO = "optim/update_ratio/total"
 RATIOS = "optim/update_ratio/param/*"
 RATE = "optim/lr/0"
+WEIGHTS = "param/norm/total"
+LAYERS = "param/norm/layer/*"
+LAYER_RATIOS = "optim/update_ratio/layer/*"
 FIRST = "optim/exp_avg_norm/total"
 SECOND = "optim/exp_avg_sq_mean/total"
 
@@ -56,7 +67,8 @@ class Still(BuiltinRule):
 
     steps: Annotated[int, Field(ge=1, le=64)] = 3
     """Number of measured steps."""
-    reads = (RATE,)
+    least: Annotated[float, Field(ge=0)] = 1e-3
+    """A gradient counts above this share of the median over parameters."""
     tables = (RATIOS, NORMS)
 
     @property
@@ -71,8 +83,9 @@ class Still(BuiltinRule):
         if zero is None or zero.all():
             return []
         record = history[-1]
-        has_gradient = np.array([record.get(_norm_of(name), 0.0) > 0 for name in names])
-        zero &= has_gradient
+        norms = np.array([record.get(_norm_of(name), 0.0) for name in names])
+        # Keys' biases have a gradient of rounding alone: attention does not depend on them.
+        zero &= norms > self.least * median_of(norms)
         if not zero.any():
             return []
         where = _name(names, zero, RATIOS)
@@ -172,6 +185,46 @@ class SmallMoment(BuiltinRule):
             return []
         text = f"Adam's second moment is {moment:.2g} on average, so epsilon sets the update's size"
         return [self.alert(history, SECOND, moment, self.below, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightJump(BuiltinRule):
+    """Finds a layer whose weights changed far more than the optimizer's steps can explain."""
+
+    times: _Factor = 4.0
+    """Multiple of what the steps in between can have done."""
+    least: _Factor = 0.05
+    """Smallest relative change of the norm that counts."""
+    reads = (WEIGHTS,)
+    tables = (LAYERS, LAYER_RATIOS)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (LAYERS,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        names, rows = history.table(LAYERS)
+        _, ratios = history.table(LAYER_RATIOS)
+        if len(rows) < 2 or not ratios or len(ratios[-1]) != len(rows[-1]) or not rows[-2].all():
+            return []
+        changed = np.abs(rows[-1] - rows[-2]) / rows[-2]
+        steps = np.flatnonzero(np.isfinite(history.column(WEIGHTS)))[-2:]
+        allowed = (
+            self.times * float(np.ptp(steps)) * np.fmax(ratios[-1], ratios[-min(2, len(ratios))])
+        )
+        odd = np.flatnonzero(changed > np.fmax(allowed, self.least))
+        if not len(odd):
+            return []
+        worst = int(odd[changed[odd].argmax()])
+        where = name_some(names[i].removeprefix("param/norm/") for i in odd.tolist())
+        text = (
+            f"the norm of {where} went from {rows[-2][worst]:.4g} to {rows[-1][worst]:.4g} "
+            f"in {np.ptp(steps)} steps, which the optimizer's steps do not explain"
+        )
+        change, limit = changed[worst], max(allowed[worst], self.least)
+        return [self.alert(history, names[worst], change, limit, text, where=where)]
 
 
 def _zero_in_all(rows: Sequence[Array], steps: int) -> npt.NDArray[np.bool_] | None:

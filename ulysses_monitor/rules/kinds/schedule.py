@@ -69,7 +69,7 @@ class RateJump(BuiltinRule):
 class RateReset(BuiltinRule):
     """Finds a warm-up after a resume: a run that begins behind its first step, at a rising rate."""
 
-    steps: Annotated[int, Field(ge=3, le=64)] = 10
+    steps: Annotated[int, Field(ge=3, le=64)] = 6
     """Steps over which the rate must rise."""
     times: Annotated[float, Field(gt=1)] = 1.5
     """How much it must rise over them."""
