@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.faults.cases import HALVES, Case, is_held_out
+from benchmarks.faults.cases import HALVES, Case
 from benchmarks.faults.training import Recorded
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules import RuleSet, make_rules
@@ -108,14 +108,9 @@ def _summary(verdicts: dict[str, Sequence[Verdict]]) -> str:
     return _table(head, rows)
 
 
-def _any(verdict: Verdict) -> bool:
-    return verdict.is_healthy or is_held_out(verdict.case)
-
-
 _HALVES: dict[str, Callable[[Verdict], bool]] = {
     "sizes that thresholds were set on": lambda v: v.case.half == 0,
     "other sizes": lambda v: v.case.half == 1,
-    "other sizes, every second fault": lambda v: v.case.half == 1 and _any(v),
 }
 
 
