@@ -1,7 +1,8 @@
 """What `ulysses train` checks before it starts anything: cheap checks, and a rehearsal.
 
 `check` reads the config, the data and the run directory; every start runs it. `rehearse` does in
-this process what a rank does before it loads a model, and writes nothing; ``--dry-run`` adds it.
+this process what a rank does before it loads a model, and keeps only the tokenised rows;
+``--dry-run`` adds it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_core.config import RunConfig
+from ulysses_core.data import DataStats
 from ulysses_core.trainers.stage import StageKeys, find_stage
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["build_meta_model", "check", "rehearse"]
 
 
-def check(config: RunConfig, processes: int) -> dict[str, int]:
-    """Checks everything that can be checked without importing transformers.
-
-    Returns:
-        The number of rows by dataset.
+def check(config: RunConfig, processes: int) -> None:
+    """Checks everything that can be checked without importing transformers and reading all rows.
 
     Raises:
         InputError: the first error found.
@@ -35,24 +34,26 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     check_size(config.settings.sequence_parallel_size, processes)
     _check_model(config)
     _check_positions(config)
-    if not config.data.dataset:
+    tokenised = config.data.tokenized_path
+    has_rows = tokenised is not None and tokenised.is_dir()
+    if not config.data.dataset and not has_rows:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")
     _check_evaluation(config)
     _check_output_dir(config)
     _check_policies(config)
-    rows = check_sources(config.data, find_stage(config.finetuning.stage))
-    for name, count in rows.items():
-        if not count:
-            raise InputError(f"dataset {name!r} has no rows; expected at least one")
-    return rows
+    if not has_rows:
+        check_sources(config.data, find_stage(config.finetuning.stage))
 
 
-def rehearse(config: RunConfig, processes: int) -> None:
+def rehearse(config: RunConfig, processes: int) -> dict[str, DataStats]:
     """Makes what a rank makes before it loads a model, and the model without its weights.
 
     Args:
         config: the config.
         processes: how many ranks the training will have.
+
+    Returns:
+        Statistics of the tokenised rows by split; empty for a stream.
 
     Raises:
         InputError: the first error found.
@@ -71,8 +72,9 @@ def rehearse(config: RunConfig, processes: int) -> None:
             config.settings.monitor.make_parts()
     tokenizer = build_tokenizer(config.model)
     seed = config.training.get("data_seed") or config.training.get("seed", 42)
-    load_datasets(config.data, stage, tokenizer, seed)
+    data = load_datasets(config.data, stage, tokenizer, seed)
     build_meta_model(config)
+    return data.stats
 
 
 def build_meta_model(config: RunConfig) -> Any:

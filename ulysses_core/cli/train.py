@@ -46,11 +46,10 @@ def train(
         return _train_rank(config)
     config = load_config(path, overrides)
     processes = choose_processes(nproc, config.settings.sequence_parallel_size)
-    rows = check(config, processes)
+    check(config, processes)
     if dry_run:
         _quiet_libraries()
-        rehearse(config, processes)
-        print_plan(config, processes, rows)
+        print_plan(config, processes, rehearse(config, processes))
         return 0
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
     if config.settings.output_dir is None:

@@ -61,7 +61,7 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
     deepspeed, size = load_deepspeed(settings.deepspeed, where)
     if size is not None and "sequence_parallel_size" not in values:
         settings = settings.model_copy(update={"sequence_parallel_size": size})
-    return RunConfig(
+    config = RunConfig(
         name=path.stem,
         settings=settings,
         deepspeed=deepspeed,
@@ -72,6 +72,12 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
         training=check_training_arguments(training, where),
         raw=values,
     )
+    if config.data.streaming and config.training.get("max_steps", -1) < 1:
+        raise InputError(
+            f"{where}: streaming is true, but max_steps is not set; set it, because the length of "
+            "a stream is unknown"
+        )
+    return config
 
 
 def _find_stage_keys(

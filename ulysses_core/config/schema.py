@@ -117,8 +117,6 @@ class RunSettings(_Section):
     """The monitor's settings; true or false switches it on or off."""
     adjust_lr: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """Multiply the base learning rate by this."""
-    preprocessing_num_workers: int | None = None
-    """Accepted so that LLaMA-Factory's files load, and ignored: the tokenizer is multithreaded."""
     plot_loss: bool = True
     """Accepted so that LLaMA-Factory's files load, and ignored: the report always has the plot."""
 

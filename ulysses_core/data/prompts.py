@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ulysses_core.data.config import DataConfig
-from ulysses_core.data.examples import Example, to_example
+from ulysses_core.data.examples import to_example
 from ulysses_core.data.files import Row
+from ulysses_core.data.messages import Example
 from ulysses_core.data.registry import DatasetSpec
-from ulysses_core.data.tokenize import DataStats
+from ulysses_core.data.stats import DataStats, Tally
+from ulysses_core.data.thoughts import Thinking
 from ulysses_core.data.turns import encode_batch
 from ulysses_monitor.common.errors import InputError
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Prompt", "to_prompt", "tokenize_prompts"]
-
-logger = logging.getLogger(__name__)
-
-_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ def to_prompt(row: Row, spec: DatasetSpec) -> Prompt:
         InputError: As `to_example`, but the last answer may be missing; or the prompt is empty.
     """
     complete = _complete_alpaca if spec.formatting == "alpaca" else _complete_sharegpt
-    prompt = Prompt(to_example(*complete(row, spec)))
+    prompt = Prompt(to_example(*complete(row, spec), needs_answer=False))
     if not prompt.question.strip():
         raise InputError(f"{row.where}: the prompt is empty; expected text")
     return prompt
@@ -82,52 +79,40 @@ def tokenize_prompts(
 ) -> tuple[list[dict[str, Any]], DataStats]:
     """Tokenises prompts into rows of `prompt` (token ids), `question`, `answer` and `where`.
 
-    A prompt of more than `cutoff_len` tokens is a bad row, because a cut question is another one.
-
-    Raises:
-        InputError: A prompt is too long and `bad_rows` is `refuse`, or all are.
+    A prompt of more than `cutoff_len` tokens gives no row, because a cut question is another one.
     """
     rows: list[dict[str, Any]] = []
-    problems = []
+    tally = Tally()
     for prompt, ids in zip(prompts, _encode(prompts, tokenizer, config), strict=True):
         where = prompt.example.where
+        tally.examples += 1
         if len(ids) > config.cutoff_len:
-            problems.append(
-                f"{where}: the prompt has {len(ids)} tokens; expected at most {config.cutoff_len} "
-                "(cutoff_len)"
-            )
+            limit = f"expected at most {config.cutoff_len} (cutoff_len)"
+            tally.drop(where, f"the prompt has {len(ids)} tokens; {limit}")
             continue
         rows.append(
             {"prompt": ids, "question": prompt.question, "answer": prompt.answer, "where": where}
         )
-    if problems and (config.bad_rows == "refuse" or not rows):
-        raise InputError(problems[0])
-    if problems:
-        logger.warning(
-            "left out %d of %d rows; the first: %s", len(problems), len(prompts), problems[0]
-        )
-    return rows, DataStats(
-        examples=len(prompts),
-        dropped=len(problems),
-        truncated=0,
-        rows=len(rows),
-        tokens=sum(len(row["prompt"]) for row in rows),
-        trained_tokens=0,
-    )
+    tokens = sum(len(row["prompt"]) for row in rows)
+    return rows, tally.finish(rows=len(rows), tokens=tokens, trained_tokens=0)
 
 
 def _encode(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> list[list[int]]:
-    found = []
-    for start in range(0, len(prompts), _BATCH):
-        for turns in encode_batch(
-            tokenizer,
-            config.template,
-            [prompt.example for prompt in prompts[start : start + _BATCH]],
-            default_system=config.default_system,
-            last_turn_only=True,
-        ):
-            *earlier, (last, _) = turns
-            found.append([*(token for turn in earlier for part in turn for token in part), *last])
-    return found
+    encoded = encode_batch(
+        tokenizer,
+        config.template,
+        [prompt.example for prompt in prompts],
+        default_system=config.default_system,
+        tool_format=config.tool_format,
+        thinking=Thinking(
+            enabled=config.enable_thinking,
+            keeps_history=config.preserve_thinking,
+            fills_history=False,
+        ),
+    )
+    return [
+        [*(token for turn in earlier for part in turn for token in part), *last]
+        for *earlier, (last, _) in encoded
+    ]

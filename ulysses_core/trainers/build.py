@@ -277,6 +277,9 @@ def _make_arguments(
         "dataloader_pin_memory": not on_cpu,
         "eval_on_start": bool(config.data.eval_dataset or config.data.val_size),
     }
+    if config.data.streaming:
+        # Ranks cannot share one batch: the rows that it is cut from have other lengths.
+        defaults["accelerator_config"] = {"dispatch_batches": False}
     if on_cpu and "WORLD_SIZE" in os.environ:
         defaults["ddp_backend"] = "gloo"
     values = {**stage_values, **defaults, **config.training}

@@ -113,7 +113,7 @@ class UlyssesTrainingManager:
             check_run_dir(self.run_dir, self._when_taken())
         tokenizer = build_tokenizer(config.model)
         seed = args.data_seed if args.data_seed is not None else args.seed
-        data = load_datasets(config.data, stage, tokenizer, seed)
+        data = load_datasets(config.data, stage, tokenizer, seed, args.device)
         if data.train is None:
             raise InputError("dataset is not set; set it to a name in dataset_info.json")
         model = (config, tokenizer, stage.task, args.device)

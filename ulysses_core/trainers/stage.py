@@ -100,6 +100,7 @@ class Stage:
         task: the model's head: `causal` for logits, `score` for one number a row.
         convert: makes an example of a row, or raises `InputError`.
         tokenize: makes rows of tokens, as the collator takes them, of examples.
+        find_problem: says what is wrong with all examples together; empty if nothing is.
         make_arguments: see `Arguments`.
         build_trainer: builds the trainer, with its collator.
     """
@@ -112,6 +113,7 @@ class Stage:
     tokenize: Callable[
         [Any, PreTrainedTokenizerBase, DataConfig], tuple[list[dict[str, Any]], DataStats]
     ]
+    find_problem: Callable[[Any], str] = lambda _: ""
     make_arguments: Callable[[RunConfig], Arguments]
     build_trainer: Callable[[Parts], Trainer]
 

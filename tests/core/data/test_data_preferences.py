@@ -88,10 +88,12 @@ def test_pairs_that_differ_only_beyond_the_cut_are_dropped(
 ) -> None:
     same = PAIR | {"chosen": "a " * 60 + "x", "rejected": "a " * 60 + "y"}
     folder = write_dataset([same, PAIR], **PAIRS)
-    assert len(load(folder, "dpo", tokenizer, cutoff_len=30)) == 1
-    folder = write_dataset([same], **PAIRS)
-    with pytest.raises(InputError, match="cutoff_len is 30, which leaves no answers to compare"):
+    assert len(load(folder, "dpo", tokenizer, cutoff_len=30, bad_rows="skip")) == 1
+    with pytest.raises(InputError, match="row 1: the answers do not differ within cutoff_len 30"):
         load(folder, "dpo", tokenizer, cutoff_len=30)
+    folder = write_dataset([same], **PAIRS)
+    with pytest.raises(InputError, match=r"no row is left to train on; .*row 1.*; raise cutoff"):
+        load(folder, "dpo", tokenizer, cutoff_len=30, bad_rows="skip")
 
 
 def test_tagged_answers_keep_their_label(write_dataset: Write, tokenizer: Any) -> None:

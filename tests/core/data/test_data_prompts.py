@@ -17,6 +17,7 @@ from ulysses_monitor.common.errors import InputError
 ALPACA = DatasetSpec(
     name="sums",
     path=Path("sums.json"),
+    split="train",
     formatting="alpaca",
     ranking=False,
     num_samples=None,
@@ -72,18 +73,13 @@ def test_a_prompt_is_tokenised_up_to_the_answer(tokenizer: Any) -> None:
     assert (stats.rows, stats.tokens) == (1, len(found["prompt"]))
 
 
-def test_a_prompt_beyond_cutoff_len_is_refused_or_skipped(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_prompt_beyond_cutoff_len_gives_no_row(tokenizer: Any) -> None:
     prompts = [to_prompt(row(instruction=text), ALPACA) for text in ("1", "1 + 1 " * 40)]
-    config = DataConfig(template="default", cutoff_len=64)
-    with pytest.raises(InputError, match=r"sums.json, row 3: the prompt has \d+ tokens; expected"):
-        tokenize_prompts(prompts, tokenizer, config)
     rows, stats = tokenize_prompts(
-        prompts, tokenizer, config.model_copy(update={"bad_rows": "skip"})
+        prompts, tokenizer, DataConfig(template="default", cutoff_len=64)
     )
     assert (len(rows), stats.dropped) == (1, 1)
-    assert "left out 1 of 2 rows; the first: sums.json, row 3" in caplog.text
+    assert "sums.json, row 3: the prompt has " in stats.first_dropped
 
 
 def test_an_empty_prompt_is_refused() -> None:

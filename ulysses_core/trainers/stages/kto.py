@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ulysses_core.config import RunConfig
 from ulysses_core.data.examples import to_tagged
-from ulysses_core.data.preferences import tokenize_tagged
+from ulysses_core.data.preferences import find_one_sided, tokenize_tagged
 from ulysses_core.trainers.stage import (
     Arguments,
     Parts,
@@ -103,6 +103,7 @@ STAGE = Stage(
     keys=KtoKeys,
     convert=to_tagged,
     tokenize=tokenize_tagged,
+    find_problem=find_one_sided,
     make_arguments=_arguments,
     build_trainer=_build,
 )
