@@ -136,7 +136,7 @@ def _spec(name: str, info: dict[str, object], dataset_dir: Path) -> DatasetSpec:
             f"dataset {name!r} is not in {where}{nearest(name, info)}; "
             f"allowed: {', '.join(sorted(info)) or 'none, the file is empty'}"
         )
-    entry = _entry(f"{where}, dataset {name!r}", info[name])
+    entry = _entry(f"{where}, dataset {name!r}", _use_local_path(info[name], dataset_dir))
     path = dataset_dir / entry.file_name
     for part in filter(None, (entry.subset, entry.folder)):
         path = path / part
@@ -155,6 +155,17 @@ def _spec(name: str, info: dict[str, object], dataset_dir: Path) -> DatasetSpec:
         has_columns=entry.columns is not None,
         tags=entry.tags or (OPENAI_TAGS if entry.formatting == "openai" else Tags()),
     )
+
+
+def _use_local_path(value: object, dataset_dir: Path) -> object:
+    """Returns an entry in which the path of a local dataset stands for the name of a remote one."""
+    if not isinstance(value, dict):
+        return value
+    for key in _REMOTE_KEYS[:3]:
+        path = value.get(key)
+        if isinstance(path, str) and (dataset_dir / path).is_dir():
+            return {**{k: v for k, v in value.items() if k not in _REMOTE_KEYS}, "file_name": path}
+    return value
 
 
 def _columns(entry: _Entry) -> Columns:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "STOPPING",
     "RowPlan",
     "check_sources",
     "convert_rows",
@@ -32,7 +31,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _HEAD = 1000  # rows of each dataset that are looked at before anything starts
-STOPPING = {
+_STOPPING = {
     "interleave_under": "first_exhausted",
     "interleave_over": "all_exhausted",
     "interleave_once": "all_exhausted_without_replacement",
@@ -167,7 +166,7 @@ def mix(parts: Sequence[list[Any]], config: DataConfig, seed: int) -> list[Any]:
         places,
         probabilities=config.interleave_probs,
         seed=seed,
-        stopping_strategy=STOPPING[config.mix_strategy],
+        stopping_strategy=_STOPPING[config.mix_strategy],
     )
     return [parts[part][at] for part, at in zip(order["part"], order["at"], strict=True)]
 

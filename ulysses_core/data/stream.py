@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from ulysses_core.data.config import DataConfig
 from ulysses_core.data.files import iterate_rows
 from ulysses_core.data.kinds import check_kind
 from ulysses_core.data.registry import DatasetSpec, find_datasets
-from ulysses_core.data.sources import STOPPING, RowPlan, convert_rows
+from ulysses_core.data.sources import RowPlan, convert_rows
 from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,24 +49,35 @@ def stream_examples(config: DataConfig, plan: RowPlan, seed: int) -> IterableDat
 def _iterate_all(
     specs: tuple[DatasetSpec, ...], config: DataConfig, plan: RowPlan, seed: int
 ) -> Iterator[dict[str, Any]]:
-    import datasets
-
     if len(specs) == 1 or config.mix_strategy == "concat":
         for spec in specs:
             yield from _iterate(spec, config, plan)
         return
-    streams = [
-        datasets.IterableDataset.from_generator(
-            _iterate, gen_kwargs={"spec": spec, "config": config, "plan": plan}
-        )
-        for spec in specs
-    ]
-    yield from datasets.interleave_datasets(
-        streams,
-        probabilities=config.interleave_probs,
-        seed=seed,
-        stopping_strategy=STOPPING[config.mix_strategy],
-    )
+    restart = [partial(_iterate, spec, config, plan) for spec in specs]
+    streams = [make() for make in restart]
+    used_up: set[int] = set()
+    for number in _draw(len(specs), config.interleave_probs, seed):
+        if number in used_up and config.mix_strategy == "interleave_once":
+            continue
+        example = next(streams[number], None)
+        if example is None:
+            used_up.add(number)
+            if config.mix_strategy == "interleave_under" or len(used_up) == len(specs):
+                return
+            if config.mix_strategy == "interleave_over":
+                streams[number] = restart[number]()
+                example = next(streams[number], None)
+        if example is not None:
+            yield example
+
+
+def _draw(count: int, shares: Sequence[float] | None, seed: int) -> Iterator[int]:
+    """Yields the numbers of streams, in turn or at random by their shares."""
+    if shares is None:
+        yield from cycle(range(count))
+    draw = random.Random(seed)  # noqa: S311 - an order, not a secret
+    while True:
+        yield from draw.choices(range(count), shares)
 
 
 def _iterate(spec: DatasetSpec, config: DataConfig, plan: RowPlan) -> Iterator[dict[str, Any]]:

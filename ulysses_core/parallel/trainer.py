@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
 from accelerate.utils import recursively_apply
 from torch import Tensor
 from transformers import Trainer
@@ -154,10 +154,16 @@ class _Patches:
         """Returns a dataloader that gives all ranks of a sequence group the same rows."""
         loader = original(*args, **kwargs)
         sampler = getattr(loader, "batch_sampler", None)
+        stream = getattr(loader, "dataset", None)
+        if isinstance(stream, IterableDatasetShard):
+            # All ranks read the whole stream, and keep the rows of their group.
+            stream.num_processes = self.group.data_size
+            stream.process_index = self.group.data_rank
+            return loader
         if not isinstance(sampler, BatchSamplerShard):
             raise InputError(
-                "sequence parallel: the dataloader is not sharded by batches; use a dataset that "
-                "is not streamed, without accelerator_config.dispatch_batches"
+                "sequence parallel: the dataloader is not sharded by batches; a dataset that is "
+                "streamed needs accelerator_config.dispatch_batches=false and one shard"
             )
         if sampler.num_processes != self.trainer.accelerator.num_processes:
             raise InputError(

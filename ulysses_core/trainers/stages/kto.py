@@ -82,8 +82,11 @@ def _trainer_class() -> Any:
 
         def _prepare_dataset(self, dataset: Any, _: Any, args: Any, name: str) -> Any:
             """Adds the answer of the row before, with which TRL estimates the divergence."""
-            if name == "train":
-                dataset = dataset.shuffle(seed=args.data_seed or args.seed)
+            from datasets import Dataset
+
+            in_memory = {"keep_in_memory": True} if isinstance(dataset, Dataset) else {}
+            if name == "train" and in_memory:  # a stream is shuffled already
+                dataset = dataset.shuffle(seed=args.data_seed or args.seed, **in_memory)
             if not self.calculate_KL:
                 return dataset
 
@@ -92,7 +95,7 @@ def _trainer_class() -> Any:
                 return rows | {"KL_completion_ids": [answers[-1], *answers[:-1]]}
 
             size = args.per_device_train_batch_size
-            return dataset.map(rotate, batched=True, batch_size=size)
+            return dataset.map(rotate, batched=True, batch_size=size, **in_memory)
 
     return TokenisedKTOTrainer
 
