@@ -35,7 +35,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     check_size(config.settings.sequence_parallel_size, processes)
     _check_model(config)
     _check_positions(config)
-    if not config.data.dataset:
+    if config.settings.do_train and not config.data.dataset:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")
     _check_evaluation(config)
     _check_output_dir(config)
@@ -77,32 +77,22 @@ def build_meta_model(config: RunConfig) -> Any:
         InputError: the model cannot be built, or a LoRA target matches no module.
     """
     import torch
-    from transformers import AutoConfig
 
-    from ulysses_core.trainers.build import (
-        add_adapters,
-        build_architecture,
-        build_tokenizer,
-        model_class,
-    )
+    from ulysses_core.trainers.adapters import rehearse_adapters
+    from ulysses_core.trainers.build import build_tokenizer, load_architecture, model_class
+    from ulysses_core.trainers.quantised import check_quantised
 
-    model, finetuning = config.model, config.finetuning
-    task = find_stage(finetuning.stage).task
+    model = config.model
+    task = find_stage(config.finetuning.stage).task
     name = model.model_name_or_path
     try:
-        if model.architecture is not None:
-            architecture = build_architecture(model.architecture, build_tokenizer(model))
-        else:
-            architecture = AutoConfig.from_pretrained(
-                name, trust_remote_code=model.trust_remote_code
-            )
+        architecture = load_architecture(model, build_tokenizer(model))
+        check_quantised(config, architecture)
         with torch.device("meta"):
             built = model_class(task).from_config(
                 architecture, trust_remote_code=model.trust_remote_code
             )
-            # PiSSA computes with weights, which are not there.
-            plain = finetuning.model_copy(update={"pissa_init": False})
-            return add_adapters(built, plain, task)
+            return rehearse_adapters(built, config, task)
     except InputError:
         raise
     except Exception as error:
