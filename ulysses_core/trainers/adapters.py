@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,6 @@ def rehearse_adapters(model: Any, config: RunConfig, task: str) -> Any:
     update: dict[str, Any] = {"lora_init": "default", "pissa_init": False}
     plain = finetuning.model_copy(update=update | {"lora_init_correct_base": True})
     empty = config.model.model_copy(update={"adapter_name_or_path": []})
-    from dataclasses import replace
-
     model = add_adapters(model, replace(config, finetuning=plain, model=empty), task)
     if finetuning.finetuning_type == "lora" and needs_weights(finetuning.init):
         _check_rank(model, finetuning)
@@ -187,21 +187,36 @@ def _lora_config(model: Any, config: FinetuningConfig, task: str) -> Any:
     from peft import LoraConfig
 
     init: Any = True if config.init in ("default", "orthogonal_small") else config.init
-    layers = None
-    if config.use_llama_pro:
-        layers = trained_layers(count_layers(model), config)
     return LoraConfig(
         task_type=task,
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
-        target_modules=_targets(config.lora_target),
+        target_modules=_inserted_modules(model, config)
+        if config.use_llama_pro
+        else _targets(config.lora_target),
         modules_to_save=_split_names(config.additional_target),
-        layers_to_transform=layers,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=init,
     )
+
+
+def _inserted_modules(model: Any, config: FinetuningConfig) -> list[str]:
+    """Returns the full names of the targets in the layers that LLaMA Pro inserted."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    layers = trained_layers(count_layers(model), config)
+    in_layer = re.compile(rf"\.({'|'.join(map(str, layers))})\.")
+    targets = None if config.lora_target == "all" else _split_names(config.lora_target)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and in_layer.search(name)
+        and (targets is None or name.split(".")[-1] in targets)
+    ]
 
 
 def _oft_config(config: FinetuningConfig, task: str) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ulysses_core.parallel.supported import unwrap_peft
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +25,7 @@ def dft_trainer_class() -> Any:
     class DftTrainer(Trainer):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
-            add_fused_lm_head(self.model)
+            add_fused_lm_head(unwrap_peft(self.model))
 
         def compute_loss(
             self,
