@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ulysses_core.cli.export import export
 from ulysses_core.cli.options import AsJson, LocalRun, Overrides, Run, Version
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.extras import explain_missing
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 store = typer.Typer(help="Maintain the files of runs.")
 app.add_typer(store, name="store")
+app.command()(export)
 
 _CommandError: Any = typer.BadParameter.__mro__[2]
 """`typer.TyperException`; an older typer, such as axolotl's 0.25.1, has click's exceptions."""

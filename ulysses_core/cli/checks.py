@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ulysses_core.cli.limits import check_modality, check_packages
 from ulysses_core.config import RunConfig
 from ulysses_core.trainers.stage import find_stage
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["build_meta_model", "check", "rehearse"]
+__all__ = ["build_meta_model", "check", "check_models", "rehearse"]
 
 
 def check(config: RunConfig, processes: int) -> dict[str, int]:
@@ -33,7 +34,8 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     from ulysses_core.parallel.groups import check_size
 
     check_size(config.settings.sequence_parallel_size, processes)
-    _check_model(config)
+    check_models(config)
+    check_modality(config)
     _check_positions(config)
     if config.settings.do_train and not config.data.dataset:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")
@@ -60,6 +62,7 @@ def rehearse(config: RunConfig) -> None:
     if config.deepspeed is not None:
         check_settings(config.deepspeed)
     stage = find_stage(config.finetuning.stage)
+    check_packages(config)
     check_training_arguments(config, *stage.make_arguments(config))
     if config.settings.monitor.enabled:
         with _ranks_path():
@@ -101,9 +104,17 @@ def build_meta_model(config: RunConfig) -> Any:
         raise InputError(f"{where}: cannot build the model: {line}") from error
 
 
-def _check_model(config: RunConfig) -> None:
-    for key in ("model_name_or_path", "tokenizer_name_or_path"):
-        name = getattr(config.model, key)
+def check_models(config: RunConfig) -> None:
+    """Refuses models, tokenizers and references whose folder does not exist.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    names = {
+        key: getattr(config.model, key) for key in ("model_name_or_path", "tokenizer_name_or_path")
+    }
+    names["ref_model"] = getattr(config.stage_keys, "ref_model", None)
+    for key, name in names.items():
         if name is None or Path(name).is_dir():
             continue
         # A hub name is owner/model. Anything else, or a name that looks like a path, is a folder.
@@ -111,7 +122,7 @@ def _check_model(config: RunConfig) -> None:
         if is_path or Path(name).parent.is_dir():
             is_example = name.startswith(("runs/", "data/stdlib/"))
             hint = " (make train creates it)" if is_example else ""
-            content = "model" if key == "model_name_or_path" else "tokenizer"
+            content = "tokenizer" if key == "tokenizer_name_or_path" else "model"
             raise InputError(
                 f"{key} is {name!r}, but there is no such folder{hint}; "
                 f"expected a folder with a {content}"

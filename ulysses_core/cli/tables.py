@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ulysses_core.config import RunConfig
+from ulysses_core.config.keys import explain_accepted
 
 if TYPE_CHECKING:
     from ulysses_monitor.reading import RunReader
@@ -80,6 +81,8 @@ def print_plan(config: RunConfig, processes: int, rows: dict[str, int]) -> None:
     for key, value in config.training.items():
         table.add_row(as_text(key), as_text(str(value)))
     Console().print(table)
+    for key, meaning in explain_accepted(config.raw).items():
+        typer.echo(f"{key}: {meaning}")
 
 
 def _describe_deepspeed(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ulysses_core.config.export import ExportConfig
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["REFUSED", "WITHOUT_EFFECT", "AcceptedKeys", "explain_accepted", "refuse_key"]
@@ -46,8 +47,6 @@ class AcceptedKeys(BaseModel):
     """kernels of NPUs are not used; the results are the same"""
     infer_backend: Literal["huggingface", "vllm", "sglang", "ktransformers"] = "huggingface"
     """for chatting with a model, which training does not do"""
-    infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """the dtype in which ulysses export saves; training takes bf16 and fp16"""
     offload_folder: str = "offload"
     """for chatting with a model, which training does not do"""
     use_kv_cache: bool = True
@@ -102,20 +101,13 @@ class AcceptedKeys(BaseModel):
     """how answers are decoded, which this stage does not do"""
     skip_special_tokens: bool = True
     """how answers are decoded, which this stage does not do"""
-    export_dir: str | None = None
-    """for ulysses export"""
-    export_size: int = 5
-    """for ulysses export"""
-    export_device: Literal["cpu", "auto"] = "cpu"
-    """for ulysses export"""
-    export_legacy_format: bool = False
-    """for ulysses export"""
 
 
 def explain_accepted(values: Mapping[str, Any]) -> dict[str, str]:
     """Returns what each key of a config means that changes nothing."""
-    fields = AcceptedKeys.model_fields
-    return {key: str(fields[key].description) for key in values if key in fields}
+    meanings = {name: str(field.description) for name, field in AcceptedKeys.model_fields.items()}
+    meanings |= dict.fromkeys(ExportConfig.model_fields, "for ulysses export")
+    return {key: meanings[key] for key in values if key in meanings}
 
 
 def _spread(reason: str, names: str) -> dict[str, str]:
@@ -138,7 +130,7 @@ REFUSED: Mapping[str, str] = {
     "use_unsloth": "Unsloth replaces the model's forward pass, in which sequence parallelism and "
     "the monitor work; loss_chunk, mlp_chunk and offload_checkpoints save memory",
     "use_unsloth_gc": "set gradient_checkpointing and offload_checkpoints, which do the same",
-    "use_kt": "KTransformers needs its own builds of transformers and accelerate",
+    "use_kt": "KTransformers needs its own builds of transformers and accelerate; remove it",
     "enable_liger_kernel": "Liger replaces layers and loss of the model, on GPUs; loss_chunk and "
     "mlp_chunk save that memory, and use_liger_kernel is transformers' own key",
     "shift_attn": "shifted short attention changes what a token sees; sequence_parallel_size makes "
@@ -149,15 +141,16 @@ REFUSED: Mapping[str, str] = {
     "gathered; set router_aux_loss_coef in model_config for one process",
     "rope_scaling": "set rope_scaling in the model's config.json, or in model_config",
     "upcast_layernorm": "all parameters have one dtype; leave bf16 out to train in float32",
-    "compute_accuracy": "evaluation keeps no logits; it records the held-out loss",
-    "pref_bco_weight": "TRL has no BCO term in DPO's loss",
-    "fp8": "it needs torchao and a GPU of Hopper or newer, with which this project was not tried",
+    "compute_accuracy": "evaluation keeps no logits; it records the held-out loss, so remove it",
+    "pref_bco_weight": "TRL's DPO loss has no BCO term; remove it",
+    "fp8": "it needs torchao and a GPU of Hopper or newer, on which this project was not tried; "
+    "use bf16",
     "fsdp_transformer_layer_cls_to_wrap": "write transformer_layer_cls_to_wrap into fsdp_config",
     "use_swanlab": "set report_to: swanlab, which transformers serves, or a sink of the monitor",
     "enable_torch_profiler": "torch's profiler does not run here; the monitor records the "
-    "times of a step",
+    "times of a step, so remove it",
     "profile_modules": "torch's profiler does not run here; the monitor records the times of a "
-    "step",
+    "step, so remove it",
     "use_hyper_parallel": "HyperParallel is another training engine; set sequence_parallel_size, "
     "deepspeed or fsdp",
     **_spread(
@@ -167,7 +160,9 @@ REFUSED: Mapping[str, str] = {
     "export_quantization_bit": "quantising to GPTQ needs a GPU and gptqmodel; export without it, "
     "and quantise the folder",
     "export_hub_model_id": "nothing leaves this machine; upload the exported folder yourself",
-    **_spread("models come from a folder or Hugging Face's hub", "ms_hub_token om_hub_token"),
+    **_spread(
+        "models come from a folder or Hugging Face's hub, so remove it", "ms_hub_token om_hub_token"
+    ),
     **_spread(
         "a key of Megatron, which is another training engine; set sequence_parallel_size, "
         "deepspeed or fsdp",
@@ -185,19 +180,19 @@ REFUSED: Mapping[str, str] = {
         "resize_vocab add_tokens add_special_tokens new_special_tokens_config split_special_tokens",
     ),
     **_spread(
-        "images, video and audio are not trained on; this project trains text models",
+        "images, video and audio are not trained on; use a text model",
         "image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches "
         "video_max_pixels video_min_pixels video_fps video_maxlen use_audio_in_video "
         "audio_sampling_rate media_dir freeze_vision_tower freeze_multi_modal_projector "
         "freeze_language_model",
     ),
     **_spread(
-        "a key of stage ppo, which this version does not have",
+        "a key of stage ppo, which this version does not have; remove it",
         "ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards reward_model "
         "reward_model_adapters reward_model_quantization_bit reward_model_type",
     ),
     **_spread(
-        "this version does not have it",
+        "this version does not have it; remove it",
         "streaming buffer_size mix_strategy interleave_probs eval_on_each_dataset tool_format "
         "enable_thinking preserve_thinking tokenized_path",
     ),
@@ -244,4 +239,5 @@ def refuse_key(key: str, value: Any, where: str) -> None:
     """
     if value is None or value is False:
         return
-    raise InputError(f"{where}: {key} is {value!r}; {REFUSED[key]}; or remove it")
+    shown = "set" if isinstance(value, dict | list) else repr(value)
+    raise InputError(f"{where}: {key} is {shown}; {REFUSED[key]}")

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from ulysses_core.config.agreement import check_agreement
 from ulysses_core.config.deepspeed_json import load_deepspeed
+from ulysses_core.config.export import ExportConfig
+from ulysses_core.config.finetuning import FinetuningConfig
 from ulysses_core.config.keys import REFUSED, WITHOUT_EFFECT, AcceptedKeys, refuse_key
-from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig, RunSettings
+from ulysses_core.config.schema import ModelConfig, RunConfig, RunSettings
 from ulysses_core.config.training_arguments import check_training_arguments, training_keys
 from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
@@ -25,6 +27,7 @@ Section = TypeVar("Section", bound=BaseModel)
 # A later section owns a key that an earlier one has too.
 _SECTIONS: tuple[type[BaseModel], ...] = (
     AcceptedKeys,
+    ExportConfig,
     RunSettings,
     ModelConfig,
     FinetuningConfig,
@@ -83,6 +86,7 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
         model=_validate(ModelConfig, by_section[ModelConfig], where),
         finetuning=_validate(FinetuningConfig, by_section[FinetuningConfig], where),
         data=_validate(DataConfig, by_section[DataConfig], where),
+        export=_validate(ExportConfig, by_section[ExportConfig], where),
         stage_keys=_validate(keys, by_section[keys], where),
         training=check_training_arguments(training, where),
         raw=values,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ulysses_core.config.export import ExportConfig
 from ulysses_core.config.finetuning import FinetuningConfig
 from ulysses_core.data import DataConfig
 from ulysses_core.data.config import Names
@@ -160,6 +161,7 @@ class RunConfig:
         model: the model and its tokenizer.
         finetuning: what to train, and how.
         data: the datasets.
+        export: where `ulysses export` saves.
         stage_keys: the keys of the stage.
         deepspeed: DeepSpeed's settings without a sequence-parallel size; None without DeepSpeed.
         training: keyword arguments for `transformers.TrainingArguments`.
@@ -171,6 +173,7 @@ class RunConfig:
     model: ModelConfig
     finetuning: FinetuningConfig
     data: DataConfig
+    export: ExportConfig
     stage_keys: BaseModel
     deepspeed: dict[str, Any] | None
     training: dict[str, Any]
