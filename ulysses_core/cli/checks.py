@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ulysses_core.cli.limits import check_modality, check_packages
+from ulysses_core.cli.limits import check_attention, check_modality, check_packages
 from ulysses_core.config import RunConfig
 from ulysses_core.trainers.stage import find_stage
 from ulysses_monitor.common.errors import InputError
@@ -36,6 +36,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     check_size(config.settings.sequence_parallel_size, processes)
     check_models(config)
     check_modality(config)
+    check_attention(config)
     _check_positions(config)
     if config.settings.do_train and not config.data.dataset:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")

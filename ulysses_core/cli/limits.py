@@ -10,7 +10,7 @@ from pathlib import Path
 from ulysses_core.config import RunConfig
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["check_modality", "check_packages"]
+__all__ = ["check_attention", "check_modality", "check_packages"]
 
 _OTHER_MODALITIES = re.compile(
     "(vision|audio|image|video|speech|thinker|talker|perceiver|projector)_?(config|tower)?$"
@@ -47,18 +47,26 @@ def check_modality(config: RunConfig) -> None:
 
 
 def check_packages(config: RunConfig) -> None:
-    """Checks that the packages are here that attention, trackers and the optimizer need.
+    """Checks that the packages are here that trackers and the optimizer need.
 
     Raises:
         InputError: one is missing.
+    """
+    _check_trackers(config)
+    _check_optimizer(config)
+
+
+def check_attention(config: RunConfig) -> None:
+    """Checks that the package of the attention is here.
+
+    Raises:
+        InputError: it is missing.
     """
     if config.model.flash_attn == "fa2" and importlib.util.find_spec("flash_attn") is None:
         raise InputError(
             "flash_attn is fa2, which needs the package flash-attn and a GPU; install it, or set "
             "flash_attn: auto"
         )
-    _check_trackers(config)
-    _check_optimizer(config)
 
 
 def _check_trackers(config: RunConfig) -> None:

@@ -43,19 +43,60 @@ TRAIN: dict[str, Any] = {
     "bf16": True,
     "ddp_timeout": 180000000,
 }
-LORA = {"lora_rank": 4, "lora_target": "all", "resume_from_checkpoint": None}
+RESUME = {"resume_from_checkpoint": None}
+LORA = {"lora_rank": 4, "lora_target": "all"}
 OLD = {"overwrite_cache": True}
 FULL = {"finetuning_type": "full"}
+STEPS = (
+    "logging_steps",
+    "save_steps",
+    "plot_loss",
+    "save_only_model",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "warmup_ratio",
+)
+
+
+def _without(*keys: str) -> dict[str, Any]:
+    return dict.fromkeys(keys)
+
+
 QWEN = {"template": "qwen3_nothink"}
-OFT = {"finetuning_type": "oft", "oft_block_size": 8, "oft_target": "all", **OLD}
+QOFT = {"finetuning_type": "oft", "oft_block_size": 8, "oft_target": "all", **OLD}
+OFT = {**QOFT, **RESUME}
 VISION = {
     "model_name_or_path": "owner/model-vl",
     "template": "qwen3_vl_nothink",
     "dataset": "mllm_demo,identity",
 }
 PIXELS = {"image_max_pixels": 4096, "video_max_pixels": 1024}
-NPU = {**FULL, "flash_attn": "fa2", "use_v1_kernels": True, "template": "qwen3"}
+NPU = {
+    **FULL,
+    **RESUME,
+    **OLD,
+    "max_steps": 5,
+    "num_train_epochs": None,
+    "flash_attn": "fa2",
+    "use_v1_kernels": True,
+    "template": "qwen3",
+}
+SEEDED = {"seed": 7, "max_samples": None, "disable_gradient_checkpointing": False}
 MEGATRON = {
+    **_without(
+        "dataloader_num_workers",
+        "ddp_timeout",
+        "max_samples",
+        "overwrite_output_dir",
+        "plot_loss",
+        "report_to",
+        "save_only_model",
+        "trust_remote_code",
+        "warmup_ratio",
+    ),
     "tensor_model_parallel_size": 2,
     "sequence_parallel": True,
     "pipeline_model_parallel_size": 2,
@@ -72,7 +113,12 @@ V1 = {
     "micro_batch_size": 1,
     "cutoff_len": 512,
     "max_steps": 5,
+    "learning_rate": 1e-4,
+    "output_dir": "saves/model",
 }
+SAMPLED = {"kernel_config": {"name": "auto"}, "sample_backend": "hf", "max_new_tokens": 16}
+BATCHES = {**SAMPLED, "quant_config": "none", "batching_strategy": "normal"}
+PACKED = {**BATCHES, "batching_strategy": "padding_free", "flash_attn": "flash_attention2"}
 MERGE = {
     "model_name_or_path": "owner/model",
     "template": "qwen3_nothink",
@@ -86,11 +132,13 @@ MERGE = {
 _TRAINING: dict[str, dict[str, Any]] = {
     "train_full/qwen3_full_sft.yaml": {
         **FULL,
+        **RESUME,
         **QWEN,
         "deepspeed": "examples/deepspeed/ds_z3_config.json",
     },
     "train_full/qwen3vl_full_sft.yaml": {
         **FULL,
+        **RESUME,
         **VISION,
         **PIXELS,
         "freeze_vision_tower": True,
@@ -98,27 +146,37 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "freeze_language_model": False,
         "deepspeed": "examples/deepspeed/ds_z3_config.json",
     },
-    "train_lora/qwen3_lora_sft.yaml": {**LORA, **QWEN},
+    "train_lora/qwen3_lora_sft.yaml": {**LORA, **RESUME, **QWEN},
     "train_lora/qwen3_lora_sft_ds3.yaml": {
         **LORA,
+        **RESUME,
         **QWEN,
         "deepspeed": "examples/deepspeed/ds_z3_config.json",
     },
     "train_lora/qwen3_lora_sft_ray.yaml": {
         **LORA,
+        **RESUME,
         **QWEN,
         "dataset_dir": "REMOTE:owner/data",
         "ray_num_workers": 2,
     },
     "train_lora/qwen3_lora_pretrain.yaml": {
         **LORA,
+        **RESUME,
         "stage": "pt",
         "dataset": "c4_demo",
         "template": None,
     },
-    "train_lora/qwen3_lora_reward.yaml": {**LORA, **QWEN, "stage": "rm", "dataset": "dpo_en_demo"},
+    "train_lora/qwen3_lora_reward.yaml": {
+        **LORA,
+        **RESUME,
+        **QWEN,
+        "stage": "rm",
+        "dataset": "dpo_en_demo",
+    },
     "train_lora/qwen3_lora_dpo.yaml": {
         **LORA,
+        **RESUME,
         **QWEN,
         "stage": "dpo",
         "dataset": "dpo_en_demo",
@@ -130,12 +188,19 @@ _TRAINING: dict[str, dict[str, Any]] = {
         **QWEN,
         "stage": "kto",
         "dataset": "kto_en_demo",
+        "save_only_model": None,
         "pref_beta": 0.1,
     },
-    "train_lora/qwen3_preprocess.yaml": {**LORA, **QWEN, "tokenized_path": "saves/tokens"},
-    "train_lora/qwen3vl_lora_sft.yaml": {**LORA, **VISION},
+    "train_lora/qwen3_preprocess.yaml": {
+        **LORA,
+        **QWEN,
+        **_without(*STEPS, "dataloader_num_workers", "ddp_timeout", "bf16", "report_to"),
+        "tokenized_path": "saves/tokens",
+    },
+    "train_lora/qwen3vl_lora_sft.yaml": {**LORA, **RESUME, **VISION, **PIXELS},
     "train_lora/qwen3vl_lora_dpo.yaml": {
         **LORA,
+        **RESUME,
         **VISION,
         **PIXELS,
         "stage": "dpo",
@@ -203,6 +268,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "badam_switch_mode": "ascending",
         "badam_switch_interval": 10,
         "badam_verbose": 1,
+        **_without("bf16", "ddp_timeout"),
     },
     "extras/dft/qwen2_full_sft.yaml": {**FULL, **OLD, "template": "qwen", "use_dft_loss": True},
     "extras/eaft/qwen25_05b_eaft_full.yaml": {
@@ -214,6 +280,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
     "extras/fp8/llama3_fp8_deepspeed_sft.yaml": {
         **FULL,
         **OLD,
+        **_without("dataloader_num_workers", "ddp_timeout", "save_only_model"),
         "fp8": True,
         "fp8_backend": "torchao",
         "fp8_enable_fsdp_float8_all_gather": False,
@@ -224,6 +291,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
     "extras/fp8/llama3_fp8_fsdp_sft.yaml": {
         **FULL,
         **OLD,
+        **_without("dataloader_num_workers", "ddp_timeout", "save_only_model"),
         "fp8": True,
         "fp8_backend": "torchao",
         "fp8_enable_fsdp_float8_all_gather": True,
@@ -270,6 +338,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "eval_dataset": "identity,alpaca_en_demo",
         "per_device_eval_batch_size": 1,
         "predict_with_generate": True,
+        **_without(*STEPS, "bf16"),
     },
     "extras/oft/llama3_oft_sft.yaml": OFT,
     "extras/oft/qwen2_5vl_oft_sft.yaml": {**OFT, **VISION, **PIXELS},
@@ -280,40 +349,92 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "pissa_iter": 4,
         "pissa_convert": True,
     },
-    "extras/qoft/llama3_oft_sft_awq.yaml": OFT,
+    "extras/qoft/llama3_oft_sft_awq.yaml": QOFT,
     "extras/qoft/llama3_oft_sft_bnb_npu.yaml": {
-        **OFT,
+        **QOFT,
         "quantization_bit": 4,
         "quantization_method": "bnb",
         "double_quantization": False,
     },
-    "extras/qoft/llama3_oft_sft_gptq.yaml": OFT,
+    "extras/qoft/llama3_oft_sft_gptq.yaml": QOFT,
     "ascend/qwen3_5_full_sft_fsdp2.yaml": NPU,
     "ascend/qwen3_full_sft_fsdp2.yaml": NPU,
-    "ascend/qwen3moe_full_sft_fsdp.yaml": {**NPU, "disable_gradient_checkpointing": False},
-    "ascend/qwen3vlmoe_full_sft_fsdp2.yaml": {**NPU, **VISION, **PIXELS},
-    "ascend/qwen3vlmoe_lora_sft_fsdp.yaml": {**LORA, **VISION, **PIXELS, "flash_attn": "disabled"},
-    "ktransformers/train_lora/deepseek_v2_lora_sft_kt.yaml": {**LORA, "use_kt": True},
-    "ktransformers/train_lora/deepseek_v3_lora_sft_kt.yaml": {**LORA, "use_kt": True},
-    "ktransformers/train_lora/qwen3_5moe_lora_sft_kt.yaml": {**LORA, "use_kt": True},
-    "ktransformers/train_lora/qwen3moe_lora_sft_kt.yaml": {**LORA, "use_kt": True},
+    "ascend/qwen3moe_full_sft_fsdp.yaml": {**NPU, **SEEDED},
+    "ascend/qwen3vlmoe_full_sft_fsdp2.yaml": {**NPU, **SEEDED, **VISION, **PIXELS},
+    "ascend/qwen3vlmoe_lora_sft_fsdp.yaml": {
+        **LORA,
+        **RESUME,
+        **OLD,
+        **SEEDED,
+        **VISION,
+        **PIXELS,
+        "flash_attn": "disabled",
+        "use_v1_kernels": True,
+        "num_train_epochs": None,
+        "save_steps": None,
+    },
+    "ktransformers/train_lora/deepseek_v2_lora_sft_kt.yaml": {
+        **LORA,
+        **OLD,
+        **RESUME,
+        "use_kt": True,
+    },
+    "ktransformers/train_lora/deepseek_v3_lora_sft_kt.yaml": {
+        **LORA,
+        **OLD,
+        **RESUME,
+        "use_kt": True,
+    },
+    "ktransformers/train_lora/qwen3_5moe_lora_sft_kt.yaml": {
+        **LORA,
+        **OLD,
+        **RESUME,
+        "use_kt": True,
+    },
+    "ktransformers/train_lora/qwen3moe_lora_sft_kt.yaml": {**LORA, **OLD, **RESUME, "use_kt": True},
     "megatron/qwen2_vl_full.yaml": {**FULL, **VISION, **PIXELS, **MEGATRON},
-    "megatron/qwen3_moe_full.yaml": {**FULL, **MEGATRON},
+    "megatron/qwen3_moe_full.yaml": {
+        **FULL,
+        **MEGATRON,
+        "template": "qwen3_nothink",
+        "expert_model_parallel_size": 2,
+        "moe_grouped_gemm": True,
+        "moe_token_dispatcher_type": "alltoall",
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+        "recompute_granularity": "full",
+    },
 }
 _V1: dict[str, dict[str, Any]] = {
-    "v1/train_batching_strategy/train_full_fsdp2_batching_normal.yaml": {},
-    "v1/train_batching_strategy/train_full_fsdp2_dynamic_batching.yaml": {},
-    "v1/train_batching_strategy/train_full_fsdp2_dynamic_padding_free.yaml": {},
-    "v1/train_batching_strategy/train_full_fsdp2_padding_free.yaml": {},
-    "v1/train_freeze/train_freeze_sft.yaml": {"peft_config": {"name": "freeze"}},
-    "v1/train_full/train_full_deepspeed.yaml": {},
-    "v1/train_full/train_full_fsdp2.yaml": {},
-    "v1/train_full/train_full_liger_kernel.yaml": {},
-    "v1/train_full/train_full_ulysses_cp.yaml": {},
-    "v1/train_lora/export_lora.yaml": {},
-    "v1/train_lora/train_lora_sft.yaml": {"peft_config": {"name": "lora"}},
-    "v1/train_lora/train_lora_sft_rank0.yaml": {"peft_config": {"name": "lora"}},
-    "v1/train_qlora/quantization.yaml": {"quant_config": {"name": "bnb"}},
+    "v1/train_batching_strategy/train_full_fsdp2_batching_normal.yaml": BATCHES,
+    "v1/train_batching_strategy/train_full_fsdp2_dynamic_batching.yaml": BATCHES,
+    "v1/train_batching_strategy/train_full_fsdp2_dynamic_padding_free.yaml": PACKED,
+    "v1/train_batching_strategy/train_full_fsdp2_padding_free.yaml": PACKED,
+    "v1/train_freeze/train_freeze_sft.yaml": {
+        **SAMPLED,
+        "peft_config": {"name": "freeze"},
+        "global_batch_size": 4,
+    },
+    "v1/train_full/train_full_deepspeed.yaml": {"kernel_config": {"name": "auto"}},
+    "v1/train_full/train_full_fsdp2.yaml": {**SAMPLED, "quant_config": "none"},
+    "v1/train_full/train_full_liger_kernel.yaml": {**SAMPLED, "quant_config": "none"},
+    "v1/train_full/train_full_ulysses_cp.yaml": {"trust_remote_code": True, "bf16": False},
+    "v1/train_lora/export_lora.yaml": {
+        "peft_config": {"name": "lora", "export_dir": "merged"},
+        **_without(*(key for key in V1 if key != "model")),
+    },
+    "v1/train_lora/train_lora_sft.yaml": {**SAMPLED, "peft_config": {"name": "lora"}},
+    "v1/train_lora/train_lora_sft_rank0.yaml": {
+        **SAMPLED,
+        "peft_config": {"name": "lora"},
+        "init_config": {"name": "init_on_rank0"},
+        "bf16": True,
+    },
+    "v1/train_qlora/quantization.yaml": {
+        **SAMPLED,
+        "peft_config": {"name": "lora"},
+        "quant_config": {"name": "bnb"},
+    },
 }
 _EXPORTS: dict[str, dict[str, Any]] = {
     "merge_lora/qwen3_full_sft.yaml": {},
@@ -353,4 +474,4 @@ def _ours() -> Iterator[tuple[str, dict[str, Any]]]:
     for base, cases in ((TRAIN, _TRAINING), (V1, _V1), (MERGE, _EXPORTS)):
         for name, changes in sorted(cases.items()):
             values = {**base, **changes}
-            yield name, {k: v for k, v in values.items() if v is not None or k.startswith("resume")}
+            yield name, {k: v for k, v in values.items() if v is not None or k in RESUME}

@@ -176,14 +176,15 @@ def _describe(name: str, values: dict[str, Any], code: int, said: str) -> str:
 
 
 def _make_table(outcomes: dict[str, str]) -> str:
-    """A row for each example; one for a folder whose examples are all refused alike."""
+    """A row for each example; one for a folder whose examples are all refused for one reason."""
     rows = ["| example | outcome |", "|---|---|"]
     for folder, group in itertools.groupby(outcomes, lambda name: name.split("/")[0]):
         names = list(group)
-        if len(names) > 1 and len({outcomes[name] for name in names}) == 1:
-            rows.append(f"| `{folder}/**` ({len(names)} files) | {outcomes[names[0]]} |")
-            continue
-        rows += [f"| `{name}` | {outcomes[name]} |" for name in names]
+        reasons = {re.sub("`.*?`: ", "", outcomes[name], count=1) for name in names}
+        if len(names) > 1 and len(reasons) == 1:
+            rows.append(f"| `{folder}/**` ({len(names)} files) | {reasons.pop()} |")
+        else:
+            rows += [f"| `{name}` | {outcomes[name]} |" for name in names]
     return "\n".join(rows) + "\n"
 
 
