@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ulysses_core.cli.export import export
 from ulysses_core.cli.options import AsJson, LocalRun, Overrides, Run, Version
 
 __all__ = ["app"]
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 store = typer.Typer(help="Maintain the files of runs.")
 app.add_typer(store, name="store")
+app.command()(export)
 
 
 @app.callback()

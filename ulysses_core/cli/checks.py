@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ulysses_core.cli.limits import check_attention, check_modality, check_packages
 from ulysses_core.config import RunConfig
 from ulysses_core.data import DataStats
 from ulysses_core.trainers.stage import StageKeys, find_stage
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["build_meta_model", "check", "rehearse"]
+__all__ = ["build_meta_model", "check", "check_models", "rehearse"]
 
 
 def check(config: RunConfig, processes: int) -> None:
@@ -32,11 +33,13 @@ def check(config: RunConfig, processes: int) -> None:
     from ulysses_core.parallel.groups import check_size
 
     check_size(config.settings.sequence_parallel_size, processes)
-    _check_model(config)
+    check_models(config)
+    check_modality(config)
+    check_attention(config)
     _check_positions(config)
     tokenised = config.data.tokenized_path
     has_rows = tokenised is not None and tokenised.is_dir()
-    if not config.data.dataset and not has_rows:
+    if config.settings.do_train and not config.data.dataset and not has_rows:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")
     _check_evaluation(config)
     _check_output_dir(config)
@@ -59,12 +62,14 @@ def rehearse(config: RunConfig, processes: int) -> dict[str, DataStats]:
         InputError: the first error found.
     """
     from ulysses_core.data import load_datasets
-    from ulysses_core.trainers.build import build_tokenizer, check_training_arguments
+    from ulysses_core.trainers.arguments import check_training_arguments
+    from ulysses_core.trainers.build import build_tokenizer
     from ulysses_core.trainers.deepspeed import check_settings
 
     if config.deepspeed is not None:
         check_settings(config.deepspeed)
     stage = find_stage(config.finetuning.stage)
+    check_packages(config)
     with _ranks_path():
         groups = processes // config.settings.sequence_parallel_size
         check_training_arguments(config, *stage.make_arguments(config), groups)
@@ -84,32 +89,22 @@ def build_meta_model(config: RunConfig) -> Any:
         InputError: the model cannot be built, or a LoRA target matches no module.
     """
     import torch
-    from transformers import AutoConfig
 
-    from ulysses_core.trainers.build import (
-        add_adapters,
-        build_architecture,
-        build_tokenizer,
-        model_class,
-    )
+    from ulysses_core.trainers.adapters import rehearse_adapters
+    from ulysses_core.trainers.build import build_tokenizer, load_architecture, model_class
+    from ulysses_core.trainers.quantised import check_quantised
 
-    model, finetuning = config.model, config.finetuning
-    task = find_stage(finetuning.stage).task
+    model = config.model
+    task = find_stage(config.finetuning.stage).task
     name = model.model_name_or_path
     try:
-        if model.architecture is not None:
-            architecture = build_architecture(model.architecture, build_tokenizer(model))
-        else:
-            architecture = AutoConfig.from_pretrained(
-                name, trust_remote_code=model.trust_remote_code
-            )
+        architecture = load_architecture(model, build_tokenizer(model))
+        check_quantised(config, architecture)
         with torch.device("meta"):
             built = model_class(task).from_config(
                 architecture, trust_remote_code=model.trust_remote_code
             )
-            # PiSSA computes with weights, which are not there.
-            plain = finetuning.model_copy(update={"pissa_init": False})
-            return add_adapters(built, plain, task)
+            return rehearse_adapters(built, config, task)
     except InputError:
         raise
     except Exception as error:
@@ -118,9 +113,17 @@ def build_meta_model(config: RunConfig) -> Any:
         raise InputError(f"{where}: cannot build the model: {line}") from error
 
 
-def _check_model(config: RunConfig) -> None:
-    for key in ("model_name_or_path", "tokenizer_name_or_path"):
-        name = getattr(config.model, key)
+def check_models(config: RunConfig) -> None:
+    """Refuses models, tokenizers and references whose folder does not exist.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    names = {
+        key: getattr(config.model, key) for key in ("model_name_or_path", "tokenizer_name_or_path")
+    }
+    names["ref_model"] = getattr(config.stage_keys, "ref_model", None)
+    for key, name in names.items():
         if name is None or Path(name).is_dir():
             continue
         # A hub name is owner/model. Anything else, or a name that looks like a path, is a folder.
@@ -128,7 +131,7 @@ def _check_model(config: RunConfig) -> None:
         if is_path or Path(name).parent.is_dir():
             is_example = name.startswith(("runs/", "data/stdlib/"))
             hint = " (make train creates it)" if is_example else ""
-            content = "model" if key == "model_name_or_path" else "tokenizer"
+            content = "tokenizer" if key == "tokenizer_name_or_path" else "model"
             raise InputError(
                 f"{key} is {name!r}, but there is no such folder{hint}; "
                 f"expected a folder with a {content}"

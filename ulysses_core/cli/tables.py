@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ulysses_core.config import RunConfig
+from ulysses_core.config.keys import explain_accepted
 from ulysses_core.data import DataStats
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def print_plan(config: RunConfig, processes: int, stats: dict[str, DataStats]) -
     for key, value in config.training.items():
         table.add_row(as_text(key), as_text(str(value)))
     Console().print(table)
+    for key, meaning in explain_accepted(config).items():
+        typer.echo(f"{key}: {meaning}")
 
 
 def _describe_deepspeed(config: RunConfig) -> str:

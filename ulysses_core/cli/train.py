@@ -17,6 +17,7 @@ from ulysses_core.cli.checks import check, rehearse
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.tables import print_plan, print_summary
 from ulysses_core.config import RunConfig
+from ulysses_core.config.keys import explain_accepted
 from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.session.naming import stamp_run_dir
@@ -51,6 +52,8 @@ def train(
         _quiet_libraries()
         print_plan(config, processes, rehearse(config, processes))
         return 0
+    for key, meaning in explain_accepted(config).items():
+        logging.getLogger(__name__).info("%s: %s", key, meaning)
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
     if config.settings.output_dir is None:
         arguments.append(f"output_dir={stamp_run_dir(config.name, time.time())}")

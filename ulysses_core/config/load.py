@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ulysses_core.config.agreement import check_agreement
 from ulysses_core.config.deepspeed_json import load_deepspeed
-from ulysses_core.config.keys import UNSUPPORTED_KEYS, UNSUPPORTED_VALUES
-from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig, RunSettings
+from ulysses_core.config.export import ExportConfig
+from ulysses_core.config.finetuning import FinetuningConfig
+from ulysses_core.config.keys import REFUSED, WITHOUT_EFFECT, AcceptedKeys, refuse_key
+from ulysses_core.config.schema import ModelConfig, RunConfig, RunSettings
 from ulysses_core.config.training_arguments import check_training_arguments, training_keys
 from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
@@ -21,7 +24,15 @@ __all__ = ["load_config"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
-_SECTIONS: tuple[type[BaseModel], ...] = (RunSettings, ModelConfig, FinetuningConfig, DataConfig)
+# A later section owns a key that an earlier one has too.
+_SECTIONS: tuple[type[BaseModel], ...] = (
+    AcceptedKeys,
+    ExportConfig,
+    RunSettings,
+    ModelConfig,
+    FinetuningConfig,
+    DataConfig,
+)
 
 
 def load_config(
@@ -55,10 +66,17 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
     for key, value in values.items():
         if key in owners:
             by_section[owners[key]][key] = value
-        else:
+        elif key in training_keys():
             training[key] = value
+    _validate(AcceptedKeys, by_section[AcceptedKeys], where)
     settings = _validate(RunSettings, by_section[RunSettings], where)
+    if settings.pure_bf16:
+        training["bf16"] = True
+    if settings.disable_shuffling:
+        training["train_sampling_strategy"] = "sequential"
     deepspeed, size = load_deepspeed(settings.deepspeed, where)
+    if not settings.do_train and _zero_stage(deepspeed) < 3:
+        deepspeed = None  # which transformers evaluates without training under ZeRO-3 only
     if size is not None and "sequence_parallel_size" not in values:
         settings = settings.model_copy(update={"sequence_parallel_size": size})
     config = RunConfig(
@@ -68,10 +86,12 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
         model=_validate(ModelConfig, by_section[ModelConfig], where),
         finetuning=_validate(FinetuningConfig, by_section[FinetuningConfig], where),
         data=_validate(DataConfig, by_section[DataConfig], where),
+        export=_validate(ExportConfig, by_section[ExportConfig], where),
         stage_keys=_validate(keys, by_section[keys], where),
         training=check_training_arguments(training, where),
         raw=values,
     )
+    check_agreement(config, where)
     if config.data.streaming and config.training.get("max_steps", -1) < 1:
         raise InputError(
             f"{where}: streaming is true, but max_steps is not set; set it, because the length of "
@@ -80,12 +100,16 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
     return config
 
 
+def _zero_stage(deepspeed: dict[str, Any] | None) -> int:
+    zero = (deepspeed or {}).get("zero_optimization")
+    return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
+
+
 def _find_stage_keys(
     values: Mapping[str, Any], stages: Mapping[str, type[BaseModel]], where: str
 ) -> type[BaseModel]:
     """Returns the keys of the config's stage, and refuses those of other stages by name."""
     stage = values.get("stage", FinetuningConfig.model_fields["stage"].default)
-    _check_value("stage", stage, stages, where)
     if stage not in stages:
         hint = nearest(str(stage), stages)
         raise InputError(f"{where}: stage is {stage!r}{hint}; allowed: {', '.join(stages)}")
@@ -106,24 +130,13 @@ def _list_keys(section: type[BaseModel]) -> list[str]:
 
 def _check_keys(values: Mapping[str, Any], known: list[str], where: str) -> None:
     for key, value in values.items():
-        if key in UNSUPPORTED_KEYS:
-            raise InputError(
-                f"{where}: {key} is a LLaMA-Factory key that this project does not support; "
-                "remove it"
-            )
-        if key not in known:
+        if key in known or key in WITHOUT_EFFECT:
+            continue
+        if key in REFUSED:
+            refuse_key(key, value, where)
+        else:
             hint = nearest(str(key), known) or "; docs/training.md lists the keys"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
-        if key in UNSUPPORTED_VALUES and key != "stage":
-            _check_value(key, value, get_args(FinetuningConfig.model_fields[key].annotation), where)
-
-
-def _check_value(key: str, value: Any, allowed: Iterable[str], where: str) -> None:
-    if isinstance(value, str) and value in UNSUPPORTED_VALUES[key]:
-        raise InputError(
-            f"{where}: {key} is {value!r}, which this version does not support; "
-            f"allowed: {', '.join(allowed)}"
-        )
 
 
 def _validate(section: type[Section], values: dict[str, Any], where: str) -> Section:

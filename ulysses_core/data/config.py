@@ -84,8 +84,6 @@ class DataConfig(BaseModel):
     """Tokenise again even if the same rows were tokenised before."""
     preprocessing_batch_size: int = Field(default=1000, gt=0)
     """Examples that are tokenised in one call of the tokenizer."""
-    preprocessing_num_workers: int | None = Field(default=None, gt=0)
-    """Accepted so that LLaMA-Factory's files load, and ignored: the tokenizer is multithreaded."""
     tokenized_path: Path | None = None
     """Folder of tokenised rows: the first run writes it, later ones read nothing else."""
     data_shared_file_system: bool = False

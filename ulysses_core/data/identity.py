@@ -26,7 +26,6 @@ _NOT_IN_ROWS = {
     "ignore_pad_token_for_loss",
     "overwrite_cache",
     "preprocessing_batch_size",
-    "preprocessing_num_workers",
     "streaming",
     "tokenized_path",
 }

@@ -89,7 +89,8 @@ def start(folder: str, name: str, values: dict[str, Any]) -> dict[str, torch.Ten
     from transformers import Trainer, TrainerCallback
 
     from ulysses_core.parallel import sequence_parallel
-    from ulysses_core.trainers.build import build_model, build_training_arguments
+    from ulysses_core.trainers.arguments import build_training_arguments
+    from ulysses_core.trainers.build import build_model
     from ulysses_core.trainers.deepspeed import prepare_environment
     from ulysses_core.trainers.stage import find_stage, load_config
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from ulysses_core.config import RunConfig
 from ulysses_core.data.examples import to_tagged
 from ulysses_core.data.preferences import find_one_sided, tokenize_tagged
+from ulysses_core.trainers.reference import ReferenceKeys, needs_reference
 from ulysses_core.trainers.stage import (
     Arguments,
     Parts,
     Stage,
-    StageKeys,
     finish_trainer,
     with_defaults,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGE", "KtoKeys"]
 
 
-class KtoKeys(StageKeys):
+class KtoKeys(ReferenceKeys):
     """The keys of stage `kto`."""
 
     pref_beta: float = Field(default=0.1, gt=0)
@@ -61,10 +61,9 @@ def _arguments(config: RunConfig) -> Arguments:
 
 
 def _build(parts: Parts) -> Trainer:
-    is_full = parts.config.finetuning.finetuning_type == "full"
     trainer = _trainer_class()(
         model=parts.model,
-        ref_model=parts.make_reference() if is_full else None,
+        ref_model=parts.make_reference() if needs_reference(parts) else None,
         args=parts.args,
         train_dataset=parts.data.train,
         eval_dataset=parts.data.eval,
