@@ -256,7 +256,7 @@ def _check_same_rows(ids: Any, group: SequenceGroup) -> None:
     if any(not torch.equal(own, other) for other in others):
         raise InputError(
             "sequence parallel: the ranks of a group got different rows; use a trainer that takes "
-            "its rows from a dataset (not GRPO or RLOO, which sample them), and call "
+            "its rows from a dataset, or one of TRL's for GRPO and RLOO, and call "
             "sequence_parallel before a dataloader is made"
         )
 
