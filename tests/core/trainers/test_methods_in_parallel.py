@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,9 +34,8 @@ def train(folder: str, name: str, values: dict[str, Any]) -> list[tuple[float, f
     os.chdir(folder)
     from ulysses_core.trainers import UlyssesTrainingManager
 
-    path = f"{name}-{os.environ.get('RANK', 0)}.yaml"
-    with open(path, "w", encoding="utf-8") as file:
-        yaml.safe_dump({**CONFIG, **STEPS, **values, "output_dir": f"runs/{name}"}, file)
+    path = Path(f"{name}-{os.environ.get('RANK', 0)}.yaml")
+    path.write_text(yaml.safe_dump({**CONFIG, **STEPS, **values, "output_dir": f"runs/{name}"}))
     with UlyssesTrainingManager(path) as manager:
         manager.run_training()
         assert manager.trainer is not None
