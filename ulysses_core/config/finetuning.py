@@ -45,7 +45,7 @@ class FinetuningConfig(BaseModel):
     pissa_iter: int = Field(default=16, ge=-1)
     """Subspace iterations of PiSSA's fast SVD; -1 computes the exact one."""
     pissa_convert: bool = False
-    """Save an adapter for the original base. It always happens: see docs/finetuning.md."""
+    """Save an adapter for the original base. It always happens: see docs/training.md."""
     loraplus_lr_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """LoRA+ (arXiv 2402.12354): the learning rate of B over that of A."""
     loraplus_lr_embedding: float = Field(default=1e-6, gt=0, allow_inf_nan=False)

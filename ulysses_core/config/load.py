@@ -20,12 +20,12 @@ from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.common.validation import describe_problem
 
-__all__ = ["load_config"]
+__all__ = ["SECTIONS", "load_config"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
 # A later section owns a key that an earlier one has too.
-_SECTIONS: tuple[type[BaseModel], ...] = (
+SECTIONS: tuple[type[BaseModel], ...] = (
     AcceptedKeys,
     ExportConfig,
     RunSettings,
@@ -33,6 +33,7 @@ _SECTIONS: tuple[type[BaseModel], ...] = (
     FinetuningConfig,
     DataConfig,
 )
+"""The parts of a config, besides the stage's own keys."""
 
 
 def load_config(
@@ -58,7 +59,7 @@ def load_config(
 def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseModel]]) -> RunConfig:
     where = str(path)
     keys = _find_stage_keys(values, stages, where)
-    sections = (*_SECTIONS, keys)
+    sections = (*SECTIONS, keys)
     owners = {key: section for section in sections for key in _list_keys(section)}
     _check_keys(values, [*owners, *training_keys()], where)
     by_section: dict[type[BaseModel], dict[str, Any]] = {section: {} for section in sections}
