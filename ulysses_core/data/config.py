@@ -86,6 +86,8 @@ class DataConfig(BaseModel):
     """Examples that are tokenised in one call of the tokenizer."""
     preprocessing_num_workers: int | None = Field(default=None, gt=0)
     """Accepted so that LLaMA-Factory's files load, and ignored: the tokenizer is multithreaded."""
+    reserved_label_len: int | None = None
+    """Accepted so that old files of LLaMA-Factory load, and ignored: it is part of `cutoff_len`."""
     tokenized_path: Path | None = None
     """Folder of tokenised rows: the first run writes it, later ones read nothing else."""
     data_shared_file_system: bool = False

@@ -27,6 +27,7 @@ _NOT_IN_ROWS = {
     "overwrite_cache",
     "preprocessing_batch_size",
     "preprocessing_num_workers",
+    "reserved_label_len",
     "streaming",
     "tokenized_path",
 }
