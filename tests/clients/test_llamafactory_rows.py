@@ -20,6 +20,7 @@ from tests.clients.test_llamafactory import CLIENT
 from ulysses_core.data import DataConfig, load_datasets
 from ulysses_core.data.templates import TEMPLATES
 from ulysses_core.trainers.stage import find_stage
+from ulysses_monitor.common.errors import InputError
 
 DEMO = Path(os.environ.get("ULYSSES_DEMO_DATA") or ROOT.parent / "shared" / "data")
 PAGE = ROOT / "docs" / "llamafactory-data.md"
@@ -105,7 +106,7 @@ INFO: dict[str, dict[str, Any]] = {
     "tagged": {"columns": {"prompt": "q", "response": "a", "kto_tag": "tag"}},
     "texts": {"columns": {"prompt": "text"}},
 }
-SHORT = {"cutoff_len": 24}
+SHORT = {"cutoff_len": 48}
 FORMS: dict[str, dict[str, Any]] = {
     "sft, ShareGPT": {"stage": "sft", "dataset": "chats"},
     "sft, ShareGPT, cut": {"stage": "sft", "dataset": "chats", **SHORT},
@@ -199,7 +200,11 @@ def our_rows(tokenizer: Any, settings: dict[str, Any]) -> Iterator[dict[str, Any
     data = {key: value for key, value in settings.items() if key in DataConfig.model_fields}
     stage = settings["stage"]
     config = DataConfig(**data, bad_rows="skip")
-    train = load_datasets(config, find_stage(stage), tokenizer, seed=42).train
+    try:
+        train = load_datasets(config, find_stage(stage), tokenizer, seed=42).train
+    except InputError as error:
+        assert "no row is left" in str(error)  # noqa: PT017 - the templates' tags fill the rows
+        return
     for row in train:
         if stage in ("sft", "pt"):
             yield {"input_ids": row["input_ids"]} | (

@@ -202,7 +202,9 @@ def _check_evaluation(config: RunConfig) -> None:
     """Refuses to evaluate without data; transformers would notice after loading the model."""
     strategy = config.training.get("eval_strategy", "no")
     strategy = getattr(strategy, "value", strategy)
-    if strategy != "no" and not config.data.eval_dataset and not config.data.val_size:
+    data = config.data
+    has_rows = bool(data.eval_dataset or data.val_size or data.tokenized_path)
+    if strategy != "no" and not has_rows:
         raise InputError(
             f"eval_strategy is {strategy}, but there is no data to evaluate on; set eval_dataset "
             "or val_size, or remove eval_strategy"

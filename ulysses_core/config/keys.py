@@ -26,6 +26,8 @@ class AcceptedKeys(BaseModel):
     """the report always has the plot"""
     preprocessing_num_workers: int | None = None
     """not used: the tokenizer has threads of its own"""
+    reserved_label_len: int | None = None
+    """not used: answers are cut by cutoff_len alone"""
     use_fast_tokenizer: bool = True
     """the tokenizer is the one that transformers chooses, a fast one where there is one"""
     low_cpu_mem_usage: bool = True

@@ -160,7 +160,9 @@ def tokenise_split(
     Raises:
         InputError: An example has nothing to train on, and `bad_rows` is `refuse`; or none has.
     """
-    _judge(plan.find_problem(examples), config)
+    if problem := plan.find_problem(examples):
+        _refuse(problem, config)
+        logger.warning("%s", problem)
     is_packed = (
         config.packing or config.neat_packing or (plan.name == "pt" and config.packing is None)
     )
@@ -170,7 +172,7 @@ def tokenise_split(
         rows, counted = plan.tokenize(examples[start : start + size], tokenizer, config)
         stats = counted if stats is None else stats + counted
         if counted.dropped:
-            _judge(counted.first_dropped, config)
+            _refuse(counted.first_dropped, config)
         if rows:
             tables.append(_as_table(rows))
     assert stats is not None  # noqa: S101 - there are examples
@@ -179,12 +181,10 @@ def tokenise_split(
     return Split(_join(tables), stats)
 
 
-def _judge(problem: str, config: DataConfig) -> None:
-    """Refuses what is wrong with examples if the config says so."""
-    if problem and config.bad_rows == "refuse":
+def _refuse(problem: str, config: DataConfig) -> None:
+    """Raises `InputError` about examples if the config says so."""
+    if config.bad_rows == "refuse":
         raise InputError(f"{problem}; change it, or set bad_rows: skip")
-    if problem:
-        logger.debug("%s", problem)
 
 
 def _as_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -91,6 +92,13 @@ def _iterate(spec: DatasetSpec, config: DataConfig, plan: RowPlan) -> Iterator[d
         )
 
 
+def _tell_once(told: set[str], what: str, where: str) -> None:
+    """Logs the first of what is wrong in a stream, whose end may never come."""
+    if where and what not in told and os.environ.get("RANK", "0") == "0":
+        told.add(what)
+        logger.warning("%s; the first: %s", what, where)
+
+
 def tokenise_stream(
     examples: IterableDataset,
     config: DataConfig,
@@ -102,11 +110,14 @@ def tokenise_stream(
 
     Rows are packed, if the config says so, among `preprocessing_batch_size` examples.
     """
+    told: set[str] = set()
 
     def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows, stats = plan.tokenize(batch["example"], tokenizer, config)
         if stats.first_dropped and config.bad_rows == "refuse":
             raise InputError(f"{stats.first_dropped}; change it, or set bad_rows: skip")
+        _tell_once(told, "an example is left out", stats.first_dropped)
+        _tell_once(told, "an answer is cut off at cutoff_len", stats.first_cut)
         return {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
 
     return examples.shuffle(seed=seed, buffer_size=config.buffer_size).map(

@@ -83,7 +83,6 @@ def _make_arguments(
         "remove_unused_columns": False,  # the collator returns only what the model needs
         "use_cache": False,  # with a cache transformers does not separate packed documents
         "dataloader_pin_memory": not on_cpu,
-        "eval_on_start": bool(config.data.eval_dataset or config.data.val_size),
     }
     if config.data.streaming:
         # Ranks cannot share one batch: the rows that it is cut from have other lengths.

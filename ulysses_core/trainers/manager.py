@@ -121,6 +121,7 @@ class UlyssesTrainingManager:
             data = replace(data, train=data.eval)  # TRL's trainers want one
         if data.train is None:
             raise InputError("dataset is not set; set it to a name in dataset_info.json")
+        args.eval_on_start = config.training.get("eval_on_start", data.eval is not None)
         model = (config, tokenizer, stage.task, args.device)
         return stage.build_trainer(
             Parts(

@@ -156,10 +156,15 @@ def test_the_error_about_a_preference_row_names_it(
     assert "\n" not in str(caught.value)
 
 
-def test_tags_of_one_kind_are_refused(write_dataset: Write, tokenizer: Any) -> None:
+def test_tags_of_one_kind_are_refused(
+    write_dataset: Write, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_dataset([{"instruction": "q", "output": "a", "tag": True}] * 3, **TAGGED)
     with pytest.raises(InputError, match="kto_tag is true in all 3 examples"):
         load(folder, "kto", tokenizer)
+    with caplog.at_level(logging.WARNING, logger="ulysses_core"):
+        assert len(load(folder, "kto", tokenizer, bad_rows="skip")) == 3
+    assert "kto_tag is true in all 3 examples" in caplog.text
 
 
 def test_bad_rows_are_left_out_and_counted_if_the_config_says_so(

@@ -156,3 +156,18 @@ def test_num_samples_is_refused_for_a_stream(
     folder = write_dataset(ROWS, num_samples=3)
     with pytest.raises(InputError, match="num_samples is 3, which streaming does not allow"):
         load_datasets(stream(folder), find_stage("sft"), tokenizer)
+
+
+def test_the_first_cut_answer_of_a_stream_is_named(
+    write_dataset: Callable[..., Path],
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = write_dataset([*ROWS[:20], *[{"instruction": "q", "output": "1" * 500}] * 20])
+    config = stream(folder, cutoff_len=20, buffer_size=1)
+    rows = load_datasets(config, find_stage("sft"), tokenizer).train
+    with caplog.at_level(logging.WARNING, logger="ulysses_core"):
+        assert len(list(rows)) == 40
+    [record] = caplog.records
+    assert "an answer is cut off at cutoff_len; the first: " in record.message
+    assert record.message.endswith("row 21")
