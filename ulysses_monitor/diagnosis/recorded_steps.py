@@ -60,11 +60,13 @@ class MetricTimes:
         before_end: before the step was done; policies see these.
         at_end: when the step was done; rules see these as well.
         of_update: with the next step.
+        logged: after the step was done, by the Trainer or the user; only rules see these.
     """
 
     before_end: frozenset[str]
     at_end: frozenset[str]
     of_update: frozenset[str]
+    logged: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, run: RunReader) -> MetricTimes:
@@ -78,7 +80,7 @@ class MetricTimes:
             step, end = step - {_CLIP}, end | {_CLIP}
         others = [name for name in names if name not in update | end | between | step]
         before = (step | (frozenset(others) - _logged_by_user(run, names, others))) - update
-        return cls(before, end, update)
+        return cls(before, end, update, frozenset(names) - before - end - update - {MAX_STEPS})
 
 
 def _is_after_seconds(name: str, names: Sequence[str]) -> bool:

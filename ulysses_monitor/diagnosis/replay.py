@@ -111,15 +111,17 @@ def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> list[Event]:
         InputError: a rule is wrong.
     """
     checked, metrics, starts = make_rules(rules), MetricTimes.of(run), Starts.of(run)
-    known, late = RecordMaker(metrics.before_end | metrics.at_end), RecordMaker(metrics.of_update)
+    known = RecordMaker(metrics.before_end | metrics.at_end)
+    logged, late = RecordMaker(metrics.logged), RecordMaker(metrics.of_update)
     events: list[Event] = []
     rule_set, now = RuleSet(checked), None
     for block in read_trained(run, frozenset(run.names())) if checked else ():
         which = starts.of_steps(block.steps)
-        for i, step, update in zip(which, known.make(block), late.make(block), strict=True):
+        made = (maker.make(block) for maker in (known, logged, late))
+        for i, step, *later in zip(which, *made, strict=True):
             if i != now:
                 rule_set, now = RuleSet(checked), i
-            for record in (step, update) if update.schema.names else (step,):
+            for record in (step, *(record for record in later if record.schema.names)):
                 events += [alert.to_event(record.time) for alert in rule_set.observe(record)]
     return events
 

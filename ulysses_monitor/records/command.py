@@ -14,15 +14,16 @@ from typing import Any, get_args
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.records.action import Mode
 
-__all__ = ["MAX_LR_FACTOR", "Command", "check", "parse_words"]
+__all__ = ["LONGEST_TEXT", "MAX_LR_FACTOR", "Command", "check", "parse_words"]
 
+LONGEST_TEXT = 500
+"""Characters of a name or of a reason."""
 MAX_LR_FACTOR = 10.0
 
 _ALL = "*"
 _WORDS = "policy=off|shadow|active, policy.NAME=..., lr_factor=0.5, lr_factor.GROUP=..., save, stop"
 _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _GROUP = re.compile(r"\*|0|[1-9][0-9]{0,5}")
-_LONGEST_TEXT = 500
 _LATEST = 1e11
 """Latest time of a command, in seconds since 1970: the year 5138."""
 
@@ -86,7 +87,7 @@ class Command:
             raise InputError(f"not JSON ({error}); expected one JSON object per line") from None
         check(isinstance(given, dict), "the command", given, "expected a JSON object")
         known = [each.name for each in fields(cls)]
-        if unknown := [name[:_LONGEST_TEXT] for name in given if name not in known]:
+        if unknown := [name[:LONGEST_TEXT] for name in given if name not in known]:
             hint = nearest(unknown[0], known)
             check(False, "a key", unknown[0], f"allowed: {', '.join(known)}{hint}")
         if missing := [name for name in ("id", "who", "time") if name not in given]:
@@ -157,8 +158,8 @@ def check(is_valid: object, what: str, value: object, rule: str) -> None:
 
 
 def _check_text(what: str, text: object, least: int = 1) -> None:
-    good = isinstance(text, str) and least <= len(text) <= _LONGEST_TEXT and text.isprintable()
-    check(good, what, text, f"expected {least} to {_LONGEST_TEXT} printable characters")
+    good = isinstance(text, str) and least <= len(text) <= LONGEST_TEXT and text.isprintable()
+    check(good, what, text, f"expected {least} to {LONGEST_TEXT} printable characters")
 
 
 def _check_modes(modes: Mapping[str, Mode]) -> None:

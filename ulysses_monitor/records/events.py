@@ -44,6 +44,12 @@ class Alert:
         message: one sentence for people.
         hint: what to try.
         severity: ``info``, ``warning`` or ``critical``.
+        where: the layers, modules or parameters concerned; empty if it is the whole model.
+        since: the first step of the condition, if it is not `step`.
+        causes: likely causes, the most likely first.
+        page: the page about the rule, as a path in the repository.
+        command: words of ``ulysses control`` that the training obeys at its next step, such as
+            ``save``, ``stop`` or ``policy.zclip=active``.
     """
 
     rule: str
@@ -54,10 +60,15 @@ class Alert:
     message: str
     hint: str = ""
     severity: Severity = "warning"
+    where: str = ""
+    since: int | None = None
+    causes: tuple[str, ...] = ()
+    page: str = ""
+    command: tuple[str, ...] = ()
 
     def to_event(self, time: float) -> Event:
         """Returns the alert as an event of kind ``alert``."""
-        data = {
+        data: dict[str, Any] = {
             "rule": self.rule,
             "metric": self.metric,
             "value": self.value,
@@ -66,4 +77,12 @@ class Alert:
             "hint": self.hint,
             "severity": self.severity,
         }
+        optional = {
+            "where": self.where,
+            "since": self.since,
+            "causes": list(self.causes),
+            "page": self.page,
+            "command": list(self.command),
+        }
+        data |= {key: value for key, value in optional.items() if value}
         return Event(kind="alert", step=self.step, time=time, data=data)

@@ -1,21 +1,21 @@
 """Rules: record history in, alerts out; no tensors, no I/O."""
 
-from ulysses_monitor.rules.base import HISTORY, Rule, RuleSet
-from ulysses_monitor.rules.sanity import NoLabels, NonFinite, ReplicaDrift
-from ulysses_monitor.rules.specs import RULES, check_rules, default_rules, make_rules
-from ulysses_monitor.rules.trends import LoraImbalance, Spike, VanishingGradient
+from ulysses_monitor.rules.base import HISTORY, Rule, RuleSet, Timing
+from ulysses_monitor.rules.book import BOOK
+from ulysses_monitor.rules.expressions import Expression
+from ulysses_monitor.rules.history import History
+from ulysses_monitor.rules.specs import PROFILES, RULES, check_rules, default_rules, make_rules
 
 __all__ = [
+    "BOOK",
     "HISTORY",
+    "PROFILES",
     "RULES",
-    "LoraImbalance",
-    "NoLabels",
-    "NonFinite",
-    "ReplicaDrift",
+    "Expression",
+    "History",
     "Rule",
     "RuleSet",
-    "Spike",
-    "VanishingGradient",
+    "Timing",
     "check_rules",
     "default_rules",
     "make_rules",

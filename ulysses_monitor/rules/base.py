@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Protocol, cast, runtime_checkable
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
-
+from ulysses_monitor.common.errors import nearest
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.records import Alert, Schema, StepRecord
+from ulysses_monitor.rules.history import HISTORY, History
 
-__all__ = ["HISTORY", "Rule", "RuleSet"]
+__all__ = ["HISTORY", "Rule", "RuleSet", "Timing"]
 
-HISTORY = 256
-"""Records that a rule can look back on."""
+_PLANS = 256
+"""Schemas whose rules are kept: a training may change what it trains any number of times."""
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """A pure function of record history: the same code serves a live run and a replay."""
+    """A pure function of record history: the same code serves a live run and a replay.
+
+    A rule may also have the settings of `Timing`, as attributes, and `needs`, the names or patterns
+    of the metrics that it reads: without one of them in a record it is not asked.
+    """
 
     @property
     def name(self) -> str:
@@ -35,11 +42,57 @@ class Rule(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Timing:
+    """When the condition of a rule becomes an alert, and when it can become one again.
+
+    Attributes:
+        warmup: steps of the run that must have been seen before the first alert.
+        patience: steps in a row, of those that the rule was asked at, at which its condition holds.
+        cooldown: steps from one alert about a metric to the next.
+        clear: steps in a row without the condition that end an alert.
+    """
+
+    warmup: int = 0
+    patience: int = 1
+    cooldown: int = 0
+    clear: int = 1
+
+    @classmethod
+    def of(cls, rule: Rule) -> Timing:
+        """Returns what `rule` has of these settings."""
+        names = [each.name for each in dataclasses.fields(cls)]
+        return cls(**{name: getattr(rule, name) for name in names if hasattr(rule, name)})
+
+
+@dataclass(slots=True)
+class _Spell:
+    """A time in which a rule's condition holds for one metric."""
+
+    since: int
+    count: int = 0
+    missed: int = 0
+    newest: int = -1
+    raised: float = -math.inf
+    is_on: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """A rule of a set, the spells of its metrics, and the step that it was last asked about."""
+
+    rule: Rule
+    timing: Timing
+    needs: tuple[str, ...]
+    spells: dict[str, _Spell] = field(default_factory=dict)
+    asked: int = -1
+
+
 class RuleSet:
     """Runs rules over a growing history and raises each alert once.
 
-    If a rule fired for the same metric at the step before, its alert continues and stays silent. It
-    can fire again after a step at which its condition did not hold.
+    An alert that continues stays silent until its condition did not hold for the rule's `clear`
+    steps. What follows from the order of records is kept here, so that rules keep nothing.
 
     Args:
         rules: the rules.
@@ -47,43 +100,165 @@ class RuleSet:
     """
 
     def __init__(self, rules: Iterable[Rule], guard: Guard | None = None) -> None:
-        self._rules = list(rules)
+        self._watched = [_Watched(rule, Timing.of(rule), _needs(rule)) for rule in rules]
         self._guard = guard or Guard()
-        self._history: deque[StepRecord] = deque(maxlen=HISTORY)
-        self._firing: set[tuple[str, str]] = set()
-        self._schemas: dict[tuple[Schema, Schema], Schema] = {}
+        columns = (n for w in self._watched for n in getattr(w.rule, "columns", ()))
+        tables = (n for w in self._watched for n in getattr(w.rule, "tables", ()))
+        self._history = History(columns, tables)
+        self._plans: dict[Schema, list[_Watched]] = {}
+        self._steps = 0
+        self._unseen = {need for w in self._watched for need in w.needs}
+        self._names: set[str] = set()
 
     def observe(self, record: StepRecord) -> list[Alert]:
         """Adds `record` and returns the alerts that are new at it.
 
-        A second record of the newest step is merged into the first: rules see whole steps.
+        A second record of the newest step is merged into the first: rules see whole steps. Only
+        rules that need something of it are asked again.
         """
-        if self._history and self._history[-1].step == record.step:
-            record = self._merge(self._history.pop(), record)
-        self._history.append(record)
-        history = list(self._history)
-        alerts = [alert for rule in self._rules for alert in self._check(rule, history)]
-        new = [a for a in alerts if (a.rule, a.metric) not in self._firing]
-        self._firing = {(a.rule, a.metric) for a in alerts}
+        history = self._history
+        if not len(history) or history[-1].step != record.step:
+            self._steps += 1
+        history.append(record)
+        plan = self._plans.get(record.schema)
+        if plan is None:
+            plan = self._make_plan(record.schema)
+        new: list[Alert] = []
+        for watched in plan:
+            try:
+                found = watched.rule.check(history)
+                if found or watched.spells:
+                    new += self._follow(watched, found, record.step)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the guard logs it
+                self._note_failure(watched, error)
         return new
 
-    def _merge(self, first: StepRecord, second: StepRecord) -> StepRecord:
-        schemas = first.schema, second.schema
-        if schemas not in self._schemas:
-            if len(self._schemas) >= HISTORY:
-                self._schemas.clear()  # the training changes what it trains
-            self._schemas[schemas] = Schema(first.schema.names + second.schema.names)
-        values = np.concatenate([first.values, second.values])
-        return StepRecord(first.step, first.time, self._schemas[schemas], values)
+    def unchecked(self) -> dict[str, str]:
+        """Returns the rules that could not be checked so far, and why."""
+        return {
+            w.rule.name: reason for w in self._watched if (reason := self._why_unchecked(w)) != ""
+        }
 
-    def _check(self, rule: Rule, history: list[StepRecord]) -> list[Alert]:
-        return self._guard.call(f"rule {rule.name}", lambda: _alerts(rule, history), [])
+    def _make_plan(self, schema: Schema) -> list[_Watched]:
+        if len(self._plans) >= _PLANS:
+            self._plans.clear()
+        self._names.update(schema.names)
+        self._unseen = {need for need in self._unseen if not _matches(need, schema)}
+        plan = [w for w in self._watched if self._is_asked(w, schema)]
+        self._plans[schema] = plan
+        return plan
+
+    def _is_asked(self, watched: _Watched, schema: Schema) -> bool:
+        if self._guard.is_off(f"rule {watched.rule.name}"):
+            return False
+        trigger = getattr(watched.rule, "triggers", watched.needs)
+        return not trigger or any(_matches(need, schema) for need in trigger)
+
+    def _follow(self, watched: _Watched, found: Any, step: int) -> list[Alert]:
+        """Counts the steps of each condition, and returns the alerts that begin."""
+        if step != watched.asked:
+            self._close_step(watched)
+            watched.asked = step
+        new: list[Alert] = []
+        for alert in _as_alerts(found):
+            spell = watched.spells.setdefault(alert.metric, _Spell(step))
+            self._extend(spell, step)
+            if self._is_due(spell, watched.timing, step):
+                spell.is_on, spell.raised = True, step
+                new.append(_complete(alert, spell.since))
+        return new
+
+    @staticmethod
+    def _close_step(watched: _Watched) -> None:
+        """Counts the step before: only now is it known that no further record of it came."""
+        timing, step = watched.timing, watched.asked
+        for metric, spell in list(watched.spells.items()):
+            if spell.newest == step:
+                continue
+            spell.missed += 1
+            if not spell.is_on or spell.missed >= timing.clear:
+                spell.count, spell.is_on = 0, False
+                if step - spell.raised >= timing.cooldown:
+                    del watched.spells[metric]
+
+    @staticmethod
+    def _extend(spell: _Spell, step: int) -> None:
+        if spell.newest != step:  # a second record of a step is not a second step
+            if not spell.count:
+                spell.since = step
+            spell.count += 1
+        spell.newest, spell.missed = step, 0
+
+    def _is_due(self, spell: _Spell, timing: Timing, step: int) -> bool:
+        return (
+            not spell.is_on
+            and spell.count >= timing.patience
+            and self._steps > timing.warmup
+            and step - spell.raised >= timing.cooldown
+        )
+
+    def _note_failure(self, watched: _Watched, error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        part = f"rule {watched.rule.name}"
+        self._guard.call(part, fail, None)
+        if self._guard.is_off(part):
+            for schema, plan in self._plans.items():  # a list may be iterated over just now
+                self._plans[schema] = [each for each in plan if each is not watched]
+
+    # -- what could not be checked -----------------------------------------------------------------
+
+    def _why_unchecked(self, watched: _Watched) -> str:
+        missing = [need for need in watched.needs if need in self._unseen]
+        groups = getattr(watched.rule, "alternatives", False)
+        if missing and (not groups or len(missing) == len(watched.needs)):
+            return _why_missing(missing, self._names, any_of=groups)
+        wait = watched.timing.warmup
+        if self._steps <= wait:
+            return f"the run has {self._steps} steps; the rule waits for {wait + 1}"
+        return ""
 
 
-def _alerts(rule: Rule, history: list[StepRecord]) -> list[Alert]:
-    found = cast("list[Alert] | None", rule.check(history))
-    alerts = list(found or ())  # a function without a return gives None
+_ABSENT: Mapping[str, str] = {
+    "lora/": "the model has no LoRA adapters, or they could not be read",
+    "optim/exp_avg": "the optimizer keeps no such state",
+    "optim/lr": "the optimizer has no learning rate",
+    "param/mismatch": "there is one process, or each parameter is on one rank only",
+    "train/loss_tokens": "the training does not count labels",
+    "train/loss": "the training does not report its loss",
+    "train/": "the Trainer does not log it",
+    "eval/": "the training does not evaluate",
+}
+
+
+def _why_missing(missing: Sequence[str], known: Iterable[str], *, any_of: bool) -> str:
+    what = (" or " if any_of else " and ").join(missing[:2]) + (", ..." if len(missing) > 2 else "")
+    reason = next((why for start, why in _ABSENT.items() if missing[0].startswith(start)), "")
+    why = f": {reason}" if reason else nearest(missing[0], known)
+    return f"{what} is not recorded{why}"
+
+
+def _needs(rule: Rule) -> tuple[str, ...]:
+    return tuple(getattr(rule, "needs", ()))
+
+
+def _matches(need: str, schema: Schema) -> bool:
+    if "*" not in need:
+        return need in schema.index
+    return any(fnmatch.fnmatchcase(name, need) for name in schema.names)
+
+
+def _as_alerts(found: Any) -> list[Alert]:
+    alerts = list(cast("list[Alert] | None", found) or ())  # a function may return nothing
     for alert in alerts:
         if not isinstance(alert, Alert):
             raise TypeError(f"check() returned a {type(alert).__name__}; expected um.Alert")
     return alerts
+
+
+def _complete(alert: Alert, since: int) -> Alert:
+    if since >= alert.step or alert.since is not None:
+        return alert
+    message = f"{alert.message} It began at step {since}."
+    return dataclasses.replace(alert, since=since, message=message)

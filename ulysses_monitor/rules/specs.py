@@ -6,27 +6,29 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from ulysses_monitor.common.registry import Registry, distinct_names
+from ulysses_monitor.common.yaml_lists import parse_list
 from ulysses_monitor.records import Alert, StepRecord
 from ulysses_monitor.rules.base import Rule
+from ulysses_monitor.rules.book import BOOK
 from ulysses_monitor.rules.builtin import BuiltinRule
-from ulysses_monitor.rules.sanity import NoLabels, NonFinite, ReplicaDrift
-from ulysses_monitor.rules.trends import LoraImbalance, Spike, VanishingGradient
+from ulysses_monitor.rules.expressions import Expression, is_expression
 
-__all__ = ["RULES", "check_rules", "default_rules", "make_rules"]
+__all__ = ["PROFILES", "RULES", "check_rules", "default_rules", "make_rules"]
+
+_EXPRESSION = "expression"
 
 RULES: Mapping[str, Callable[..., Rule]] = {
-    "nonfinite": NonFinite,
-    "no_labels": NoLabels,
-    "replica_drift": ReplicaDrift,
-    "loss_spike": functools.partial(Spike, metric="train/loss/total", name="loss_spike"),
-    "gradient_spike": functools.partial(Spike, metric="grad/norm/total", name="gradient_spike"),
-    "vanishing_gradient": VanishingGradient,
-    "lora_imbalance": LoraImbalance,
+    **{name: each.make for name, each in BOOK.items()},
+    _EXPRESSION: Expression,
 }
-"""The project's own rules; all of them together are ``default``."""
+"""The project's own rules, and ``expression``, which is one of the user's."""
+
+PROFILES = ("default", "strict")
+"""Sets of rules that come with the package, a YAML file each; ``off`` is none."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class _Function:
     check: Callable[[Sequence[StepRecord]], list[Alert]]
 
 
+@functools.cache  # rules keep nothing, so that all trainings may share them
+def _profile(name: str) -> Sequence[Rule]:
+    file = resources.files("ulysses_monitor.rules") / "profiles" / f"{name}.yaml"
+    specs = parse_list(file.read_text(encoding="utf-8"), "rules", name)
+    return [_REGISTRY.make(spec) for spec in specs]
+
+
 _REGISTRY: Registry[Rule] = Registry(
     word="rule",
     plural="rules",
@@ -44,7 +53,10 @@ _REGISTRY: Registry[Rule] = Registry(
     protocol=Rule,
     needs="name and check(history)",
     wrap=_Function,
-    presets={"default": lambda: list(RULES), "off": list},
+    presets={
+        **{name: functools.partial(_profile, name) for name in PROFILES},
+        "off": list,
+    },
 )
 
 
@@ -52,16 +64,16 @@ def make_rules(specs: Any = "default") -> list[Rule]:
     """Makes rules from what a user names them by.
 
     Args:
-        specs: ``default``, ``off``, the path of a YAML file with a list under ``rules``, or a list.
-            Each entry of a list is a rule; a function of the history; the name of a rule; an import
-            path, ``package.module:name``; or a mapping of one of these names to settings, such as
-            ``{"loss_spike": {"sigmas": 4.0}}``.
+        specs: ``default``, ``strict``, ``off``, an expression, the path of a YAML file with a list
+            under ``rules``, or a list. Each entry of a list is a rule; a function of the history;
+            the name of a rule; an expression, such as ``grad/norm/total > 3 * median(50) for 5``;
+            an import path, ``package.module:name``; or a mapping of one of these to settings, such
+            as ``{"loss_spike": {"sigmas": 4.0}}``.
 
     Raises:
-        InputError: a name, a setting or an object is wrong.
+        InputError: a name, a setting, an expression or an object is wrong.
     """
-    given = list(specs) if isinstance(specs, Iterator) else _off_is_a_word(specs)
-    entries = [spec for spec, _ in _REGISTRY.expand(given)]
+    entries = [_read_expression(spec) for spec, _ in _REGISTRY.expand(_as_list(specs))]
     rules = [_REGISTRY.make(spec) for spec in entries]
     names = distinct_names([rule.name for rule in rules])
     return [
@@ -76,9 +88,10 @@ def check_rules(specs: Any) -> None:
     """Checks what `make_rules` would make, without importing what is the user's.
 
     Raises:
-        InputError: a name, a setting or the form of an import path is wrong.
+        InputError: a name, a setting, an expression or the form of an import path is wrong.
     """
-    _REGISTRY.check_all(_off_is_a_word(specs))
+    for spec, _ in _REGISTRY.expand(_as_list(specs)):
+        _REGISTRY.check(_read_expression(spec))
 
 
 def default_rules() -> list[Rule]:
@@ -86,5 +99,20 @@ def default_rules() -> list[Rule]:
     return make_rules()
 
 
-def _off_is_a_word(specs: Any) -> Any:
+def _as_list(specs: Any) -> Any:
+    if isinstance(specs, Iterator):
+        return list(specs)
+    if is_expression(specs):
+        return [specs]
     return "off" if specs is False else specs  # YAML reads off as false
+
+
+def _read_expression(spec: Any) -> Any:
+    """Turns an expression, alone or with settings, into the rule ``expression``."""
+    if is_expression(spec):
+        return {_EXPRESSION: {"when": spec}}
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        key, given = next(iter(spec.items()))
+        if is_expression(key) and (given is None or isinstance(given, Mapping)):
+            return {_EXPRESSION: {"when": key, **(given or {})}}
+    return spec

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.capture import CapturedStep, Part
-from ulysses_monitor.records import Event, Metric, StepRecord, schema_of
+from ulysses_monitor.records import Alert, Event, Metric, StepRecord, schema_of
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.flops import TrainingFlops
+from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.recording import NoRecording, Recorder
 from ulysses_monitor.session.training_step import RecordBuilder, TrainingStep, as_part
 
@@ -25,17 +28,23 @@ class Publisher:
     Args:
         rules: see every record.
         engine: what is trained.
+        obey: takes what alerts ask of the training.
+        guard: calls it.
 
     Attributes:
         recorder: takes everything; until the run is open, nothing is recorded.
     """
 
-    def __init__(self, rules: RuleSet, engine: Engine) -> None:
+    def __init__(
+        self, rules: RuleSet, engine: Engine, obey: Callable[[Alert], None], guard: Guard
+    ) -> None:
         self.recorder: Recorder = NoRecording()
         self._rules, self._engine = rules, engine
+        self._obey, self._guard = obey, guard
         self._flops = TrainingFlops.of(engine.model)
         self._builder = RecordBuilder()
         self._last_publish = 0.0
+        self._last_step: int | None = None
 
     def build(self, parts: Sequence[Part], step: int) -> StepRecord:
         """Joins parts to the record of `step`."""
@@ -45,8 +54,14 @@ class Publisher:
         """Publishes the record of `step`, and the alerts that rules raise for it."""
         record = self.build(parts, step)
         self.recorder.publish(record)
+        self._last_step = step
+        self._check(record)
+
+    def _check(self, record: StepRecord) -> None:
         for alert in self._rules.observe(record):
             self.recorder.publish(alert.to_event(record.time))
+            part = f"what rule {alert.rule} asks for"
+            self._guard.call(part, partial(self._obey, alert), None)
 
     def publish_read(
         self,
@@ -82,7 +97,7 @@ class Publisher:
         self._last_publish = time.perf_counter() - began
 
     def publish_numbers(self, metrics: Mapping[str, float], step: int) -> None:
-        """Publishes further metrics of `step`, which rules do not see.
+        """Publishes further metrics of `step`; rules see them if they saw the step.
 
         Raises:
             InputError: a name is not ``family/stat/scope``.
@@ -90,7 +105,16 @@ class Publisher:
         names = tuple(Metric(name=name).name for name in metrics)
         if names:
             values = np.array([float(value) for value in metrics.values()], np.float64)
-            self.recorder.publish(StepRecord(step, time.time(), schema_of(names), values))
+            record = StepRecord(step, time.time(), schema_of(names), values)
+            self.recorder.publish(record)
+            if step == self._last_step:
+                self._guard.call("checking logged numbers", partial(self._check, record), None)
+
+    def close(self, status: Status, step: int, about: Mapping[str, Any]) -> None:
+        """Ends the run; see `Recorder.close`. run.json says which rules could not be checked."""
+        if self.recorder.is_recording:
+            self.recorder.describe({"rules_not_checked": self._rules.unchecked()})
+        self.recorder.close(status, step, about)
 
     def publish_event(self, kind: str, data: Mapping[str, Any], step: int) -> None:
         """Publishes an event at `step`."""

@@ -89,9 +89,10 @@ class Session:
         self.failure = FailureWatch()
         self._engine = engine
         guard = self._guard = Guard(lambda about: self.event("monitor", about))
-        self._publisher = Publisher(RuleSet(parts.rules, self._guard), engine)
-        self.sources = Sources(self._guard)
-        self._steering = make_steering(engine, settings, parts, training, self._guard)
+        self._steering = make_steering(engine, settings, parts, training, guard)
+        obey, rules = self._steering.inbox.obey, RuleSet(parts.rules, guard)
+        self._publisher = Publisher(rules, engine, obey, guard)
+        self.sources = Sources(guard)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(
@@ -143,7 +144,7 @@ class Session:
             why = {"reason": self.stopped} if self.stopped else {}
             failure = self.failure.finish(status)
             about = {**why, **failure, "peak_memory": peak_memory(self._engine.device)}
-            self._publisher.recorder.close(status, self.step, about)
+            self._publisher.close(status, self.step, about)
 
     def guarded(self, part: str, function: Callable[[], _T], default: _D) -> _T | _D:
         """Calls `function`, which runs inside the user's training; returns `default` if it raises.

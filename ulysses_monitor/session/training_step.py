@@ -96,6 +96,7 @@ class TrainingStep:
             "loss_tokens": self._loss_tokens,
             "has_labels": self._has_labels,
             "attended": self._attended,
+            **({"loss_squares": _square(self._loss)} if world_size() > 1 else {}),
         }
 
     def metrics(self, engine: Engine) -> dict[str, float]:
@@ -103,6 +104,8 @@ class TrainingStep:
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"] > 0:  # not NaN
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
+            if "loss_squares" in self.sums:
+                metrics["train/loss_rank_std/total"] = self._rank_std()
         if self.sums["has_labels"] > 0:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
         return {**metrics, **self.clip_metrics(engine.clip_norm()), **self.sources}
@@ -115,6 +118,14 @@ class TrainingStep:
         if clip_norm is None or norm is None:
             return {}
         return {"grad/clip_coef/total": min(1.0, clip_norm / (norm + 1e-6))}
+
+    def _rank_std(self) -> float:
+        """Returns how far the ranks' losses are apart; exactly 0 if they are equal."""
+        count = self.sums["has_loss"]
+        mean = self.sums["loss"] / count
+        variance = self.sums["loss_squares"] / count - mean**2
+        is_rounding = variance < 1e-13 * mean**2  # of the sums, which are float64
+        return 0.0 if is_rounding else math.sqrt(variance)
 
     def valid_parts(self, parts: Sequence[Part]) -> list[Part]:
         """Returns what was measured, without the gradients if they changed afterwards."""
@@ -135,6 +146,10 @@ class TrainingStep:
             if name in schema.index:
                 return float(values[schema.index[name]])
         return None
+
+
+def _square(loss: Tensor | float) -> Tensor | float:
+    return loss.double().square() if isinstance(loss, Tensor) else loss**2
 
 
 def _scalar(name: str, value: Tensor | float) -> Tensor | float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.ranks import broadcast_bytes
-from ulysses_monitor.records import Event
-from ulysses_monitor.records.command import Command
+from ulysses_monitor.records import Alert, Event
+from ulysses_monitor.records.command import LONGEST_TEXT, Command, parse_words
 from ulysses_monitor.store.control_file import ControlFile
 
 __all__ = ["CommandInbox", "control_event", "obey"]
@@ -20,7 +21,7 @@ _PENDING = "steering/command_pending"
 
 
 class CommandInbox:
-    """The commands of `ulysses control`, one a step.
+    """The commands of `ulysses control` and of alerts, one a step.
 
     Args:
         device: where the collective backend's tensors live.
@@ -30,6 +31,18 @@ class CommandInbox:
         self._device = device
         self._file: ControlFile | None = None
         self._pending: Command | None = None
+        self._of_alerts: deque[Command] = deque()
+
+    def obey(self, alert: Alert) -> None:
+        """Takes what an alert asks for, to be done at the next step; called on rank 0 only.
+
+        Raises:
+            InputError: it asks for something that no command can say.
+        """
+        if alert.command:
+            asked = parse_words(alert.command)
+            why = " ".join(alert.message.split())[:LONGEST_TEXT]
+            self._of_alerts.append(Command(who=f"rule {alert.rule}", why=why, **asked))
 
     def open(self, run_dir: Path) -> None:
         """Reads commands from the run directory from now on; called on rank 0 only."""
@@ -41,7 +54,9 @@ class CommandInbox:
 
     def collect_sums(self) -> dict[str, float]:
         """Returns this rank's numbers, to be summed over ranks: whether a command is pending."""
-        if self._file is not None and self._pending is None:
+        if self._pending is None and self._of_alerts:
+            self._pending = self._of_alerts.popleft()
+        if self._pending is None and self._file is not None:
             self._pending = self._file.poll()
         return {_PENDING: float(self._pending is not None)}
 

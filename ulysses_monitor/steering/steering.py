@@ -45,6 +45,7 @@ class Steering:
         guard: calls the policies.
 
     Attributes:
+        inbox: the commands of people and alerts.
         requests: ``save`` and ``stop`` that were asked for, and by whom and why.
 
     Raises:
@@ -71,7 +72,7 @@ class Steering:
         self._is_fitted = not policies
         self._performer = Performer(engine, seed, abilities)
         self._agreement = Agreement()
-        self._inbox = CommandInbox(engine.device)
+        self.inbox = CommandInbox(engine.device)
         self._factors: dict[int | None, float] = {}
         self._is_off = False
         self.requests: dict[str, str] = {}
@@ -100,11 +101,11 @@ class Steering:
 
     def listen(self, run_dir: Path) -> None:
         """Obeys commands in the run directory from now on; called on rank 0 only."""
-        self._inbox.open(run_dir)
+        self.inbox.open(run_dir)
 
     def collect_sums(self) -> dict[str, float]:
         """Returns this rank's numbers for the step's vector, to be summed over ranks."""
-        sums = self._inbox.collect_sums()
+        sums = self.inbox.collect_sums()
         return sums | self._agreement.collect_sums() if self._has_policies else sums
 
     def steer(
@@ -127,8 +128,8 @@ class Steering:
         Raises:
             InputError: before the first step, a policy that the user named cannot act.
         """
-        command = self._inbox.receive(sums)
-        problems = self._inbox.problems()
+        command = self.inbox.receive(sums)
+        problems = self.inbox.problems()
         if not (self._has_policies or self._factors or command or problems):
             return []
         record = make_record()

@@ -14,14 +14,13 @@ import yaml
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records import Alert, StepRecord
 from ulysses_monitor.rules import (
-    RULES,
-    NonFinite,
-    Spike,
-    VanishingGradient,
+    BOOK,
     check_rules,
     default_rules,
     make_rules,
 )
+from ulysses_monitor.rules.kinds.levels import Vanishing
+from ulysses_monitor.rules.kinds.spikes import Spike
 
 
 class Own:
@@ -52,9 +51,8 @@ def names(specs: Any) -> list[str]:
 
 
 def test_default_is_every_rule_of_the_project() -> None:
-    assert names("default") == list(RULES)
-    assert [rule.name for rule in default_rules()] == list(RULES)
-    assert make_rules("default") == make_rules(list(RULES))
+    assert names("default") == names("strict") == list(BOOK)
+    assert default_rules() == make_rules("default") == make_rules(list(BOOK))
 
 
 @pytest.mark.parametrize("none", ["off", False, [], ()])
@@ -75,8 +73,9 @@ def test_names_settings_import_paths_functions_and_objects_all_make_rules() -> N
             {f"{__name__}:Own": {"size": 5}},
         ]
     )
-    assert first == NonFinite()
-    assert second == Spike(metric="train/loss/total", name="loss_spike", sigmas=4.0)
+    assert first.name == "nonfinite"
+    assert isinstance(second, Spike)
+    assert (second.metric, second.sigmas) == ("train/loss/total", 4.0)
     assert third is given
     assert (fourth.name, fifth.name) == ("own_function", "own_function")
     assert (sixth.name, sixth.size) == ("own", 5)  # type: ignore[attr-defined]
@@ -90,7 +89,7 @@ def test_a_function_of_the_history_gives_alerts() -> None:
 
 def test_default_can_be_extended_and_duplicate_names_get_numbers() -> None:
     found = names(["default", {"loss_spike": {"sigmas": 4}}])
-    assert found == [*RULES, "loss_spike-2"]
+    assert found == [*BOOK, "loss_spike-2"]
     assert names(["nonfinite", {"loss_spike": {"name": "mine"}}]) == ["nonfinite", "mine"]
 
 
@@ -103,7 +102,9 @@ def test_objects_keep_their_names() -> None:
 def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
     read = yaml.safe_load("[{vanishing_gradient: {below: 1e-3}}]")
     assert read[0]["vanishing_gradient"]["below"] == "1e-3"
-    assert make_rules(read) == [VanishingGradient(below=1e-3)]
+    (rule,) = make_rules(read)
+    assert isinstance(rule, Vanishing)
+    assert rule.below == 1e-3
 
 
 def test_a_file_holds_a_list_under_rules(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_file_holds_a_list_under_rules(tmp_path: Path) -> None:
         (["nonfinit"], "(did you mean 'nonfinite'?)"),
         (
             3,
-            "got int; expected a list of rules, such as [nonfinite], a preset (default, off), or ",
+            "got int; expected a list of rules, such as [nonfinite], a preset (default, strict",
         ),
         ([3], "rules: an object of type int is not a rule; expected a function, or an object with"),
         ([Own], "rule Own: is a class; expected an object, Own(...)"),
@@ -130,8 +131,18 @@ def test_a_file_holds_a_list_under_rules(tmp_path: Path) -> None:
         ([{"loss_spike": {"sigma": 3}}], "unknown setting 'sigma' (did you mean 'sigmas'?)"),
         ([{"loss_spike": {"sigmas": "high"}}], "rule loss_spike: sigmas is 'high'; expected a nu"),
         ([{"loss_spike": {"sigmas": True}}], "rule loss_spike: sigmas is True"),
-        ([{"loss_spike": {"warmup": 0}}], "warmup is 0; expected an integer from 1 to 255"),
-        ([{"loss_spike": {"window": 32}}], "warmup is 64; expected at most window, which is 32"),
+        ([{"loss_spike": {"window": 0}}], "window is 0; expected an integer from 1 to 255"),
+        ([{"loss_spike": {"window": 16}}], "warmup is 32; expected at most window, which is 16"),
+        ([{"loss_spike": {"severity": "high"}}], "severity is 'high'; allowed: info, warning, cr"),
+        ([{"loss_spike": {"patience": 0}}], "patience is 0; expected an integer from 1 to"),
+        (
+            [{"nonfinite": {"on_alert": "explode"}}],
+            "rule nonfinite: on_alert: the command has 'exp",
+        ),
+        (
+            [{"rate_out_of_range": {"lora": 1}}],
+            "lora is 1; expected the lowest and the highest rate",
+        ),
         ([{"loss_spike": {"metric": "grad/*"}}], "expected the name of one metric, such as grad/n"),
         (
             [{"vanishing_gradient": {"below": 0}}],
@@ -150,12 +161,44 @@ def test_a_wrong_rule_is_refused_in_one_line(specs: Any, message: str) -> None:
 
 
 def test_every_setting_of_the_wrong_type_is_refused_by_name() -> None:
-    for name in RULES:
+    for name in BOOK:
         (rule,) = make_rules([name])
         assert dataclasses.is_dataclass(rule)
         for field in dataclasses.fields(rule):
-            with pytest.raises(InputError, match=f"{field.name} is {{}}; expected "):
+            with pytest.raises(InputError, match=f"{field.name} is {{}}; (expected|allowed)"):
                 make_rules([{name: {field.name: {}}}])
+
+
+def test_an_expression_is_a_rule_alone_in_a_list_and_with_settings() -> None:
+    when = "grad/norm/total > 3 * median(50) for 5"
+    (alone,) = make_rules(when)
+    listed, named = make_rules([when, {when: {"name": "jumpy", "severity": "critical"}}])
+    (spelled_out,) = make_rules([{"expression": {"when": when}}])
+    assert alone == listed == spelled_out
+    assert (alone.name, alone.patience) == ("grad_norm", 5)  # type: ignore[attr-defined]
+    assert (named.name, named.severity) == ("jumpy", "critical")  # type: ignore[attr-defined]
+    assert names([when, when]) == ["grad_norm", "grad_norm-2"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("train/loss/total > ", "rules: 'train/loss/total >': at 20: unexpected the end; expected"),
+        (
+            {"a/b/c > 1": {"sevrity": "info"}},
+            "unknown setting 'sevrity' (did you mean 'severity'?)",
+        ),
+        ({"a/b/c > 1 for 3": {"patience": 4}}, "patience is 4; expected what the expression says"),
+        ({"expression": {"when": 5}}, "when is 5; expected an expression"),
+        ({"expression": {}}, "the setting when is missing"),
+    ],
+)
+def test_a_wrong_expression_is_refused_in_one_line(spec: Any, message: str) -> None:
+    for check in make_rules, check_rules:
+        with pytest.raises(InputError) as error:
+            check([spec])
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_checking_does_not_import_the_users_code() -> None:

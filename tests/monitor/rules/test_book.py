@@ -1,0 +1,259 @@
+"""Each rule of the project: a history on which it fires, at which step, and healthy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ulysses_monitor.records import Alert, StepRecord
+from ulysses_monitor.rules import BOOK, RuleSet, make_rules
+
+Value = float | Callable[[int], float | None] | None
+
+DRAW = np.random.default_rng(0).lognormal(0, 0.05, 400)
+
+
+def noisy(mean: float) -> Callable[[int], float]:
+    return lambda step: float(mean * DRAW[step])
+
+
+def after(step: int, value: Value, before: Value = 1.0) -> Callable[[int], float | None]:
+    """`before` until `step`, then `value`."""
+
+    def at(now: int) -> float | None:
+        chosen = value if now >= step else before
+        return chosen(now) if callable(chosen) else chosen
+
+    return at
+
+
+def every(steps: int, value: Value) -> Callable[[int], float | None]:
+    """A value that is measured at steps 1, 1 + `steps`, ..."""
+    return lambda now: (
+        None if now % steps != 1 else value(now) if callable(value) else value  # type: ignore[return-value]
+    )
+
+
+LOSS, NORM, RATE = "train/loss/total", "grad/norm/total", "optim/lr/0"
+LAYERS = {f"grad/norm/layer/{i}": noisy(1.0) for i in range(4)}
+PARAMS = {f"grad/norm/param/p{i}": noisy(1.0) for i in range(4)}
+RATIO, REWARD = "optim/update_ratio/total", "train/reward/total"
+SPEED, SECONDS = "train/tokens_per_second/total", "train/step_seconds/total"
+MEMORY = "memory_bytes/total"
+
+# rule: metrics, and the step of the first alert
+CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
+    "nonfinite": ({"grad/nonfinite/total": after(7, 2.0, 0.0)}, 7),
+    "skipped_steps": ({"grad/nonfinite/total": after(7, 2.0, 0.0)}, 11),
+    "no_labels": ({"train/loss_tokens/total": after(7, 0.0, 9.0)}, 7),
+    "loss_zero": ({LOSS: after(7, 0.0, noisy(2.0))}, 8),
+    "loss_spike": ({LOSS: lambda s: 6.0 if s == 50 else noisy(2.0)(s)}, 50),
+    "gradient_spike": ({NORM: lambda s: 9.0 if s == 50 else noisy(1.0)(s), **LAYERS}, 50),
+    "divergence": ({LOSS: lambda s: noisy(2.0)(s) * (1.02 ** max(0, s - 60))}, 0),
+    "plateau": ({LOSS: 2.0}, 208),
+    "not_learning": ({LOSS: noisy(2.0), RATIO: every(10, 1e-6)}, 101),
+    "loss_collapse": ({LOSS: after(60, 0.01, noisy(2.0))}, 67),
+    "loss_without_noise": ({LOSS: lambda s: 4.0 * 0.99**s}, 49),
+    "vanishing_gradient": ({NORM: after(60, 1e-6, noisy(1.0))}, 69),
+    "exploding_gradient": ({NORM: after(60, 99.0, noisy(1.0))}, 64),
+    "vanishing_layer": ({**LAYERS, "grad/norm/layer/2": 1e-6}, 11),
+    "exploding_layer": ({**LAYERS, "grad/norm/layer/2": 500.0}, 11),
+    "layer_shift": ({**LAYERS, "grad/norm/layer/2": after(60, 9.0)}, 61),
+    "no_gradient": ({**PARAMS, "grad/norm/param/p2": after(10, 0.0)}, 29),
+    "does_not_move": (
+        {
+            **PARAMS,
+            **{f"optim/update_ratio/param/p{i}": every(10, 1e-3) for i in range(3)},
+            "optim/update_ratio/param/p3": every(10, 0.0),
+        },
+        21,
+    ),
+    "nothing_moves": ({RATIO: every(10, 0.0), RATE: 1e-3, NORM: 1.0}, 1),
+    "update_ratio_large": ({RATIO: every(10, 0.5)}, 21),
+    "update_ratio_small": ({RATIO: every(10, 1e-7), RATE: 1e-3}, 21),
+    "gradients_accumulate": ({NORM: lambda s: float(s)}, 25),
+    "state_not_updated": ({"optim/exp_avg_norm/total": every(10, 0.3), NORM: 1.0}, 11),
+    "second_moment_small": ({"optim/exp_avg_sq_mean/total": every(10, 1e-20), NORM: 1.0}, 11),
+    "weights_jump": (
+        {
+            "param/norm/total": every(10, 1.0),
+            **{f"param/norm/layer/{i}": every(10, 1.0) for i in range(3)},
+            "param/norm/layer/3": every(10, after(60, 2.0)),
+            **{f"optim/update_ratio/layer/{i}": every(10, 1e-3) for i in range(4)},
+        },
+        61,
+    ),
+    "weights_shrink": ({"param/norm/total": every(10, after(60, 0.5))}, 71),
+    "lora_imbalance": ({"lora/grad_ratio_B_A/total": 200.0}, 101),
+    "lora_idle": ({"lora/delta_ratio/total": every(10, 0.0)}, 21),
+    "lora_rank_collapse": ({"lora/stable_rank/total": every(10, after(60, 1.0, 3.0))}, 81),
+    "lora_outgrows_base": ({"lora/delta_ratio/total": every(10, 3.0)}, 11),
+    "rate_zero": ({RATE: after(60, 0.0)}, 62),
+    "rate_jump": ({RATE: after(60, 9.0)}, 60),
+    "rate_reset": ({RATE: lambda s: s - 29.0}, 35),
+    "rate_out_of_range": ({"optim/exp_avg_sq_mean/total": every(10, 1.0), RATE: 0.5}, 1),
+    "always_clipping": ({"grad/clip_coef/total": 0.01}, 72),
+    "replica_drift": ({"param/mismatch/total": every(10, after(60, 2.0, 0.0))}, 61),
+    "same_data_on_ranks": ({"train/loss_rank_std/total": after(60, 0.0, 0.1)}, 62),
+    "overfitting": (
+        {LOSS: lambda s: 4.0 * 0.99**s, "eval/loss/total": every(20, lambda s: 2.0 + s / 200)},
+        61,
+    ),
+    "evaluation_stuck": (
+        {LOSS: lambda s: 4.0 * 0.99**s, "eval/loss/total": every(20, lambda s: 2.0 + s / 1e5)},
+        121,
+    ),
+    "token_accuracy_perfect": ({"train/mean_token_accuracy/total": 1.0}, 5),
+    "throughput_drop": ({SPEED: after(100, 100.0, 900.0), SECONDS: 1.0}, 111),
+    "stall": ({SECONDS: lambda s: 90.0 if s == 60 else 1.0}, 60),
+    "memory_creep": ({f"system/host_{MEMORY}": lambda s: 1e9 + 2e7 * s}, 128),
+    "device_memory_creep": (
+        {"system/device_memory_allocated_bytes/total": lambda s: 1e9 + 2e7 * s},
+        128,
+    ),
+    "entropy_collapse": ({"train/entropy/total": after(60, 0.1, 2.0)}, 62),
+    "entropy_explosion": ({"train/objective/entropy/total": after(60, 9.0, 2.0)}, 62),
+    "kl_runaway": ({"train/kl/total": after(60, 3.0, 0.1)}, 62),
+    "clip_fraction_high": ({"train/clip_ratio/region_mean/total": after(60, 0.6, 0.1)}, 63),
+    "value_loss_explosion": ({"train/value_loss/total": after(60, 30.0)}, 62),
+    "sampler_mismatch": ({"train/sampling/sampling_logp_difference/mean/total": 0.3}, 3),
+    "importance_ratio_off": ({"train/val/ratio/total": 3.0}, 3),
+    "length_hacking": (
+        {
+            "train/completions/mean_length/total": lambda s: 50.0 + s,
+            REWARD: lambda s: s / 100 + 0.01 * DRAW[s],
+        },
+        0,
+    ),
+    "length_collapse": ({"train/completions/mean_length/total": after(60, 5.0, 50.0)}, 62),
+    "truncated_answers": ({"train/completions/clipped_ratio/total": 0.9}, 5),
+    "zero_advantage": ({"train/frac_reward_zero_std/total": 1.0}, 5),
+    "reward_spread_zero": ({"train/reward_std/total": 0.0}, 5),
+    "reward_constant": ({REWARD: 0.5}, 10),
+    "reward_collapse": ({REWARD: lambda s: noisy(s / 100)(s) if s < 100 else -1.0}, 0),
+    "reward_outlier": ({REWARD: lambda s: 90.0 if s == 60 else noisy(1.0)(s)}, 60),
+    "rewards_divided": (
+        {
+            "train/rewards/format/mean/total": lambda s: noisy(0.5 + s / 100)(s),
+            "train/rewards/correct/mean/total": lambda s: noisy(2.0 - s / 100)(s),
+        },
+        0,
+    ),
+    "chosen_falls": ({"train/rewards/chosen/total": -9.0}, 4),
+    "preference_margin_runaway": ({"train/rewards/margins/total": 50.0}, 4),
+    "preference_sides_equal": ({"train/rewards/margins/total": 0.0}, 4),
+    "preferences_inverted": ({"train/rewards/accuracies/total": 0.1}, 31),
+    "early_gradient": ({NORM: lambda s: noisy(1.05 ** max(0, s - 100))(s), LOSS: 2.0}, 0),
+    "early_update": (
+        {RATIO: every(2, lambda s: noisy(1e-3 * 1.05 ** max(0, s - 100))(s)), LOSS: 2.0},
+        0,
+    ),
+}
+
+
+def alerts(
+    rules: Any, metrics: Mapping[str, Value], steps: int = 250, first: int = 1
+) -> list[Alert]:
+    rule_set = RuleSet(make_rules(rules))
+    found = []
+    for step in range(first, steps + 1):
+        values = {n: v(step) if callable(v) else v for n, v in metrics.items()}
+        known = {name: value for name, value in values.items() if value is not None}
+        found += rule_set.observe(StepRecord.of(step, 0.0, {"my/own/total": 1.0, **known}))
+    return found
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(CASES) == set(BOOK)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rule_fires_on_its_fault_and_says_all_that_an_alert_has_to(name: str) -> None:
+    metrics, step = CASES[name]
+    found = alerts([name], metrics, first=30 if name == "rate_reset" else 1)  # it was resumed
+    assert found, "no alert"
+    first = found[0]
+    assert step in (0, first.step)
+    assert first.rule == name
+    assert first.message.startswith(f"Step {first.step}: ")
+    assert first.message.endswith(".")
+    assert first.hint
+    assert len(first.causes) >= 2
+    assert first.page == f"docs/rules/{name}.md"
+    assert np.isfinite([first.value, first.threshold]).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rule_without_its_metrics_is_silent_and_says_so(name: str) -> None:
+    rule_set = RuleSet(make_rules([name]))
+    for step in range(1, 5):
+        assert rule_set.observe(StepRecord.of(step, 0.0, {"my/own/total": 1.0})) == []
+    assert "is not recorded" in rule_set.unchecked()[name]
+
+
+@pytest.mark.parametrize(("step", "rules"), [(60, ["default"]), (60, ["strict"])])
+def test_missing_values_and_infinities_break_no_rule(step: int, rules: list[str]) -> None:
+    names = sorted({need for e in BOOK.values() for need in e.make().needs if "*" not in need})
+    draw = np.random.default_rng(3)
+    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -1.0, 1e300, 1.0, 1.0, 1.0, 2.0])
+
+    class Raises:
+        def call(self, part: str, function: Any, default: Any, **_: Any) -> Any:
+            return function()
+
+        def is_off(self, part: str) -> bool:
+            return False
+
+    rule_set = RuleSet(make_rules(rules), Raises())  # type: ignore[arg-type]
+    extra = [f"grad/norm/layer/{i}" for i in range(4)] + [f"grad/norm/param/p{i}" for i in range(4)]
+    extra += [
+        f"{k}/{s}" for k in ("param/norm", "optim/update_ratio") for s in ("layer/0", "layer/1")
+    ]
+    extra += ["train/rewards/a/mean/total", "train/rewards/b/mean/total", "optim/lr/1"]
+    with np.errstate(all="ignore"):
+        for now in range(1, 4 * step):
+            chosen = [n for n in [*names, *extra] if draw.random() < 0.8]
+            rule_set.observe(StepRecord.of(now, 0.0, {n: draw.choice(odd) for n in chosen}))
+
+
+def test_a_healthy_run_of_all_metrics_raises_nothing() -> None:
+    rng = np.random.default_rng(5)
+    noise = rng.lognormal(0, 0.15, (64, 420))
+
+    def random(i: int, mean: float = 1.0) -> Callable[[int], float]:
+        return lambda step: float(mean * noise[i, step])
+
+    def often(value: Callable[[int], float]) -> Callable[[int], float | None]:
+        return lambda step: value(step) if step % 10 == 1 else None
+
+    metrics: dict[str, Value] = {
+        LOSS: lambda s: (1.5 + 3 * np.exp(-s / 80)) * noise[0, s] ** 0.2,
+        NORM: lambda s: (1 + 4 * np.exp(-s / 10)) * noise[1, s] ** 2,
+        "grad/nonfinite/total": 0.0,
+        "grad/clip_coef/total": lambda s: min(1.0, 1 / noise[1, s]),
+        "train/loss_tokens/total": 512.0,
+        "train/loss_rank_std/total": random(2, 0.1),
+        RATE: lambda s: 1e-3 * min(s / 20, 1.0) * (1 - s / 450),
+        SPEED: random(3, 900.0),
+        SECONDS: random(4),
+        f"system/host_{MEMORY}": lambda s: 1e9 * (1 + min(s, 50) / 500),
+        RATIO: often(random(5, 2e-3)),
+        "optim/exp_avg_norm/total": often(random(6)),
+        "optim/exp_avg_sq_mean/total": often(random(7, 1e-6)),
+        "param/norm/total": often(lambda s: 9.0 + s / 1000),
+        "lora/delta_ratio/total": often(lambda s: s / 1000),
+        "lora/stable_rank/total": often(random(8, 2.0)),
+        "lora/grad_ratio_B_A/total": lambda s: 120 * np.exp(-s / 25) + 2 * noise[9, s],
+        "eval/loss/total": lambda s: 1.6 + 3 * np.exp(-s / 80) if s % 50 == 0 else None,
+        "param/mismatch/total": often(lambda _: 0.0),
+    }
+    for i in range(4):
+        metrics[f"grad/norm/layer/{i}"] = random(10 + i, 1 + i)
+        metrics[f"grad/norm/param/p{i}"] = random(14 + i)
+        metrics[f"param/norm/layer/{i}"] = often(lambda s: 9.0 + s / 1000)
+        metrics[f"optim/update_ratio/layer/{i}"] = often(random(18 + i, 2e-3))
+        metrics[f"optim/update_ratio/param/p{i}"] = often(random(22 + i, 2e-3))
+    assert [(a.rule, a.step) for a in alerts("default", metrics, 400) if a.severity != "info"] == []

@@ -1,0 +1,46 @@
+"""Ranks that differ, or do not differ where they should."""
+
+from ulysses_monitor.rules.builtin import entry
+from ulysses_monitor.rules.kinds.ranks import SameLoss
+from ulysses_monitor.rules.kinds.sanity import ReplicaDrift
+
+__all__ = ["ENTRIES"]
+
+_FAMILY = "ranks"
+
+ENTRIES = (
+    entry(
+        "replica_drift",
+        ReplicaDrift,
+        family=_FAMILY,
+        sees="Replicas of a parameter, or of a reduced gradient, that differ in any bit, and the "
+        "rank that differs.",
+        formula="`param/mismatch/total` or `grad/mismatch/total` > 0",
+        source="definition",
+        causes=(
+            "random numbers that differ between ranks: noise, dropout in an edit of the weights",
+            "a collective that is missing or averages nothing",
+            "ranks that loaded different weights",
+            "faulty memory",
+        ),
+        advice="Look for random numbers or edits that differ between ranks, for a model that "
+        "ranks load differently, and for faulty memory.",
+    ),
+    entry(
+        "same_data_on_ranks",
+        SameLoss,
+        patience=3,
+        clear=16,
+        family=_FAMILY,
+        sees="Ranks that have the same loss to the last bit, so they train on the same rows. Ranks "
+        "that share a row under sequence parallelism are meant to, and are not looked at.",
+        formula="`train/loss_rank_std/total` = 0 for 3 steps, without `sp/...`",
+        source="definition",
+        causes=(
+            "the sampler is not distributed: every rank reads the same rows",
+            "each rank seeds the same stream of an iterable dataset",
+            "a data set smaller than one global batch",
+        ),
+        advice="Use a DistributedSampler, or split the stream by rank.",
+    ),
+)

@@ -1,0 +1,95 @@
+"""The two sides of LoRA adapters, and what they add to the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from ulysses_monitor.common.settings import MetricName, Text
+from ulysses_monitor.records import Alert
+from ulysses_monitor.rules.builtin import BuiltinRule
+from ulysses_monitor.rules.history import History
+
+__all__ = ["IdleAdapter", "LoraImbalance", "RankCollapse"]
+
+DELTA = "lora/delta_ratio/total"
+RANK = "lora/stable_rank/total"
+
+_Factor = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraImbalance(BuiltinRule):
+    """Finds adapters of which one side gets almost all of the gradient, for `patience` steps.
+
+    The ratio is infinite at the first step, where B = 0 keeps A's gradient at zero, and falls over
+    about a hundred steps on a healthy run; so the rule waits for `warmup` steps.
+    """
+
+    name: Text = "lora_imbalance"
+    warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    metric: MetricName = "lora/grad_ratio_B_A/total"
+    """The ratio of B's gradient norm to A's."""
+    low: _Factor = 0.02
+    """A ratio below this is out of balance."""
+    high: _Factor = 50.0
+    """A ratio above this is out of balance."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `BuiltinRule`."""
+        return (self.metric,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        ratio = history.last(self.metric)
+        if not (ratio < self.low or ratio > self.high):
+            return []
+        side = "A" if ratio > self.high else "B"
+        limit = self.high if ratio > self.high else self.low
+        text = (
+            f"LoRA's {side} has had almost no gradient for {self.patience} steps "
+            f"(B/A is {ratio:.3g})"
+        )
+        return [self.alert(history, self.metric, ratio, limit, text, where=f"lora_{side}")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCollapse(BuiltinRule):
+    """Finds adapters whose product is of rank one, after it had more."""
+
+    below: _Factor = 1.02
+    """Stable rank that counts as one."""
+    had: _Factor = 1.5
+    """Stable rank that it had before."""
+    reads = (RANK,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        rank = history.last(RANK)
+        if not rank < self.below:
+            return []
+        highest = float(history.samples(RANK).max())
+        if highest < self.had:
+            return []
+        text = f"the adapters' stable rank has fallen from {highest:.2f} to {rank:.2f}"
+        return [self.alert(history, RANK, rank, self.below, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdleAdapter(BuiltinRule):
+    """Finds adapters that still add nothing to the weights."""
+
+    steps: Annotated[int, Field(ge=2)] = 11
+    """Steps after which an adapter must have moved."""
+    reads = (DELTA,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        if history.last(DELTA) != 0 or len(history) < self.steps:
+            return []
+        text = "the adapters still add nothing to the weights: BA is zero"
+        return [self.alert(history, DELTA, 0.0, 0.0, text)]

@@ -1,0 +1,193 @@
+"""How the loss moves over the run, and beside an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from ulysses_monitor.records import Alert
+from ulysses_monitor.rules.builtin import BuiltinRule, Steps
+from ulysses_monitor.rules.history import History, median_of
+
+__all__ = ["Collapse", "Divergence", "NotLearning", "Overfitting", "Plateau"]
+
+LOSS = "train/loss/total"
+EVAL = "eval/loss/total"
+RATIO = "optim/update_ratio/total"
+_REWARD = "train/reward/total"
+
+Array = npt.NDArray[np.float64]
+_Factor = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence(BuiltinRule):
+    """Finds a loss that stays well above the best level it had, and gives back what it gained."""
+
+    above: Annotated[float, Field(ge=1)] = 1.05
+    """The loss, over `window` steps, is so many times its best."""
+    given_back: Annotated[float, Field(ge=0)] = 0.5
+    """Share of what the loss had fallen that it has risen again."""
+    sigmas: Annotated[float, Field(ge=0)] = 4.0
+    """The rise is so many times the scatter of single losses."""
+    window: Steps = 12
+    """Steps of which medians are taken."""
+    reads = (LOSS, _REWARD)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `BuiltinRule.needs`."""
+        return (LOSS,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        value, usual = history.last(LOSS), history.baseline(LOSS, 64)
+        if not value > 1.02 * usual.median or len(history.samples(_REWARD)):
+            return []
+        losses = history.samples(LOSS)
+        if len(losses) < 3 * self.window:
+            return []
+        recent, (levels, scatter) = median_of(losses[-self.window :]), _blocks(losses, self.window)
+        best, first = float(levels.min()), float(levels[0])
+        noise = self.sigmas * scatter
+        limit = max(self.above * best, best + max(self.given_back * (first - best), noise))
+        if not (recent > limit and best > 0):
+            return []
+        text = (
+            f"the loss has risen to {recent:.4g}, the median of {self.window} steps, from "
+            f"{best:.4g} at its best"
+        )
+        return [self.alert(history, LOSS, recent, limit, text)]
+
+
+def _blocks(losses: Array, window: int) -> tuple[Array, float]:
+    """Returns medians of blocks of the losses, and the typical scatter within a block."""
+    blocks = losses[: len(losses) // window * window].reshape(-1, window)
+    # From step to step, so that the fall of the loss is no scatter.
+    scatter = 1.4826 * median_of(np.abs(np.diff(blocks, axis=1)).ravel()) / np.sqrt(2)
+    return np.sort(blocks, axis=1)[:, window // 2], float(scatter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau(BuiltinRule):
+    """Finds a loss that does not improve over many steps."""
+
+    window: Annotated[int, Field(ge=20, le=240)] = 200
+    """Steps without improvement."""
+    improvement: Annotated[float, Field(ge=0, le=1)] = 0.002
+    """Smallest relative improvement that counts."""
+    reads = (LOSS,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        if history[-1].step % 16 or len(history) < self.window:
+            return []
+        losses = history.samples(LOSS)[-self.window :]
+        quarter = self.window // 4
+        before, now = median_of(losses[:quarter]), median_of(losses[-quarter:])
+        limit = before * (1 - self.improvement)
+        if len(losses) < self.window or before <= 0 or now < limit:
+            return []
+        text = f"the loss has not improved for {self.window} steps ({before:.4g}, now {now:.4g})"
+        return [self.alert(history, LOSS, now, limit, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotLearning(BuiltinRule):
+    """Finds a loss that is where it began while the weights hardly move."""
+
+    steps: Annotated[int, Field(ge=20, le=240)] = 100
+    """Steps that the run must have."""
+    improvement: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Smallest relative improvement over the first 20 steps that counts."""
+    ratio: _Factor = 1e-4
+    """Update ratio below which the weights hardly move."""
+    reads = (LOSS, RATIO)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (RATIO,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        if not history.last(RATIO) < self.ratio or len(history) < self.steps:
+            return []
+        losses = history.samples(LOSS)
+        first, now = median_of(losses[:20]), median_of(losses[-20:])
+        limit = first * (1 - self.improvement)
+        if first <= 0 or now < limit or not history.highest(RATIO) < self.ratio:
+            return []
+        text = (
+            f"the loss is {now:.4g} and began at {first:.4g}; a step changes the weights by "
+            f"{history.last(RATIO):.2g} of their norm"
+        )
+        return [self.alert(history, LOSS, now, limit, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collapse(BuiltinRule):
+    """Finds a loss that falls to nothing within a few hundred steps."""
+
+    below: _Factor = 0.02
+    """Share of the start that is nothing."""
+    reads = (LOSS, _REWARD)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `BuiltinRule.needs`."""
+        return (LOSS,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        value, start = history.last(LOSS), history.start(LOSS, 8)
+        if not 0 < value < self.below * start or len(history.samples(_REWARD)):
+            return []
+        text = f"the loss is {value:.4g} and began at {start:.4g}, which is too good to be learnt"
+        return [self.alert(history, LOSS, value, self.below * start, text)]
+
+
+def _middle(values: Array) -> float:
+    return median_of(values[np.isfinite(values)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overfitting(BuiltinRule):
+    """Finds an evaluation's loss that rises, or does not move, while the training's falls."""
+
+    rise: Annotated[float, Field(ge=1)] = 1.05
+    """The evaluation's loss is so many times its best; 1 finds one that does not improve."""
+    evaluations: Annotated[int, Field(ge=2, le=100)] = 3
+    """Evaluations that there must be."""
+    gain: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share by which the training's loss fell meanwhile."""
+    reads = (EVAL, LOSS)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (EVAL,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        column = history.column(EVAL)
+        places = np.flatnonzero(np.isfinite(column))
+        if len(places) < self.evaluations:
+            return []
+        found, losses = column[places], history.column(LOSS)
+        best = int(found[:-1].argmin())
+        limit = self.rise * float(found[best])
+        # The training's loss around the best evaluation, and now.
+        then = _middle(losses[max(0, places[best] - 16) : places[best] + 1])
+        now = _middle(losses[-16:])
+        if not (found[-1] > limit and now < (1 - self.gain) * then):
+            return []
+        text = (
+            f"the evaluation's loss is {found[-1]:.4g} and was {found[best]:.4g} at step "
+            f"{history[int(places[best])].step}; the training's fell from {then:.4g} to {now:.4g}"
+        )
+        return [self.alert(history, EVAL, float(found[-1]), limit, text)]
