@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_core.config import RunConfig
+from ulysses_core.trainers.answering import check_answers
 from ulysses_core.trainers.stage import find_stage
 from ulysses_monitor.common.errors import InputError
 
@@ -38,6 +39,7 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     if not config.data.dataset:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")
     _check_evaluation(config)
+    check_answers(config)
     _check_output_dir(config)
     _check_policies(config)
     rows = check_sources(config.data, find_stage(config.finetuning.stage))

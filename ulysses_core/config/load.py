@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ulysses_core.config.answers import AnswersConfig
 from ulysses_core.config.deepspeed_json import load_deepspeed
 from ulysses_core.config.keys import UNSUPPORTED_KEYS, UNSUPPORTED_VALUES
 from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig, RunSettings
@@ -17,11 +18,17 @@ from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.common.validation import describe_problem
 
-__all__ = ["load_config"]
+__all__ = ["load_config", "read_values"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
-_SECTIONS: tuple[type[BaseModel], ...] = (RunSettings, ModelConfig, FinetuningConfig, DataConfig)
+_SECTIONS: tuple[type[BaseModel], ...] = (
+    RunSettings,
+    ModelConfig,
+    FinetuningConfig,
+    DataConfig,
+    AnswersConfig,
+)
 
 
 def load_config(
@@ -38,10 +45,19 @@ def load_config(
     Raises:
         InputError: the file, a key or a value is wrong.
     """
+    return _build(path, read_values(path, overrides), stages)
+
+
+def read_values(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
+    """Reads the keys of a YAML file, and applies ``key=value`` overrides.
+
+    Raises:
+        InputError: the file or an override is wrong.
+    """
     values = _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
-    return _build(path, values, stages)
+    return values
 
 
 def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseModel]]) -> RunConfig:
@@ -68,6 +84,7 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
         model=_validate(ModelConfig, by_section[ModelConfig], where),
         finetuning=_validate(FinetuningConfig, by_section[FinetuningConfig], where),
         data=_validate(DataConfig, by_section[DataConfig], where),
+        answers=_validate(AnswersConfig, by_section[AnswersConfig], where),
         stage_keys=_validate(keys, by_section[keys], where),
         training=check_training_arguments(training, where),
         raw=values,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ulysses_core.config.answers import AnswersConfig
 from ulysses_core.data import DataConfig
 from ulysses_monitor.session.settings import MonitorSettings
 
@@ -140,6 +141,7 @@ class RunConfig:
         model: the model and its tokenizer.
         finetuning: what to train, and how.
         data: the datasets.
+        answers: how to look at the model's answers.
         stage_keys: the keys of the stage.
         deepspeed: DeepSpeed's settings without a sequence-parallel size; None without DeepSpeed.
         training: keyword arguments for `transformers.TrainingArguments`.
@@ -151,6 +153,7 @@ class RunConfig:
     model: ModelConfig
     finetuning: FinetuningConfig
     data: DataConfig
+    answers: AnswersConfig
     stage_keys: BaseModel
     deepspeed: dict[str, Any] | None
     training: dict[str, Any]

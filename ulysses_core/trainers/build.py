@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_adapters",
+    "attention_name",
     "build_architecture",
     "build_model",
     "build_reference",
@@ -113,7 +114,7 @@ def _build_base_model(
     device: torch.device,
 ) -> Any:
     auto = model_class(task)
-    options = {"attn_implementation": _ATTENTION[config.flash_attn], "dtype": dtype}
+    options = {"attn_implementation": attention_name(config), "dtype": dtype}
     if task == "score":
         options["num_labels"] = 1
     try:
@@ -130,6 +131,11 @@ def _build_base_model(
         path = config.model_name_or_path
         problem = f"model {path}: cannot load it" if path else "model_config: cannot build a model"
         raise InputError(f"{problem}: {_first_line(error)}") from error
+
+
+def attention_name(config: ModelConfig) -> str | None:
+    """Returns transformers' name of the attention; None for its default."""
+    return _ATTENTION[config.flash_attn]
 
 
 def model_class(task: Task) -> Any:
