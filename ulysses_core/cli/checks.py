@@ -15,7 +15,7 @@ from typing import Any
 
 from ulysses_core.config import RunConfig
 from ulysses_core.trainers.answering import check_answers
-from ulysses_core.trainers.stage import find_stage
+from ulysses_core.trainers.stage import StageKeys, find_stage
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["build_meta_model", "check", "rehearse"]
@@ -49,8 +49,12 @@ def check(config: RunConfig, processes: int) -> dict[str, int]:
     return rows
 
 
-def rehearse(config: RunConfig) -> None:
+def rehearse(config: RunConfig, processes: int) -> None:
     """Makes what a rank makes before it loads a model, and the model without its weights.
+
+    Args:
+        config: the config.
+        processes: how many ranks the training will have.
 
     Raises:
         InputError: the first error found.
@@ -62,9 +66,10 @@ def rehearse(config: RunConfig) -> None:
     if config.deepspeed is not None:
         check_settings(config.deepspeed)
     stage = find_stage(config.finetuning.stage)
-    check_training_arguments(config, *stage.make_arguments(config))
-    if config.settings.monitor.enabled:
-        with _ranks_path():
+    with _ranks_path():
+        groups = processes // config.settings.sequence_parallel_size
+        check_training_arguments(config, *stage.make_arguments(config), groups)
+        if config.settings.monitor.enabled:
             config.settings.monitor.make_parts()
     tokenizer = build_tokenizer(config.model)
     seed = config.training.get("data_seed") or config.training.get("seed", 42)
@@ -143,10 +148,13 @@ def _check_positions(config: RunConfig) -> None:
         except (OSError, ValueError):
             return  # a model of the hub, or a damaged folder, about which loading gives an error
     positions, length = architecture.get("max_position_embeddings"), config.data.cutoff_len
-    if isinstance(positions, int) and length > positions and not config.data.neat_packing:
+    assert isinstance(config.stage_keys, StageKeys)  # noqa: S101 - the config was read with them
+    more = config.stage_keys.generated_tokens
+    if isinstance(positions, int) and length + more > positions and not config.data.neat_packing:
+        answers = f" and answers have up to {more} tokens" if more else ""
         raise InputError(
-            f"cutoff_len is {length}, but the model has {positions} positions; set "
-            f"cutoff_len={positions}, or raise the model's max_position_embeddings"
+            f"cutoff_len is {length}{answers}, but the model has {positions} positions; set "
+            f"cutoff_len={positions - more}, or raise the model's max_position_embeddings"
         )
 
 

@@ -50,7 +50,7 @@ def train(
     rows = check(config, processes)
     if dry_run:
         quiet_libraries()
-        rehearse(config)
+        rehearse(config, processes)
         print_plan(config, processes, rows)
         return 0
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]

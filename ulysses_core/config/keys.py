@@ -35,15 +35,14 @@ swanlab_lark_webhook_url swanlab_lark_secret pure_bf16 use_llama_pro use_adam_mi
 use_muon use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha freeze_vision_tower
 freeze_multi_modal_projector freeze_language_model compute_accuracy disable_shuffling
 early_stopping_steps include_effective_tokens_per_second ray_num_workers ray_init_kwargs
-master_addr master_port do_sample temperature top_p top_k num_beams max_length
-repetition_penalty length_penalty skip_special_tokens model_max_length
-block_diag_attn compute_dtype device_map
+master_addr master_port do_sample num_beams max_length length_penalty skip_special_tokens
+model_max_length block_diag_attn compute_dtype device_map
 """
 
 UNSUPPORTED_KEYS = frozenset(_NAMES.split())
 
 UNSUPPORTED_VALUES = {
-    "stage": frozenset({"ppo", "grpo"}),
+    "stage": frozenset({"ppo"}),
     "finetuning_type": frozenset({"freeze", "oft"}),
 }
 """Values that LLaMA-Factory has, or that are planned, and that this version does not support."""

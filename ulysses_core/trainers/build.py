@@ -241,17 +241,25 @@ def build_training_arguments(
 
 
 def check_training_arguments(
-    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any]
+    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any], groups: int
 ) -> None:
     """Makes the arguments of one process without DeepSpeed, and forgets them.
+
+    Args:
+        config: the config.
+        kind: `transformers.TrainingArguments`, or a subclass.
+        stage_values: what the stage sets.
+        groups: sequence groups of the training; the one process takes the batches of all.
 
     Raises:
         InputError: transformers rejects a combination of values.
     """
     from accelerate.state import AcceleratorState, PartialState
 
+    sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
+    batches = {size: config.training.get(size, 8) * groups for size in sizes}
     try:
-        _make_arguments(config, kind, stage_values, None)
+        _make_arguments(config, lambda **values: kind(**values | batches), stage_values, None)
     finally:
         AcceleratorState._reset_state()
         PartialState._reset_state()

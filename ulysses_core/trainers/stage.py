@@ -54,6 +54,11 @@ class StageKeys(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the stage appends to a row of `cutoff_len`."""
+        return 0
+
 
 class NoKeys(StageKeys):
     """The keys of a stage that has none of its own."""

@@ -129,7 +129,7 @@ def test_tagged_answers_keep_their_label(write_dataset: Write, tokenizer: Any) -
         ),
         ("sft", [PAIR], PAIRS, "preference dataset (ranking: true), for stages dpo and rm"),
         ("kto", [PAIR], PAIRS, "stage is kto, so choose another dataset"),
-        ("dpo", [{"instruction": "q", "output": "a"}], {}, "without preferences, for stage sft"),
+        ("dpo", [{"instruction": "q", "output": "a"}], {}, "without preferences, for stages sft"),
         (
             "kto",
             [{"instruction": "q", "output": "a", "tag": "yes"}],
