@@ -2,7 +2,7 @@
 
 A worked example adds two numbers from the right, with a carried step for each digit::
 
-    347+285=   <think>7+5+0=12,4+8+1=13,3+2+1=6</think>632
+    47+85=   <think>7+5+0=12,4+8+1=13</think>132
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Sizes:
         heldout: problems that no phase trains on.
     """
 
-    digits: int = 3
-    worked: int = 300
-    problems: int = 8000
+    digits: int = 2
+    worked: int = 200
+    problems: int = 6000
     heldout: int = 300
 
 
