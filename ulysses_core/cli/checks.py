@@ -17,6 +17,7 @@ from typing import Any
 from ulysses_core.cli.limits import check_attention, check_modality, check_packages
 from ulysses_core.config import RunConfig
 from ulysses_core.data import DataStats
+from ulysses_core.trainers.answering import check_answers
 from ulysses_core.trainers.stage import StageKeys, find_stage
 from ulysses_monitor.common.errors import InputError
 
@@ -42,6 +43,7 @@ def check(config: RunConfig, processes: int) -> None:
     if config.settings.do_train and not config.data.dataset and not has_rows:
         raise InputError("dataset is not set; set it to a name in dataset_info.json")
     _check_evaluation(config)
+    check_answers(config)
     _check_output_dir(config)
     _check_policies(config)
     if not has_rows:

@@ -92,8 +92,6 @@ class AcceptedKeys(BaseModel):
     """how answers are decoded, which this stage does not do"""
     max_length: int = 1024
     """how answers are decoded, which this stage does not do"""
-    max_new_tokens: int = 1024
-    """how answers are decoded, which this stage does not do"""
     repetition_penalty: float = 1.0
     """how answers are decoded, which this stage does not do"""
     length_penalty: float = 1.0
@@ -153,10 +151,6 @@ REFUSED: Mapping[str, str] = {
     "step, so remove it",
     "use_hyper_parallel": "HyperParallel is another training engine; set sequence_parallel_size, "
     "deepspeed or fsdp",
-    **_spread(
-        "answers are not generated in this version; do_eval gives the held-out loss",
-        "do_predict predict_with_generate",
-    ),
     "export_quantization_bit": "quantising to GPTQ needs a GPU and gptqmodel; export without it, "
     "and quantise the folder",
     "export_hub_model_id": "nothing leaves this machine; upload the exported folder yourself",

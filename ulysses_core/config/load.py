@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ulysses_core.config.agreement import check_agreement
+from ulysses_core.config.answers import AnswersConfig
 from ulysses_core.config.deepspeed_json import load_deepspeed
 from ulysses_core.config.export import ExportConfig
 from ulysses_core.config.finetuning import FinetuningConfig
@@ -20,7 +21,7 @@ from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.common.validation import describe_problem
 
-__all__ = ["SECTIONS", "load_config"]
+__all__ = ["SECTIONS", "load_config", "read_values"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -32,6 +33,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     ModelConfig,
     FinetuningConfig,
     DataConfig,
+    AnswersConfig,
 )
 """The parts of a config, besides the stage's own keys."""
 
@@ -50,10 +52,19 @@ def load_config(
     Raises:
         InputError: the file, a key or a value is wrong.
     """
+    return _build(path, read_values(path, overrides), stages)
+
+
+def read_values(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
+    """Reads the keys of a YAML file, and applies ``key=value`` overrides.
+
+    Raises:
+        InputError: the file or an override is wrong.
+    """
     values = _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
-    return _build(path, values, stages)
+    return values
 
 
 def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseModel]]) -> RunConfig:
@@ -88,6 +99,7 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
         finetuning=_validate(FinetuningConfig, by_section[FinetuningConfig], where),
         data=_validate(DataConfig, by_section[DataConfig], where),
         export=_validate(ExportConfig, by_section[ExportConfig], where),
+        answers=_validate(AnswersConfig, by_section[AnswersConfig], where),
         stage_keys=_validate(keys, by_section[keys], where),
         training=check_training_arguments(training, where),
         raw=values,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ulysses_core.config.answers import AnswersConfig
 from ulysses_core.config.export import ExportConfig
 from ulysses_core.config.finetuning import FinetuningConfig
 from ulysses_core.data import DataConfig
@@ -138,10 +139,19 @@ class RunSettings(_Section):
     """False with `do_eval` only evaluates."""
     do_eval: bool = False
     """Evaluate. A training with held-out data does so anyway, before and after."""
+    do_predict: bool = False
+    """Only evaluate, unless `do_train` is set; `predict_with_generate` compares the answers."""
     pure_bf16: bool = False
     """The same as `bf16`, which keeps the weights in bf16 here."""
     disable_shuffling: bool = False
     """Train on the rows in their order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_prediction(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("do_predict") is True:
+            return {"do_train": False, **values, "do_eval": True}
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +172,7 @@ class RunConfig:
         finetuning: what to train, and how.
         data: the datasets.
         export: where `ulysses export` saves.
+        answers: how to look at the model's answers.
         stage_keys: the keys of the stage.
         deepspeed: DeepSpeed's settings without a sequence-parallel size; None without DeepSpeed.
         training: keyword arguments for `transformers.TrainingArguments`.
@@ -174,6 +185,7 @@ class RunConfig:
     finetuning: FinetuningConfig
     data: DataConfig
     export: ExportConfig
+    answers: AnswersConfig
     stage_keys: BaseModel
     deepspeed: dict[str, Any] | None
     training: dict[str, Any]

@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ulysses_core.config import RunConfig
 from ulysses_core.data import load_datasets
+from ulysses_core.trainers.answering import (
+    check_answers,
+    compare_in_evaluations,
+    record_answers,
+)
 from ulysses_core.trainers.stage import Parts, find_stage, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.launch import launched_rank
@@ -114,6 +119,7 @@ class UlyssesTrainingManager:
         args.output_dir = str(self.run_dir)
         if config.settings.monitor.enabled and launched_rank() == 0:
             check_run_dir(self.run_dir, self._when_taken())
+        check_answers(config)
         tokenizer = build_tokenizer(config.model)
         seed = args.data_seed if args.data_seed is not None else args.seed
         data = load_datasets(config.data, stage, tokenizer, seed, args.device)
@@ -155,6 +161,8 @@ class UlyssesTrainingManager:
         self._undos.append(memory.restore)
         parallel = sequence_parallel(trainer, settings.sequence_parallel_size)
         self._undos.append(parallel.restore)
+        if self.config.answers.predict_with_generate:
+            self._undos.append(compare_in_evaluations(trainer, self.config))
 
     def _add_callbacks(self, trainer: Trainer) -> InitialAdapter | None:
         from transformers import EarlyStoppingCallback
@@ -187,6 +195,8 @@ class UlyssesTrainingManager:
         monitor.attach(self.trainer)
         assert self.trainer is not None  # noqa: S101 - set by initialize
         self.trainer.add_callback(KeepStderr(monitor))  # after the monitor's own
+        if self.config.answers.sample_answers_every is not None:
+            record_answers(self.trainer, monitor, self.config)
         return monitor
 
     def _when_taken(self) -> WhenTaken:
