@@ -45,7 +45,7 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
-def choose_trainer_kernel(trainer: Trainer) -> str:
+def choose_trainer_kernel(trainer: Trainer, *, check_family: bool) -> str:
     """Chooses the attention kernel of the Trainer's model.
 
     Raises:
@@ -53,12 +53,7 @@ def choose_trainer_kernel(trainer: Trainer) -> str:
     """
     args = trainer.args
     model = unwrap_peft(trainer.accelerator.unwrap_model(trainer.model))
-    name, config = type(model).__name__, model.config
-    if not model._supports_attention_backend:
-        raise InputError(
-            f"sequence parallel: {name} does not support other attention implementations; "
-            "use a model that does"
-        )
+    config = model.config
     if getattr(config, "output_router_logits", False):
         raise InputError(
             "sequence parallel: output_router_logits is true, but the router's balance loss would "

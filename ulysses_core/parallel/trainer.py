@@ -47,7 +47,9 @@ class SequenceParallelHandle:
         undo_all(self._undos)
 
 
-def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
+def sequence_parallel(
+    trainer: Trainer, size: int, *, check_family: bool = True
+) -> SequenceParallelHandle:
     """Splits every row of `trainer`'s batches over `size` ranks; call it before `train()`.
 
     Works with the Trainers of transformers and TRL whose models are causal language models or
@@ -70,7 +72,9 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     if size == 1:
         return SequenceParallelHandle(group, undos)
     check_trainer(trainer)
-    options = ForwardOptions(group=group, kernel=choose_trainer_kernel(trainer))
+    options = ForwardOptions(
+        group=group, kernel=choose_trainer_kernel(trainer, check_family=check_family)
+    )
     patches = _Patches(trainer, group, options)
     try:
         undos.append(_split_rows(trainer, trainer.model, options))
