@@ -1,15 +1,34 @@
-import sys,time,torch,traceback,os
+"""The grid over transformers' families of causal language models, in the ranks of a test."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
 from tests.support.forget import forget_last_trainer
-def child(t, opts, size):
-    import transformers; transformers.logging.set_verbosity_error()
+from ulysses_core.parallel.families.proof import Variant, train_variant
+
+__all__ = ["Named", "train_variants"]
+
+Named = tuple[str, str | None, Any, str]
+"""A variant as processes pass it on: model_type, the option's name and value, the kind of rows."""
+
+
+def train_variants(variants: list[Named], size: int) -> list[dict[str, Any]]:
+    """The child: every variant in turn; one that fails on all ranks does not stop the others."""
+    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from ulysses_core.parallel.families.proof import train_small
-    out={}
-    for name,val,rows in opts:
-        opt=(name,val) if name else None
-        try: r=train_small(CONFIG_MAPPING[t],opt,rows,size)
-        except Exception as e:
-            r={'error':f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}', 'tb':traceback.format_exc()}
-        out[f'{name}={val}|{rows}']=r
+
+    transformers.logging.set_verbosity_error()
+    results = []
+    for name, option, value, rows in variants:
+        chosen = None if option is None else (option, value)
+        variant = Variant(kind=CONFIG_MAPPING[name], option=chosen, rows=rows)
+        try:
+            results.append(train_variant(variant, size))
+        except Exception as error:  # noqa: BLE001 - not every family allows every option
+            line = str(error).strip().split("\n", 1)[0]
+            text = f"{type(error).__name__}: {line}"
+            results.append({"error": text, "trace": traceback.format_exc()})
         forget_last_trainer()
-    return out
+    return results

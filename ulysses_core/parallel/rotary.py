@@ -59,8 +59,10 @@ class WholePositions:
         return torch.cat([positions, last.to(positions).expand(len(positions), 1)], dim=1)
 
     def _drop(self, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG002
-        """Drops the appended column of cosines and sines [B, s + 1, D]."""
-        return output if self.last is None else tuple(part[:, :-1] for part in output)
+        """Drops the appended column of cosines and sines, or of complex numbers [B, s + 1, D]."""
+        if self.last is None:
+            return output
+        return output[:, :-1] if isinstance(output, Tensor) else tuple(p[:, :-1] for p in output)
 
 
 def _is_adaptive(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["ROPES", "VOCABULARY", "field_defaults", "list_options", "option_value", "small_config"]
+__all__ = ["ROPES", "VOCABULARY", "field_defaults", "list_options", "name_options", "small_config"]
 
 VOCABULARY = 61
 POSITIONS = 64
@@ -45,7 +45,8 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("moe_num_experts", "zero_expert_num"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "num_nextn_predict_layers", "num_mtp_layers"), 1),
+    **dict.fromkeys(("topk_group", "num_nextn_predict_layers", "num_mtp_layers"), 1),
+    "n_group": 2,
     **dict.fromkeys(("n_shared_experts", "moe_num_shared_experts", "num_shared_experts"), 1),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), 1),
     **dict.fromkeys(("sliding_window", "local_attention", "sliding_window_size"), 6),
@@ -101,6 +102,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "gemma4_unified_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "phimoe": {"sliding_window": None},
     "longcat_flash": {"num_layers": 2, "zero_expert_num": 2},
 }
 """What a family needs besides."""
@@ -139,6 +141,9 @@ _NO_OPTIONS = frozenset(
     + ("output_router_logits", "add_cross_attention", "is_decoder", "rescale_prenorm_residual")
     + ("summary_use_proj", "summary_proj_to_labels", "classifier_bias", "mtp_hidden_states_first")
     + ("chain_hidden_post_norm", "use_mambapy", "use_mamba_kernels", "use_associative_scan")
+    # Only the precision:
+    + ("reorder_and_upcast_attn", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
+    + ("enable_moe_fp32_combine", "residual_in_fp32")
 )
 """Switches that do not change what a causal language model computes in training."""
 
@@ -174,7 +179,8 @@ def small_config(kind: type[Any], option: tuple[str, Any] | None = None, **entri
     values |= _FAMILIES.get(kind.model_type, {})
     base = kind(**values)
     layers = getattr(base, "layer_types", None)
-    if layers and "full_attention" not in layers:  # the default has it in a deeper layer
+    if layers and "layer_types" in defaults and "full_attention" not in layers:
+        # The default has it in a deeper layer.
         values["layer_types"] = [layers[0], "full_attention"] * 2
     if option is None:
         return kind(**values)
@@ -207,7 +213,8 @@ def _count_rotated(config: Any) -> int:
     """Returns the width of the part of a head that is rotated."""
     if hasattr(config, "qk_rope_head_dim"):
         return int(config.qk_rope_head_dim)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    entries = config.to_dict()  # head_dim is not readable where layers differ in it
+    width = entries.get("head_dim") or config.hidden_size // config.num_attention_heads
     rope = getattr(config, "rope_parameters", None) or {}
     return int(width * rope.get("partial_rotary_factor", 1.0))
 
@@ -217,16 +224,39 @@ def list_options(kind: type[Any]) -> Iterator[tuple[str, Any]]:
     base = small_config(kind)
     defaults = field_defaults(kind)
     for name, default in sorted(defaults.items()):
-        if name in _NO_OPTIONS:
-            continue
-        if isinstance(default, bool):
+        if isinstance(default, bool) and name not in _NO_OPTIONS:
             yield name, not default
-        else:
-            now = getattr(base, name, None)
-            yield from ((name, value) for value in _CHOICES.get(name, ()) if value != now)
+        elif name in _CHOICES and not isinstance(default, bool):
+            yield from ((name, v) for v in _CHOICES[name] if v != getattr(base, name, None))
     if "rope_parameters" in defaults:
         yield from (("rope_type", rope) for rope in ROPES)
         yield "partial_rotary_factor", 0.5
     if "layer_types" in defaults:
-        kinds = base.layer_types or ()
+        kinds = base.layer_types or ("full_attention",)
         yield from (("layer_types", layer) for layer in _LAYER_KINDS if layer not in kinds)
+
+
+def name_options(config: Any) -> set[str]:
+    """Returns the settings of a config that count as options, as `name=value`.
+
+    A number that may be absent is named without its value.
+    """
+    names = set()
+    for name, default in field_defaults(type(config)).items():
+        if name in _NO_OPTIONS or not (isinstance(default, bool) or name in _CHOICES):
+            continue
+        value = getattr(config, name, None)
+        if isinstance(default, bool) or (name in _CHOICES and (value is None or value is True)):
+            names.add(f"{name}={value}")
+        else:
+            names.add(f"{name}={value}" if isinstance(value, str) else name)
+    names |= {f"layer_types={layer}" for layer in getattr(config, "layer_types", None) or ()}
+    return names | _name_ropes(getattr(config, "rope_parameters", None) or {})
+
+
+def _name_ropes(rope: dict[str, Any]) -> set[str]:
+    """Names the kinds of RoPE of all kinds of layers."""
+    ropes = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    names = {f"rope_type={each.get('rope_type', 'default')}" for each in ropes}
+    partial = {each.get("partial_rotary_factor", 1.0) for each in ropes} - {1.0}
+    return names | ({"partial_rotary_factor"} if partial else set())
