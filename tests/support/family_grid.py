@@ -166,7 +166,10 @@ def add(
     if isinstance(errors, Errors) and errors.is_right:
         right |= names
         found.worst = Errors(
-            *(max(a, b) for a, b in zip(vars(found.worst).values(), vars(errors).values(), strict=True))
+            *(
+                max(a, b)
+                for a, b in zip(vars(found.worst).values(), vars(errors).values(), strict=True)
+            )
         )
     else:
         wrong |= names

@@ -30,8 +30,8 @@ cell has the worst errors, rounded up to a power of ten:
 All is computed in float64, also what models and TRL compute in float32, so that an error of the
 method cannot hide behind rounding. Where a cell has 1e-8 to 1e-6, a library rounds to float32: TRL
 in the backward pass of its chunked output layer, DeepSpeed in ZeRO-3's shards. 1e-12 stands for
-anything smaller. Rows named `packed` have several documents. Accelerate gives Trainers FSDP2 on GPUs
-only, so torch's `fully_shard` is applied here by hand.
+anything smaller. Rows named `packed` have several documents. Accelerate gives Trainers FSDP2 on
+GPUs only, so torch's `fully_shard` is applied here by hand.
 
 `make test-full` trains all rows and writes this table; `make test` trains some of them.
 

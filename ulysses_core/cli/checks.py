@@ -54,6 +54,7 @@ def rehearse(config: RunConfig) -> None:
         InputError: the first error found.
     """
     from ulysses_core.data import load_datasets
+    from ulysses_core.parallel.families.allowed import check_family
     from ulysses_core.trainers.build import build_tokenizer, check_training_arguments
     from ulysses_core.trainers.deepspeed import check_settings
 
@@ -67,7 +68,9 @@ def rehearse(config: RunConfig) -> None:
     tokenizer = build_tokenizer(config.model)
     seed = config.training.get("data_seed") or config.training.get("seed", 42)
     load_datasets(config.data, stage, tokenizer, seed)
-    build_meta_model(config)
+    model = build_meta_model(config)
+    if config.settings.sequence_parallel_size > 1 and config.settings.check_family:
+        check_family(model.config)
 
 
 def build_meta_model(config: RunConfig) -> Any:

@@ -50,12 +50,14 @@ class ForwardOptions:
     Attributes:
         group: the sequence group.
         kernel: the attention kernel, a key of `kernels.KERNELS`.
+        rows: kinds of rows besides those padded on the right; None for any.
         needs_logits: whether an evaluation needs the logits of whole rows.
         on_training: called before each forward pass that is trained on.
     """
 
     group: SequenceGroup
     kernel: str = "sdpa"
+    rows: frozenset[str] | None = None
     needs_logits: bool = True
     on_training: Callable[[], None] = lambda: None
 
@@ -188,8 +190,21 @@ class _Hooks:
         sharded = shard_batch(
             given, options.group, kernel=options.kernel, max_positions=self._max_positions
         )
-        self.positions.last = sharded["ulysses"].last_position
+        context: RowContext = sharded["ulysses"]
+        if context.layout.boundaries is not None:
+            self._check_rows("packed" if given.get("attention_mask") is None else "left")
+        self.positions.last = context.last_position
         return sharded
+
+    def _check_rows(self, kind: str) -> None:
+        rows = self._options.rows
+        if rows is not None and kind not in rows:
+            name = {"packed": "packed", "left": "padded on the left"}[kind]
+            family = self._model.config.model_type
+            raise InputError(
+                f"sequence parallel: the rows are {name}, which {family} was not shown to train "
+                "rightly with; pad the rows on the right, without packing"
+            )
 
     def _check_loss(self) -> None:
         if not _takes_any_keyword(type(self._model).forward):

@@ -35,7 +35,9 @@ class WholePositions:
         undos: list[Undo] = []
         for module in model.modules():
             if _is_adaptive(module):
-                undos.append(module.register_forward_pre_hook(self._append, with_kwargs=True).remove)
+                undos.append(
+                    module.register_forward_pre_hook(self._append, with_kwargs=True).remove
+                )
                 undos.append(module.register_forward_hook(self._drop).remove)
         return lambda: undo_all(undos)
 
@@ -49,20 +51,19 @@ class WholePositions:
         if self.last is None:
             return None
         if "position_ids" in kwargs:
-            return args, kwargs | {"position_ids": self._extend(kwargs["position_ids"])}
+            return args, kwargs | {"position_ids": _extend(kwargs["position_ids"], self.last)}
         hidden, positions, *rest = args
-        return (hidden, self._extend(positions), *rest), kwargs
-
-    def _extend(self, positions: Tensor) -> Tensor:
-        last = self.last
-        assert last is not None  # checked by the caller
-        return torch.cat([positions, last.to(positions).expand(len(positions), 1)], dim=1)
+        return (hidden, _extend(positions, self.last), *rest), kwargs
 
     def _drop(self, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG002
         """Drops the appended column of cosines and sines, or of complex numbers [B, s + 1, D]."""
         if self.last is None:
             return output
         return output[:, :-1] if isinstance(output, Tensor) else tuple(p[:, :-1] for p in output)
+
+
+def _extend(positions: Tensor, last: Tensor) -> Tensor:
+    return torch.cat([positions, last.to(positions).expand(len(positions), 1)], dim=1)
 
 
 def _is_adaptive(module: nn.Module) -> bool:

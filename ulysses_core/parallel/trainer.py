@@ -19,7 +19,12 @@ from transformers import Trainer
 
 from ulysses_core.parallel.forward import ForwardOptions, split_rows_in_forward
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
-from ulysses_core.parallel.supported import check_trainer, choose_trainer_kernel, unwrap_peft
+from ulysses_core.parallel.supported import (
+    check_model,
+    check_trainer,
+    choose_trainer_kernel,
+    unwrap_peft,
+)
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.integrations.callback import TrainerWatcher
@@ -59,22 +64,23 @@ def sequence_parallel(
     Args:
         trainer: the Trainer; its models, accelerator and methods are patched on the instance.
         size: ranks that share a row; must divide the number of processes.
+        check_family: whether to refuse models that were not shown to train rightly
+            (docs/families.md); False takes the risk that one trains wrongly without a word.
 
     Returns:
         A handle whose `restore()` undoes the changes.
 
     Raises:
         InputError: `size` does not divide the number of processes, or the model or a setting of
-            the Trainer does not work on slices of rows.
+            the Trainer does not work on slices of rows, or was not shown to.
     """
     group = make_groups(size)
     undos: list[Undo] = []
     if size == 1:
         return SequenceParallelHandle(group, undos)
     check_trainer(trainer)
-    options = ForwardOptions(
-        group=group, kernel=choose_trainer_kernel(trainer, check_family=check_family)
-    )
+    options = ForwardOptions(group=group, rows=check_model(trainer) if check_family else None)
+    options.kernel = choose_trainer_kernel(trainer)
     patches = _Patches(trainer, group, options)
     try:
         undos.append(_split_rows(trainer, trainer.model, options))

@@ -143,7 +143,9 @@ class UlyssesTrainingManager:
             offload=settings.offload_checkpoints,
         )
         self._undos.append(memory.restore)
-        parallel = sequence_parallel(trainer, settings.sequence_parallel_size)
+        parallel = sequence_parallel(
+            trainer, settings.sequence_parallel_size, check_family=settings.check_family
+        )
         self._undos.append(parallel.restore)
 
     def _attach_monitor(self) -> Monitor | None:

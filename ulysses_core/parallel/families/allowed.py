@@ -19,7 +19,10 @@ from ulysses_monitor.common.errors import InputError, nearest
 __all__ = ["Family", "check_family", "read_refusals", "read_right"]
 
 _LIST = Path(__file__).with_name("families.yaml")
-_HELP = "see docs/families.md for what is known and how to try a model"
+_HELP = (
+    "try it with `python -m ulysses_core.parallel.families MODEL`, and if it trains rightly set "
+    "check_family to false"
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ def check_family(config: Any) -> Family:
                 f"sequence parallel: model_type is {name!r}, which is not supported: {reason}; "
                 "set sequence_parallel_size to 1 or use another model"
             )
+        hint = nearest(name, right)
         raise InputError(
-            f"sequence parallel: model_type is {name!r}{nearest(name, right)}, which was not tried; "
-            f"{_HELP}"
+            f"sequence parallel: model_type is {name!r}{hint}, which was not tried; {_HELP}"
         )
     family = right[name]
     unknown = sorted(find_options(config) - family.options)

@@ -59,7 +59,9 @@ class Errors:
     @property
     def is_right(self) -> bool:
         """Whether all are within `BOUNDS`; NaN is not."""
-        return all(error <= bound for error, bound in zip(*map(_values, (self, BOUNDS)), strict=True))
+        return all(
+            error <= bound for error, bound in zip(*map(_values, (self, BOUNDS)), strict=True)
+        )
 
 
 def _values(errors: Errors) -> tuple[float, ...]:
@@ -76,7 +78,7 @@ class Float64(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,  # noqa: ARG002 - torch fixes the signature
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:

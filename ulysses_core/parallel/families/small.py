@@ -10,7 +10,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["ROPES", "VOCABULARY", "field_defaults", "list_options", "name_options", "small_config"]
+__all__ = [
+    "ROPES",
+    "VOCABULARY",
+    "field_defaults",
+    "keep_options",
+    "list_options",
+    "name_options",
+    "small_config",
+]
 
 VOCABULARY = 61
 POSITIONS = 64
@@ -136,16 +144,18 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 _LAYER_KINDS = ("sliding_attention", "chunked_attention", "linear_attention", "conv")
 
-_NO_OPTIONS = frozenset(
-    ("use_cache", "return_dict", "is_encoder_decoder", "output_hidden_states", "output_attentions")
-    + ("output_router_logits", "add_cross_attention", "is_decoder", "rescale_prenorm_residual")
-    + ("summary_use_proj", "summary_proj_to_labels", "classifier_bias", "mtp_hidden_states_first")
-    + ("chain_hidden_post_norm", "use_mambapy", "use_mamba_kernels", "use_associative_scan")
-    # Only the precision:
-    + ("reorder_and_upcast_attn", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
-    + ("enable_moe_fp32_combine", "residual_in_fp32")
-)
-"""Switches that do not change what a causal language model computes in training."""
+# fmt: off
+_NO_OPTIONS = frozenset((
+    "use_cache", "return_dict", "is_encoder_decoder", "output_hidden_states",
+    "output_attentions", "is_decoder", "output_router_logits", "add_cross_attention",
+    "rescale_prenorm_residual", "summary_use_proj", "summary_proj_to_labels",
+    "classifier_bias", "mtp_hidden_states_first", "chain_hidden_post_norm", "use_mambapy",
+    "use_mamba_kernels", "use_associative_scan", "reorder_and_upcast_attn",
+    "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "enable_moe_fp32_combine",
+    "residual_in_fp32",
+))
+# fmt: on
+"""Switches that change nothing in the training of a causal language model, or its precision."""
 
 
 def field_defaults(kind: type[Any]) -> dict[str, Any]:
@@ -163,20 +173,19 @@ def small_config(kind: type[Any], option: tuple[str, Any] | None = None, **entri
     Args:
         kind: the config class.
         option: name and value of a setting.
-        **entries: settings of the user's own config, which stay unless they are sizes.
+        **entries: settings of a user's own config, see `keep_options`.
 
     Raises:
         Exception: the class refuses the combination, each in its own way.
     """
     defaults = field_defaults(kind)
-    values = dict(entries)
-    values |= {name: size for name, size in _SIZES.items() if name in defaults}
+    values = {name: size for name, size in _SIZES.items() if name in defaults}
     values |= {name: 0.0 for name in defaults if name.endswith(_ZEROED)}
     if "qk_rope_head_dim" in defaults:  # latent attention: the widths follow, all heads have keys
         values = {k: v for k, v in values.items() if k not in ("head_dim", "qk_head_dim")}
         values["num_key_value_heads"] = 4
     values["experts_implementation"] = "eager"  # the others have no float64
-    values |= _FAMILIES.get(kind.model_type, {})
+    values |= _FAMILIES.get(kind.model_type, {}) | entries
     base = kind(**values)
     layers = getattr(base, "layer_types", None)
     if layers and "layer_types" in defaults and "full_attention" not in layers:
@@ -236,6 +245,24 @@ def list_options(kind: type[Any]) -> Iterator[tuple[str, Any]]:
         yield from (("layer_types", layer) for layer in _LAYER_KINDS if layer not in kinds)
 
 
+def keep_options(config: Any) -> dict[str, Any]:
+    """Returns the settings of a user's config that are options, with values for a small model."""
+    kept = {
+        name: getattr(config, name, None)
+        for name, default in field_defaults(type(config)).items()
+        if isinstance(default, bool) and name not in _NO_OPTIONS
+    }
+    for name in _CHOICES.keys() & field_defaults(type(config)).keys():
+        value = getattr(config, name, None)
+        is_size = isinstance(value, int | float) and not isinstance(value, bool)
+        kept[name] = _CHOICES[name][0] if is_size else value
+    layers = list(getattr(config, "layer_types", None) or ())
+    if layers and "layer_types" in field_defaults(type(config)):
+        kinds = list(dict.fromkeys(layers))
+        kept["layer_types"] = (kinds * 4)[:4]
+    return kept
+
+
 def name_options(config: Any) -> set[str]:
     """Returns the settings of a config that count as options, as `name=value`.
 
@@ -246,7 +273,7 @@ def name_options(config: Any) -> set[str]:
         if name in _NO_OPTIONS or not (isinstance(default, bool) or name in _CHOICES):
             continue
         value = getattr(config, name, None)
-        if isinstance(default, bool) or (name in _CHOICES and (value is None or value is True)):
+        if isinstance(default, bool) or value is None or value is True:
             names.add(f"{name}={value}")
         else:
             names.add(f"{name}={value}" if isinstance(value, str) else name)
