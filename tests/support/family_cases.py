@@ -7,11 +7,15 @@ from typing import Any
 
 from tests.support.forget import forget_last_trainer
 from ulysses_core.parallel.families.proof import Variant, train_variant
+from ulysses_monitor.common.errors import InputError
 
-__all__ = ["Named", "train_variants"]
+__all__ = ["Named", "refuse_rows", "train_variants"]
 
 Named = tuple[str, str | None, Any, str]
-"""A variant as processes pass it on: model_type, the option's name and value, the kind of rows."""
+"""A variant as processes pass it on: model_type, the option's name and value, the kind of rows.
+
+Rows called `score` are padded on the right, and the model has a reward model's head.
+"""
 
 
 def train_variants(variants: list[Named], size: int) -> list[dict[str, Any]]:
@@ -23,7 +27,12 @@ def train_variants(variants: list[Named], size: int) -> list[dict[str, Any]]:
     results = []
     for name, option, value, rows in variants:
         chosen = None if option is None else (option, value)
-        variant = Variant(kind=CONFIG_MAPPING[name], option=chosen, rows=rows)
+        variant = Variant(
+            kind=CONFIG_MAPPING[name],
+            option=chosen,
+            rows="right" if rows == "score" else rows,
+            has_score=rows == "score",
+        )
         try:
             results.append(train_variant(variant, size))
         except Exception as error:  # noqa: BLE001 - not every family allows every option
@@ -32,3 +41,24 @@ def train_variants(variants: list[Named], size: int) -> list[dict[str, Any]]:
             results.append({"error": text, "trace": traceback.format_exc()})
         forget_last_trainer()
     return results
+
+
+def refuse_rows() -> str:
+    """The child: trains OPT on rows padded on the left, and returns what the error says."""
+    from transformers import Trainer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    import ulysses_core as uc
+    from ulysses_core.parallel.families import proof
+
+    model = proof.build_small(Variant(kind=CONFIG_MAPPING["opt"]))
+    args = proof.make_arguments("unused")
+    trainer = Trainer(model, args, train_dataset=proof.make_rows("left"))
+    uc.sequence_parallel(trainer, 2)
+    try:
+        trainer.train()
+    except InputError as error:
+        return str(error)
+    finally:
+        forget_last_trainer()
+    return "not refused"

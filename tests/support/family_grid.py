@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.support.family_cases import Named, train_variants
 from tests.support.spawn import SpawnError, spawn
-from ulysses_core.parallel.families.allowed import Family, read_refusals
+from ulysses_core.parallel.families.allowed import LIST, Family, read_refusals
 from ulysses_core.parallel.families.proof import Errors, measure
 from ulysses_core.parallel.families.small import list_options, name_options, small_config
 
-__all__ = ["PAGE", "Found", "list_families", "read_page", "try_family", "write_page"]
+__all__ = ["PAGE", "Found", "list_families", "read_page", "try_family", "write_list", "write_page"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 _TIMEOUT = 150
@@ -175,6 +177,21 @@ def add(
         wrong |= names
 
 
+def write_list(found: Iterable[Found]) -> None:
+    """Writes the families that are right to the allow-list; what it refuses stays."""
+    content = yaml.safe_load(LIST.read_text())
+    content["right"] = {
+        each.name: {
+            "options": sorted(each.family.options),
+            "rows": sorted(each.family.rows),
+        }
+        for each in found
+        if each.is_right
+    }
+    head = "# What the grid of tests/support/family_grid.py shows to be right, and what is refused.\n"
+    LIST.write_text(head + yaml.safe_dump(content, width=96))
+
+
 # -- the page ---------------------------------------------------------------------------------
 
 
@@ -235,3 +252,9 @@ def read_page() -> tuple[dict[str, Family], dict[str, str]]:
         else:
             wrong[cells[0]] = cells[1]
     return right, wrong
+
+
+if __name__ == "__main__":
+    everything = [try_family(name) for name in list_families()]
+    write_list(everything)
+    write_page(everything)

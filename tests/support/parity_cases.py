@@ -118,7 +118,7 @@ def build_model(task: str, seed: int = 0) -> Any:
     return kind(config).double()
 
 
-def build(case: ParityCase, folder: str, **changes: Any) -> Any:
+def build(case: ParityCase, folder: str, *, model_seed: int = 0, **changes: Any) -> Any:
     """Builds the trainer of a stage from a config; `changes` are more keys."""
     from ulysses_core.data import load_datasets
     from ulysses_core.trainers.build import add_adapters, build_tokenizer, build_training_arguments
@@ -145,7 +145,7 @@ def build(case: ParityCase, folder: str, **changes: Any) -> Any:
     path.write_text(yaml.safe_dump(keys | KINDS[case.kind] | changes))
     config = load_config(path)
     stage = find_stage(config.finetuning.stage)
-    model = add_adapters(build_model(stage.task), config.finetuning, stage.task)
+    model = add_adapters(build_model(stage.task, model_seed), config.finetuning, stage.task)
     draw = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.double()
@@ -161,7 +161,7 @@ def build(case: ParityCase, folder: str, **changes: Any) -> Any:
             model=model,
             tokenizer=tokenizer,
             data=load_datasets(config.data, stage, tokenizer, args.seed),
-            make_reference=lambda: build_model(stage.task, seed=1).requires_grad_(False),
+            make_reference=lambda: build_model(stage.task, model_seed + 1).requires_grad_(False),
         )
     )
 

@@ -16,9 +16,11 @@ import yaml
 from ulysses_core.parallel.families.small import name_options, small_config
 from ulysses_monitor.common.errors import InputError, nearest
 
-__all__ = ["Family", "check_family", "read_refusals", "read_right"]
+__all__ = ["LIST", "Family", "check_family", "read_refusals", "read_right"]
 
-_LIST = Path(__file__).with_name("families.yaml")
+LIST = Path(__file__).with_name("families.yaml")
+"""The file of the list."""
+
 _HELP = (
     "try it with `python -m ulysses_core.parallel.families MODEL`, and if it trains rightly set "
     "check_family to false"
@@ -42,7 +44,7 @@ class Family:
 
 @lru_cache(maxsize=1)
 def _read() -> Mapping[str, Any]:
-    content: Mapping[str, Any] = yaml.safe_load(_LIST.read_text(encoding="utf-8"))
+    content: Mapping[str, Any] = yaml.safe_load(LIST.read_text(encoding="utf-8"))
     return content
 
 

@@ -33,12 +33,14 @@ class Variant:
         kind: the config class of the family.
         option: name and value of a setting; None for the family's default config.
         rows: `right` or `left` for the side of the padding, or `packed`.
+        has_score: whether the head gives a number a row, as a reward model's, instead of logits.
         entries: settings of the user's own config.
     """
 
     kind: type[Any]
     option: tuple[str, Any] | None = None
     rows: str = "right"
+    has_score: bool = False
     entries: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -117,13 +119,15 @@ def make_rows(kind: str) -> list[dict[str, Tensor]]:
 
 def build_small(variant: Variant) -> Any:
     """Builds the small model in float64; the same one in every process."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
     config = small_config(variant.kind, variant.option, **variant.entries)
     has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
     attention = "eager" if has_softcap else None  # torch's SDPA has no soft cap
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).double()
+    auto = AutoModelForSequenceClassification if variant.has_score else AutoModelForCausalLM
+    config.num_labels = 1 if variant.has_score else config.num_labels
+    model = auto.from_config(config, attn_implementation=attention).double()
     with torch.no_grad():
         for parameter in model.parameters():  # zeros and ones would hide what they multiply
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -139,7 +143,7 @@ def train_variant(variant: Variant, size: int) -> dict[str, Any]:
     Raises:
         Exception: the family's code fails, in its own way.
     """
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback
 
     from ulysses_core.parallel.trainer import sequence_parallel
 
@@ -158,35 +162,42 @@ def train_variant(variant: Variant, size: int) -> dict[str, Any]:
 
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
-            found["losses"].append(float(loss))
+            found["losses"].append(float(loss.detach()))
             return loss
 
     rows = make_rows(variant.rows)
+    if variant.has_score:
+        rows = [row | {"labels": torch.tensor(0.5 * i)} for i, row in enumerate(rows)]
     with tempfile.TemporaryDirectory() as folder, Float64():
-        args = TrainingArguments(folder, **_ARGUMENTS)
-        trainer = Watched(model, args, train_dataset=rows * 2, callbacks=[Watch()])
+        trainer = Watched(model, make_arguments(folder), train_dataset=rows * 2, callbacks=[Watch()])
+        trainer.remove_callback(PrinterCallback)
         if size > 1:
             sequence_parallel(trainer, size, check_family=False)
         trainer.train()
     return found | {"weights": {n: p.detach().clone() for n, p in model.named_parameters()}}
 
 
-_ARGUMENTS: dict[str, Any] = {
-    "per_device_train_batch_size": len(_LENGTHS),
-    "max_steps": 2,
-    "learning_rate": _RATE,
-    "optim": "sgd",
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 1e9,
-    "train_sampling_strategy": "sequential",
-    "report_to": "none",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "use_cache": False,
-    "ddp_find_unused_parameters": True,
-}
+def make_arguments(folder: str) -> Any:
+    """Returns the training arguments of the two steps."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        folder,
+        per_device_train_batch_size=len(_LENGTHS),
+        max_steps=2,
+        learning_rate=_RATE,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=1e9,
+        train_sampling_strategy="sequential",
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        use_cache=False,
+        ddp_find_unused_parameters=True,
+    )
 
 
 def measure(whole: Mapping[str, Any], split: Mapping[str, Any]) -> Errors:
