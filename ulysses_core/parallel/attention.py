@@ -81,6 +81,11 @@ def ulysses_attention(
         raise UlyssesError(
             "ulysses attention: attention that is not causal is not supported; use another model"
         )
+    if s_aux is not None and ulysses.kernel != "eager":
+        raise UlyssesError(
+            f"ulysses attention: {ulysses.kernel} has no attention sinks here; load the model with "
+            "attn_implementation 'eager'"
+        )
     group = ulysses.group
     plan = plan_heads(query.shape[1], key.shape[1], group.size)
     width, value_width = query.shape[-1], value.shape[-1]

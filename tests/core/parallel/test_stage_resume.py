@@ -54,7 +54,5 @@ def test_a_stage_resumes(case: ParityCase, folder: Path, tmp_path: Path) -> None
 @pytest.mark.full
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("case", MORE, ids=lambda c: c.label)
-def test_a_stage_resumes_under_every_engine(
-    case: ParityCase, folder: Path, tmp_path: Path
-) -> None:
+def test_a_stage_resumes_under_every_engine(case: ParityCase, folder: Path, tmp_path: Path) -> None:
     assert_resumes(case, folder, tmp_path)

@@ -1,6 +1,6 @@
 """The preference stages learn a taste that can be seen on rows held out, with every seed.
 
-The table in docs/training.md is what `make test-full` prints here.
+The table in docs/training.md is what `pytest -s` prints here.
 """
 
 from __future__ import annotations

@@ -169,7 +169,9 @@ def train_variant(variant: Variant, size: int) -> dict[str, Any]:
     if variant.has_score:
         rows = [row | {"labels": torch.tensor(0.5 * i)} for i, row in enumerate(rows)]
     with tempfile.TemporaryDirectory() as folder, Float64():
-        trainer = Watched(model, make_arguments(folder), train_dataset=rows * 2, callbacks=[Watch()])
+        trainer = Watched(
+            model, make_arguments(folder), train_dataset=rows * 2, callbacks=[Watch()]
+        )
         trainer.remove_callback(PrinterCallback)
         if size > 1:
             sequence_parallel(trainer, size, check_family=False)
