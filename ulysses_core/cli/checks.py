@@ -64,6 +64,7 @@ def rehearse(config: RunConfig, processes: int) -> dict[str, DataStats]:
         InputError: the first error found.
     """
     from ulysses_core.data import load_datasets
+    from ulysses_core.parallel.families.allowed import check_family
     from ulysses_core.trainers.arguments import check_training_arguments
     from ulysses_core.trainers.build import build_tokenizer
     from ulysses_core.trainers.deepspeed import check_settings
@@ -80,7 +81,9 @@ def rehearse(config: RunConfig, processes: int) -> dict[str, DataStats]:
     tokenizer = build_tokenizer(config.model)
     seed = config.training.get("data_seed") or config.training.get("seed", 42)
     data = load_datasets(config.data, stage, tokenizer, seed)
-    build_meta_model(config)
+    model = build_meta_model(config)
+    if config.settings.sequence_parallel_size > 1 and config.settings.check_family:
+        check_family(model.config)
     return data.stats
 
 

@@ -120,6 +120,8 @@ class RunSettings(_Section):
     """Replace the run in `output_dir`."""
     sequence_parallel_size: int = Field(default=1, gt=0)
     """Processes that share a row. It must divide the number of processes."""
+    check_family: bool = True
+    """Refuse models that sequence parallelism was not shown to train rightly."""
     deepspeed: str | dict[str, Any] | None = None
     """DeepSpeed settings: a shipped name, the path of a JSON file, or a mapping."""
     loss_chunk: int | None = Field(default=None, gt=0)

@@ -29,6 +29,7 @@ from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import RowContext, shard_batch
 from ulysses_core.parallel.gather import gather_tokens, sum_over_group
 from ulysses_core.parallel.groups import SequenceGroup
+from ulysses_core.parallel.rotary import WholePositions
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
@@ -49,12 +50,14 @@ class ForwardOptions:
     Attributes:
         group: the sequence group.
         kernel: the attention kernel, a key of `kernels.KERNELS`.
+        rows: kinds of rows besides those padded on the right; None for any.
         needs_logits: whether an evaluation needs the logits of whole rows.
         on_training: called before each forward pass that is trained on.
     """
 
     group: SequenceGroup
     kernel: str = "sdpa"
+    rows: frozenset[str] | None = None
     needs_logits: bool = True
     on_training: Callable[[], None] = lambda: None
 
@@ -74,7 +77,7 @@ def split_rows_in_forward(wrapped: nn.Module, model: Any, options: ForwardOption
         InputError: the model is of another kind.
     """
     hooks = _Hooks(model, options)
-    undos = [_use_ulysses_attention(model)]
+    undos = [_use_ulysses_attention(model), hooks.positions.hook(model)]
     if isinstance(model, GenericForSequenceClassification):
         head: Any = model.score
         undos += [_before(model.base_model, hooks.enter_backbone), _after(head, hooks.leave_head)]
@@ -111,7 +114,8 @@ class _Hooks:
     def __init__(self, model: Any, options: ForwardOptions) -> None:
         self._model, self._options = model, options
         self._attention = model.config._attn_implementation
-        self._max_positions = getattr(model.config, "max_position_embeddings", None)
+        self._max_positions = _count_positions(model.config)
+        self.positions = WholePositions()
         self._is_generating = False
         self._checked: set[bool] = set()
         self._context: RowContext | None = None
@@ -162,7 +166,7 @@ class _Hooks:
 
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Generates on this rank alone, with the model's own attention."""
-        self._is_generating = True
+        self._is_generating, self.positions.last = True, None
         self._model.set_attn_implementation(self._attention)
         try:
             return original(*args, **kwargs)
@@ -183,9 +187,24 @@ class _Hooks:
         if is_trained not in self._checked:
             self._checked.add(is_trained)
             _check_same_rows(given.get("input_ids"), options.group)
-        return shard_batch(
+        sharded = shard_batch(
             given, options.group, kernel=options.kernel, max_positions=self._max_positions
         )
+        context: RowContext = sharded["ulysses"]
+        if context.layout.boundaries is not None:
+            self._check_rows("packed" if given.get("attention_mask") is None else "left")
+        self.positions.last = context.last_position
+        return sharded
+
+    def _check_rows(self, kind: str) -> None:
+        rows = self._options.rows
+        if rows is not None and kind not in rows:
+            name = {"packed": "packed", "left": "padded on the left"}[kind]
+            family = self._model.config.model_type
+            raise InputError(
+                f"sequence parallel: the rows are {name}, which {family} was not shown to train "
+                "rightly with; pad the rows on the right, without packing"
+            )
 
     def _check_loss(self) -> None:
         if not _takes_any_keyword(type(self._model).forward):
@@ -259,6 +278,15 @@ def _check_same_rows(ids: Any, group: SequenceGroup) -> None:
             "its rows from a dataset, or one of TRL's for GRPO and RLOO, and call "
             "sequence_parallel before a dataloader is made"
         )
+
+
+def _count_positions(config: Any) -> int | None:
+    """Returns the longest row that a model takes; None if its RoPE grows with the row."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":
+        return None
+    count: int | None = getattr(config, "max_position_embeddings", None)
+    return count
 
 
 def _takes_any_keyword(function: Callable[..., Any]) -> bool:

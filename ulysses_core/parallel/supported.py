@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
+from ulysses_core.parallel.families.allowed import check_family
 from ulysses_core.parallel.kernels import choose_kernel
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["check_trainer", "choose_trainer_kernel", "unwrap_peft"]
+__all__ = ["check_model", "check_trainer", "choose_trainer_kernel", "unwrap_peft"]
 
 
 def unwrap_peft(model: Any) -> PreTrainedModel:
@@ -59,6 +60,18 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
+def check_model(trainer: Trainer) -> frozenset[str]:
+    """Refuses a model whose family or options were not shown to train rightly on slices of rows.
+
+    Returns:
+        The kinds of rows that the family takes; see `Family.rows`.
+
+    Raises:
+        InputError: the model is not on the list.
+    """
+    return check_family(unwrap_peft(trainer.accelerator.unwrap_model(trainer.model)).config).rows
+
+
 def choose_trainer_kernel(trainer: Trainer) -> str:
     """Chooses the attention kernel of the Trainer's model.
 
@@ -67,12 +80,7 @@ def choose_trainer_kernel(trainer: Trainer) -> str:
     """
     args = trainer.args
     model = unwrap_peft(trainer.accelerator.unwrap_model(trainer.model))
-    name, config = type(model).__name__, model.config
-    if not model._supports_attention_backend:
-        raise InputError(
-            f"sequence parallel: {name} does not support other attention implementations; "
-            "use a model that does"
-        )
+    config = model.config
     if getattr(config, "output_router_logits", False):
         raise InputError(
             "sequence parallel: output_router_logits is true, but the router's balance loss would "
@@ -81,6 +89,7 @@ def choose_trainer_kernel(trainer: Trainer) -> str:
     return choose_kernel(
         config._attn_implementation,
         has_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
+        has_sinks=any(name.endswith(".sinks") for name, _ in model.named_parameters()),
         device=args.device,
         is_half=args.bf16 or args.fp16 or model.dtype.itemsize == 2,
     )

@@ -25,7 +25,12 @@ from ulysses_core.parallel.sampling import (
     select_groups,
     share_samples,
 )
-from ulysses_core.parallel.supported import check_trainer, choose_trainer_kernel, unwrap_peft
+from ulysses_core.parallel.supported import (
+    check_model,
+    check_trainer,
+    choose_trainer_kernel,
+    unwrap_peft,
+)
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.integrations.callback import TrainerWatcher
@@ -53,7 +58,9 @@ class SequenceParallelHandle:
         undo_all(self._undos)
 
 
-def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
+def sequence_parallel(
+    trainer: Trainer, size: int, *, check_family: bool = True
+) -> SequenceParallelHandle:
     """Splits every row of `trainer`'s batches over `size` ranks; call it before `train()`.
 
     Works with the Trainers of transformers and TRL whose models are causal language models or
@@ -63,13 +70,15 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     Args:
         trainer: the Trainer; its models, accelerator and methods are patched on the instance.
         size: ranks that share a row; must divide the number of processes.
+        check_family: whether to refuse models that were not shown to train rightly
+            (docs/families.md); False takes the risk that one trains wrongly without a word.
 
     Returns:
         A handle whose `restore()` undoes the changes.
 
     Raises:
         InputError: `size` does not divide the number of processes, or the model or a setting of
-            the Trainer does not work on slices of rows.
+            the Trainer does not work on slices of rows, or was not shown to.
     """
     group = make_groups(size)
     undos: list[Undo] = []
@@ -78,7 +87,8 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     check_trainer(trainer)
     if samples_rows(trainer):
         check_sampling(trainer, group)
-    options = ForwardOptions(group=group, kernel=choose_trainer_kernel(trainer))
+    options = ForwardOptions(group=group, rows=check_model(trainer) if check_family else None)
+    options.kernel = choose_trainer_kernel(trainer)
     patches = _Patches(trainer, group, options)
     try:
         undos.append(_split_rows(trainer, trainer.model, options))

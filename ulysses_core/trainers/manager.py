@@ -159,7 +159,9 @@ class UlyssesTrainingManager:
             offload=settings.offload_checkpoints,
         )
         self._undos.append(memory.restore)
-        parallel = sequence_parallel(trainer, settings.sequence_parallel_size)
+        parallel = sequence_parallel(
+            trainer, settings.sequence_parallel_size, check_family=settings.check_family
+        )
         self._undos.append(parallel.restore)
         if self.config.answers.predict_with_generate:
             self._undos.append(compare_in_evaluations(trainer, self.config))

@@ -16,7 +16,6 @@ from tests.support.stage_cases import SAMPLING, StageCase, build_stage_model, tr
 STAGES = ("sft", "rm", "dpo", "kto")
 CASES = [
     *(StageCase(stage=s) for s in STAGES),
-    *(StageCase(stage=s, zero=2, adapters=True) for s in STAGES),
     *(StageCase(stage=s, zero=3) for s in STAGES),
     StageCase(stage="dpo", heads=3, key_heads=3, accumulate=2, rows=2),
     StageCase(stage="dpo", size=3, heads=12, key_heads=3),
@@ -31,7 +30,7 @@ CASES = [
 ]
 MORE = [
     *(StageCase(stage=s, adapters=True, zero=z) for s in STAGES for z in (None, 3)),
-    *(StageCase(stage=s, zero=2) for s in STAGES),
+    *(StageCase(stage=s, zero=2, adapters=a) for s in STAGES for a in (False, True)),
     *(
         StageCase(stage=s, size=n, heads=12, key_heads=3, adapters=n == 2)
         for s in STAGES
