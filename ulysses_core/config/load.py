@@ -79,7 +79,6 @@ def _find_stage_keys(
 ) -> type[BaseModel]:
     """Returns the keys of the config's stage, and refuses those of other stages by name."""
     stage = values.get("stage", FinetuningConfig.model_fields["stage"].default)
-    _check_value("stage", stage, stages, where)
     if stage not in stages:
         hint = nearest(str(stage), stages)
         raise InputError(f"{where}: stage is {stage!r}{hint}; allowed: {', '.join(stages)}")
@@ -108,7 +107,7 @@ def _check_keys(values: Mapping[str, Any], known: list[str], where: str) -> None
         if key not in known:
             hint = nearest(str(key), known) or "; docs/training.md lists the keys"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
-        if key in UNSUPPORTED_VALUES and key != "stage":
+        if key in UNSUPPORTED_VALUES:
             _check_value(key, value, get_args(FinetuningConfig.model_fields[key].annotation), where)
 
 
