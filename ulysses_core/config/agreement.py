@@ -9,7 +9,7 @@ from ulysses_monitor.common.errors import InputError
 
 __all__ = ["check_agreement"]
 
-_CHANGES_REFERENCE = ("ppo", "grpo")
+_TAKES_BASE = ("ppo", "grpo")
 """Stages whose reference is the base without its adapters."""
 
 
@@ -48,7 +48,13 @@ def _find_adapters(config: RunConfig) -> Iterator[str]:
             f"lora_init is {finetuning.init}, but training continues {names[-1]}; remove it, or "
             "set create_new_adapter"
         )
-    if finetuning.stage in _CHANGES_REFERENCE and finetuning.changes_base:
+    takes_base = finetuning.stage in _TAKES_BASE and getattr(config.stage_keys, "beta", 1) > 0
+    if takes_base and not is_new:
+        yield (
+            f"adapter_name_or_path is set, and stage {finetuning.stage} takes the base below the "
+            "adapters as its reference; set create_new_adapter: true, which merges them into it"
+        )
+    if takes_base and finetuning.changes_base:
         yield (
             f"lora_init is {finetuning.init}, which changes the base, and stage "
             f"{finetuning.stage} takes the base as its reference; use lora_init: default"

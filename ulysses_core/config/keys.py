@@ -180,11 +180,9 @@ REFUSED: Mapping[str, str] = {
         "audio_sampling_rate media_dir freeze_vision_tower freeze_multi_modal_projector "
         "freeze_language_model",
     ),
-    **_spread(
-        "a key of stage ppo, which this version does not have; remove it",
-        "ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards reward_model "
-        "reward_model_adapters reward_model_quantization_bit reward_model_type",
-    ),
+    "reward_model_adapters": "merge them into the reward model with ulysses export, and name its "
+    "folder",
+    "reward_model_quantization_bit": "the reward model is loaded as it is stored, so remove it",
 }
 """Why a key is refused, unless its value switches it off."""
 

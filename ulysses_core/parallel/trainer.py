@@ -91,9 +91,9 @@ def sequence_parallel(
     options.kernel = choose_trainer_kernel(trainer)
     patches = _Patches(trainer, group, options)
     try:
-        undos.append(_split_rows(trainer, trainer.model, options))
-        if getattr(trainer, "ref_model", None) is not None:
-            undos.append(_split_rows(trainer, trainer.ref_model, options))
+        names = ("model", "ref_model", "reward_model")
+        models = [getattr(trainer, name, None) for name in names]
+        undos.extend(_split_rows(trainer, each, options) for each in models if each is not None)
     except InputError:
         undo_all(undos)
         raise

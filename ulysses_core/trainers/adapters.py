@@ -20,19 +20,20 @@ __all__ = ["add_adapters", "find_adapters", "first_line", "merge_adapter", "rehe
 
 logger = logging.getLogger(__name__)
 
-_PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS"}
+_PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS", "value": "CAUSAL_LM"}
 
 
 def add_adapters(model: Any, config: RunConfig, task: str) -> Any:
     """Makes `model` train what the config says.
 
     Full fine-tuning trains all of it, `freeze` some layers. Otherwise it gets adapters: new ones,
-    or the last of `adapter_name_or_path`, after those before it are merged into the base.
+    or the last of `adapter_name_or_path`, after those before it are merged into the base. For task
+    `value` it also gets a value head, which is trained in full.
 
     Args:
         model: the base, with its weights.
         config: the run's.
-        task: the head of the model, `causal` or `score`.
+        task: the head of the model: `causal`, `score` or `value`.
 
     Raises:
         InputError: a target matches no module, or an adapter cannot be loaded.
@@ -41,7 +42,7 @@ def add_adapters(model: Any, config: RunConfig, task: str) -> Any:
     if finetuning.finetuning_type == "freeze":
         freeze_layers(model, finetuning)
     if not finetuning.has_adapters:
-        return model
+        return _add_head(model, task)
     folders = find_adapters(config.model)
     last = None if finetuning.create_new_adapter or not folders else folders.pop()
     for folder in folders:
@@ -49,7 +50,15 @@ def add_adapters(model: Any, config: RunConfig, task: str) -> Any:
     if last is not None:
         return _load(model, last, is_trainable=True)
     seed = config.training.get("seed", 42)
-    return _create(model, finetuning, _PEFT_TASKS[task], seed)
+    return _create(_add_head(model, task), finetuning, task, seed)
+
+
+def _add_head(model: Any, task: str) -> Any:
+    if task == "value":
+        from ulysses_core.trainers.ppo.value_head import add_value_head
+
+        add_value_head(model)
+    return model
 
 
 def rehearse_adapters(model: Any, config: RunConfig, task: str) -> Any:
@@ -188,14 +197,14 @@ def _lora_config(model: Any, config: FinetuningConfig, task: str) -> Any:
 
     init: Any = True if config.init in ("default", "orthogonal_small") else config.init
     return LoraConfig(
-        task_type=task,
+        task_type=_PEFT_TASKS[task],
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
         target_modules=_inserted_modules(model, config)
         if config.use_llama_pro
         else _targets(config.lora_target),
-        modules_to_save=_split_names(config.additional_target),
+        modules_to_save=_saved_modules(config, task),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=init,
@@ -223,13 +232,22 @@ def _oft_config(config: FinetuningConfig, task: str) -> Any:
     from peft import OFTConfig
 
     return OFTConfig(
-        task_type=task,
+        task_type=_PEFT_TASKS[task],
         r=config.oft_rank,
         oft_block_size=config.oft_block_size,
         module_dropout=config.module_dropout,
         target_modules=_targets(config.oft_target),
-        modules_to_save=_split_names(config.additional_target),
+        modules_to_save=_saved_modules(config, task),
     )
+
+
+def _saved_modules(config: FinetuningConfig, task: str) -> list[str] | None:
+    names = _split_names(config.additional_target) or []
+    if task == "value":
+        from ulysses_core.trainers.ppo.value_head import NAME
+
+        names.append(NAME)
+    return names or None
 
 
 def _targets(text: str) -> str | list[str] | None:

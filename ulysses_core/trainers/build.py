@@ -28,8 +28,8 @@ __all__ = [
     "model_class",
 ]
 
-Task = Literal["causal", "score"]
-"""The head of a model: logits for each token, or one number a row."""
+Task = Literal["causal", "score", "value"]
+"""The head of a model: logits for each token, one number a row, or logits and a number a token."""
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 
@@ -185,7 +185,7 @@ def model_class(task: Task) -> Any:
     """Returns transformers' class that makes models of a task."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
+    return AutoModelForSequenceClassification if task == "score" else AutoModelForCausalLM
 
 
 def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
