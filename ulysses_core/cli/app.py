@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ulysses_core.cli.export import export
+from ulysses_core.cli.logs import configure_logging
 from ulysses_core.cli.options import AsJson, LocalRun, Overrides, Run, Version
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.extras import explain_missing
@@ -66,7 +66,7 @@ def train(
     """Train a model from a config."""
     from ulysses_core.cli import train as command
 
-    _configure_logging(debug)
+    configure_logging(debug)
     changes = list(overrides or [])
     if adjust_lr is not None:
         changes.append(f"adjust_lr={adjust_lr}")
@@ -246,16 +246,6 @@ def compact(
     from ulysses_core.cli.store import compact as command
 
     command(run)
-
-
-def _configure_logging(debug: bool) -> None:
-    debug = debug or os.environ.get("ULYSSES_DEBUG") == "1"
-    # Which module says it matters to developers only.
-    form = "%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s"
-    logging.basicConfig(format=form, stream=sys.stderr)
-    level = logging.DEBUG if debug else logging.INFO
-    for name in ("ulysses_core", "ulysses_monitor"):
-        logging.getLogger(name).setLevel(level)
 
 
 def main() -> None:
