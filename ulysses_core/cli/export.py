@@ -25,6 +25,7 @@ def export(
     """Merge adapters into their base and save the model with its tokenizer."""
     from ulysses_core.cli.checks import check_models
     from ulysses_core.cli.limits import check_modality
+    from ulysses_core.cli.logs import configure_logging, quiet_libraries
     from ulysses_core.trainers.deepspeed import prepare_environment
     from ulysses_core.trainers.export import export_model
     from ulysses_core.trainers.stage import load_config
@@ -34,5 +35,7 @@ def export(
         raise InputError(f"{config}: export_dir is not set; set it to the folder to save in")
     check_models(values)
     check_modality(values)
+    configure_logging(debug=False)
     prepare_environment(uses_deepspeed=False)
+    quiet_libraries()
     typer.echo(export_model(values))

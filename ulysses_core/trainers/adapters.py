@@ -259,5 +259,6 @@ def _split_names(text: str | None) -> list[str] | None:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message."""
-    return str(error).strip().split("\n", 1)[0]
+    """Returns the first line of an error's message, and the second if that only announces it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -30,12 +30,15 @@ def export_model(config: RunConfig) -> Path:
     """
     import torch
 
+    from ulysses_core.lora.saved import read_adapter_config
     from ulysses_core.trainers.adapters import find_adapters, merge_adapter
     from ulysses_core.trainers.build import build_base_model, build_tokenizer
     from ulysses_core.trainers.stage import find_stage
 
     folder = _check_folder(config)
     folders = find_adapters(config.model)
+    for adapter in folders:
+        read_adapter_config(adapter)  # before the base is loaded
     tokenizer = build_tokenizer(config.model)
     device = torch.device("cpu")
     if config.export.export_device == "auto" and torch.accelerator.is_available():

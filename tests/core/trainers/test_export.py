@@ -135,7 +135,7 @@ def test_a_reward_model_keeps_its_head(ulysses: Run, place: Path, tmp_path: Path
         ({"export_dir": "export.yaml"}, "export_dir is 'export.yaml', which is a file; expected"),
         ({"export_dir": "BASE"}, "from which it would be read; choose another folder"),
         ({"export_size": 0}, "export_size is 0; expected an integer above 0"),
-        ({"export_device": "gpu"}, "export_device is 'gpu'; allowed: cpu, auto"),
+        ({"export_device": "gpu"}, "export_device is 'gpu' (did you mean 'cpu'?); allowed"),
         ({"export_legacy_format": True}, "export_legacy_format: true is not served, because"),
         ({"export_quantization_bit": 4}, "export_quantization_bit is 4; quantising to GPTQ needs"),
         ({"export_hub_model_id": "a/b"}, "export_hub_model_id is 'a/b'; nothing leaves this"),
@@ -162,3 +162,4 @@ def test_an_adapter_of_another_model_is_refused(ulysses: Run, place: Path, tmp_p
     code, _, error = export(ulysses, place, tmp_path, adapter_name_or_path="other")
     assert (code, error.count("\n")) == (2, 1), error
     assert "adapter other: cannot load it: " in error
+    assert "size mismatch for base_model.model.model.layers.0.self_attn.q_proj.lora_A" in error
