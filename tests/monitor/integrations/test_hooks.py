@@ -38,7 +38,7 @@ def trainer(*, without: str = "") -> Any:
     return found
 
 
-@pytest.mark.parametrize("version", ["4.57.0", "4.57.6", "5.0.0", "5.23.4"])
+@pytest.mark.parametrize("version", ["4.57.0", "4.57.6", "5.0.0", "5.24.4"])
 def test_a_version_that_was_tried_is_watched_without_a_word(
     version: str, versions: Versions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -47,7 +47,7 @@ def test_a_version_that_was_tried_is_watched_without_a_word(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("version", ["4.56.2", "5.24.0.dev0", "6.0.0"])
+@pytest.mark.parametrize("version", ["4.56.2", "5.25.0.dev0", "6.0.0"])
 def test_another_version_is_watched_and_said_once(
     version: str, versions: Versions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,7 +56,7 @@ def test_another_version_is_watched_and_said_once(
         hooks.check_hooks(trainer())
         hooks.check_hooks(trainer())
     assert caplog.messages == [
-        f"monitor: transformers {version} is untried, 4.57 to 5.23 work; "
+        f"monitor: transformers {version} is untried, 4.57 to 5.24 work; "
         "the training is watched anyway"
     ]
 
