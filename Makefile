@@ -44,7 +44,7 @@ test: $(STAMP)
 test-full: $(STAMP)
 	$(PYTEST) --full
 
-# Builds the sdist and the wheel and checks that they can be published.
+# Builds the sdist and the wheel, checks that they can be published, and installs each extra alone.
 test-install: $(STAMP)
 	$(BIN)/pytest --install -m install tests/install
 

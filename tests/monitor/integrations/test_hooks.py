@@ -65,7 +65,7 @@ def test_another_version_is_watched_and_said_once(
 def test_a_missing_hook_is_refused_with_its_name_and_what_to_do(hook: str) -> None:
     expected = (
         rf"^monitor: transformers 5\.20\.0 with accelerate 1\.12\.1 has no \w+\.{hook}; "
-        r"expected transformers 4\.57 to 5\.23: .*monitor\.watch\("
+        r"expected transformers 4\.57 to 5\.24: .*monitor\.watch\("
     )
     with pytest.raises(um.InputError, match=expected):
         hooks.check_hooks(trainer(without=hook))
