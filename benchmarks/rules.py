@@ -65,6 +65,7 @@ def steps(count: int, metrics: int, seed: int = 0) -> Iterator[list[StepRecord]]
     schema, late = Schema(tuple(every)), Schema(tuple(sampled_names(every)))
     logged = Schema(tuple(set(logged_names()) - set(every)))
     usual = np.ones(len(every))
+    weights = [i for i, name in enumerate(late.names) if name.startswith("param/norm")]
     for i, name in enumerate(every):
         usual[i] = 0.0 if "nonfinite" in name or "zero_frac" in name else 1.0
     for step in range(1, count + 1):
@@ -72,6 +73,7 @@ def steps(count: int, metrics: int, seed: int = 0) -> Iterator[list[StepRecord]]
         if step % 10 == 1:
             values = 1e-3 * draw.lognormal(0, 0.1, len(late.names))
             values[-2:] = 0.0  # replicas are equal
+            values[weights] = 1.0
             records.append(_record(step, late, values))
         if step % 5 == 0:
             records.append(_record(step, logged, draw.lognormal(0, 0.1, len(logged.names))))

@@ -9,9 +9,9 @@ from benchmarks.faults.registry import FAULTS
 from benchmarks.faults.rl import RL_FAULTS, RLTraining
 from benchmarks.faults.training import Recorded, Setting, Training
 
-__all__ = ["HALVES", "Case", "faulty", "healthy", "is_held_out"]
+__all__ = ["HALVES", "Case", "faulty", "healthy"]
 
-HALVES = ("tuned", "held out")
+HALVES = ("first", "second")
 
 _SIZES: dict[str, tuple[Setting, Setting]] = {
     "adamw": (
@@ -57,12 +57,6 @@ class Case:
     run: Callable[[], Recorded]
     onset: int = 0
     names: Sequence[str] = ()
-
-
-def is_held_out(case: Case) -> bool:
-    """Whether neither the fault nor the size was looked at when thresholds were set."""
-    every = [*FAULTS, *RL_FAULTS]
-    return case.half == 1 and every.index(case.fault) % 2 == 1
 
 
 def faulty(half: int) -> Iterator[Case]:

@@ -20,7 +20,7 @@ PAGES = ROOT / "docs" / "rules"
 PROFILES = ROOT / "ulysses_monitor" / "rules" / "profiles"
 
 STRICT: Mapping[str, Mapping[str, Any]] = {
-    "loss_spike": {"times": 1.15, "sigmas": 5.0, "margin": 1.05},
+    "loss_spike": {"times": 1.08, "sigmas": 6.0, "margin": 1.05},
     "gradient_spike": {"times": 2.5, "sigmas": 5.0, "margin": 1.25},
     "divergence": {"above": 1.03, "given_back": 0.3, "sigmas": 3.0},
     "plateau": {"severity": "warning", "window": 120},

@@ -33,7 +33,8 @@ class Baseline(NamedTuple):
     Attributes:
         size: how many finite values there were.
         median: their median.
-        spread: 1.4826 x median absolute deviation of their logarithms; NaN if one is not positive.
+        spread: scatter of their logarithms, from one value to the next, so that a trend does not
+            count: 1.4826 / sqrt(2) x median of absolute differences; NaN if one is not positive.
         largest: the largest of them.
     """
 
@@ -278,7 +279,7 @@ def _baseline(values: Array) -> Baseline:
         return Baseline(0, math.nan, math.nan, math.nan)
     ordered = np.sort(values)
     median, largest = median_of(ordered), float(ordered[-1])
-    if ordered[0] <= 0:
+    if ordered[0] <= 0 or len(values) < 2:
         return Baseline(len(values), median, math.nan, largest)
-    spread = 1.4826 * median_of(np.abs(np.log(ordered) - math.log(median)))
-    return Baseline(len(values), median, spread, largest)
+    leaps = np.abs(np.diff(np.log(values)))
+    return Baseline(len(values), median, 1.4826 / math.sqrt(2) * median_of(leaps), largest)

@@ -61,3 +61,20 @@ def test_an_alert_keeps_everything_as_an_event() -> None:
         "hint": "h",
         "severity": "warning",
     }
+
+
+def test_an_alert_as_an_event_says_where_since_when_why_and_what_it_asks_for() -> None:
+    more = {"where": "layer/3", "since": 2, "page": "docs/rules/r.md"}
+    alert = Alert(
+        rule="r",
+        step=4,
+        metric="a/a/a",
+        value=2.0,
+        threshold=1.0,
+        message="m",
+        causes=("one", "two"),
+        command=("save",),
+        **more,  # type: ignore[arg-type]
+    )
+    expected = more | {"causes": ["one", "two"], "command": ["save"]}
+    assert {key: alert.to_event(9.0).data[key] for key in expected} == expected

@@ -257,3 +257,15 @@ def test_a_healthy_run_of_all_metrics_raises_nothing() -> None:
         metrics[f"optim/update_ratio/layer/{i}"] = often(random(18 + i, 2e-3))
         metrics[f"optim/update_ratio/param/p{i}"] = often(random(22 + i, 2e-3))
     assert [(a.rule, a.step) for a in alerts("default", metrics, 400) if a.severity != "info"] == []
+
+
+def test_an_adapter_that_stays_zero_although_it_has_a_gradient_does_not_move() -> None:
+    """Its update ratio is 0 / 0, and LoRA's B begins so."""
+    metrics: dict[str, Value] = dict(PARAMS)
+    for i in range(4):
+        metrics[f"optim/update_ratio/param/p{i}"] = every(10, np.nan if i == 3 else 1e-3)
+        metrics[f"param/norm/param/p{i}"] = every(10, 0.0 if i == 3 else 1.0)
+    (alert,) = alerts(["does_not_move"], metrics)
+    assert (alert.step, alert.where) == (21, "p3")
+    metrics["param/norm/param/p3"] = every(10, 1.0)  # the ratio could not be measured
+    assert alerts(["does_not_move"], metrics) == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ulysses_monitor as um
+from tests.support.spawn import spawn
 
 
 def train(
@@ -121,3 +122,40 @@ def test_run_json_says_which_rules_could_not_be_checked(tmp_path: Path) -> None:
 def test_without_rules_nothing_is_unchecked(tmp_path: Path, rules: Any) -> None:
     run, _, _ = train(tmp_path / "run", rules, steps=2)
     assert run.info["rules_not_checked"] == {}
+
+
+def train_on_two_ranks(folder: str) -> dict[str, Any]:
+    """Trains a DDP model; from step 5 on, both ranks have the same rows. The alert asks to stop."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    rules = [{"same_data_on_ranks": {"on_alert": "stop"}}]
+    monitor = um.Monitor(folder, rules=rules, tensorboard=False)
+    steps = 0
+    with monitor.watch(model, optimizer):
+        for step in range(1, 13):
+            own = 100 * rank if step < 5 else 0
+            draw = torch.Generator().manual_seed(step + own)
+            loss = model(torch.randn(6, 4, generator=draw)).square().mean()
+            monitor.observe(loss=loss)
+            loss.backward()
+            steps += 1
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"steps": steps, "stopped": monitor.stopped or ""}
+
+
+def test_ranks_with_the_same_rows_are_found_and_all_ranks_obey_the_alert(tmp_path: Path) -> None:
+    ranks = spawn(train_on_two_ranks, 2, args=[str(tmp_path / "run")], timeout=100)
+    run = um.open_run(tmp_path / "run")
+    (alert,) = run.events("alert").to_dict("records")
+    assert (alert["rule"], alert["step"], alert["since"]) == ("same_data_on_ranks", 7, 5)
+    spread = run.metrics("train/loss_rank_std/total")["train/loss_rank_std/total"]
+    assert (spread.loc[:4] > 1e-3).all()
+    assert (spread.loc[5:] == 0).all()
+    assert [each["steps"] for each in ranks] == [8, 8]
+    assert all("rule same_data_on_ranks" in each["stopped"] for each in ranks)

@@ -79,16 +79,16 @@ ENTRIES = (
         "loss_spike",
         Spike,
         metric="train/loss/total",
-        times=1.2,
+        times=1.15,
         sigmas=8.0,
-        margin=1.15,
-        window=48,
+        margin=1.12,
+        window=24,
         cooldown=8,
         clear=4,
         family=_FAMILY,
-        sees="A loss far above all of the last 48 steps.",
-        formula="loss > max(1.2 x median, median x exp(8 s), 1.15 x largest), s: 1.4826 x median "
-        "absolute deviation of the logarithm",
+        sees="A loss far above all of the last 24 steps.",
+        formula="loss > max(1.15 x median, median x exp(8 s), 1.12 x largest), s: scatter "
+        "of the logarithm from one step to the next",
         source="after OLMo-core's SkipStep (6 standard deviations over 128 steps), made robust",
         causes=(
             "a batch unlike the others: broken rows, another language, random labels",
@@ -109,8 +109,8 @@ ENTRIES = (
         family=_FAMILY,
         sees="A gradient norm far above all of the last 64 steps, with the layer that has most of "
         "it.",
-        formula="norm > max(4 x median, median x exp(8 s), 2 x largest), s: 1.4826 x median "
-        "absolute deviation of the logarithm",
+        formula="norm > max(4 x median, median x exp(8 s), 2 x largest), s: scatter "
+        "of the logarithm from one step to the next",
         source="after OLMo-core's SkipStep (6 standard deviations over 128 steps), made robust",
         causes=(
             "a batch unlike the others: broken rows, another language, random labels",

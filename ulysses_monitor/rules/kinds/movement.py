@@ -86,6 +86,9 @@ class Still(BuiltinRule):
         norms = np.array([record.get(_norm_of(name), 0.0) for name in names])
         # Keys' biases have a gradient of rounding alone: attention does not depend on them.
         zero &= norms > self.least * median_of(norms)
+        # The ratio of a tensor that is still zero, as LoRA's B is at first, is NaN.
+        known = np.isfinite(rows[-1])
+        zero &= known | np.array([record.get(_weights_of(name)) == 0 for name in names])
         if not zero.any():
             return []
         where = _name(names, zero, RATIOS)
@@ -228,12 +231,13 @@ class WeightJump(BuiltinRule):
 
 
 def _zero_in_all(rows: Sequence[Array], steps: int) -> npt.NDArray[np.bool_] | None:
-    """Returns which columns are zero in each of the last rows; None if there is none."""
-    if np.count_nonzero(rows[-1]) == len(rows[-1]) or len(rows) < steps:
+    """Returns which columns are zero, or NaN, in each of the last rows; None if there is none."""
+    above = rows[-1] > 0
+    if len(rows) < steps or above.all():
         return None
-    zero: npt.NDArray[np.bool_] = rows[-1] == 0
+    zero: npt.NDArray[np.bool_] = ~above
     for i in range(2, steps + 1):
-        zero &= rows[-i] == 0
+        zero &= ~(rows[-i] > 0)
         if not zero.any():
             return None
     return zero
@@ -242,6 +246,10 @@ def _zero_in_all(rows: Sequence[Array], steps: int) -> npt.NDArray[np.bool_] | N
 def _name(names: Sequence[str], chosen: npt.NDArray[np.bool_], pattern: str) -> str:
     prefix = pattern.removesuffix("*")
     return name_some(names[i].removeprefix(prefix) for i in np.flatnonzero(chosen).tolist())
+
+
+def _weights_of(ratio: str) -> str:
+    return ratio.replace("optim/update_ratio/", "param/norm/", 1)
 
 
 def _norm_of(ratio: str) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.settings import MetricName, Text
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
@@ -25,15 +24,15 @@ _LAYERS = "grad/norm/layer/"
 class Spike(BuiltinRule):
     """Finds a value far above all of the last `window`, measured on the logarithm.
 
-    The logarithm, because norms and losses are skewed; the median and the median deviation, because
-    a spike in the window must not hide the next one.
+    The logarithm, because norms and losses are skewed; medians, because a spike in the window must
+    not hide the next one; the scatter from step to step, because losses fall.
     """
 
     metric: MetricName
     """The metric to watch."""
     name: Text = "spike"
     warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 32
-    """Steps, and values of the window, that must have been seen before a value is a spike."""
+    """Steps that must have been seen before a value is a spike."""
     sigmas: _Sigmas = 6.0
     """Robust standard deviations of the logarithm, above the median, at which it is a spike."""
     times: _Times = 2.0
@@ -42,14 +41,6 @@ class Spike(BuiltinRule):
     """A spike is at least so many times the largest value of the window."""
     window: Steps = 64
     """Number of earlier steps that the newest is compared with."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.warmup > self.window:
-            raise InputError(
-                f"rule {self.name}: warmup is {self.warmup}; expected at most window, which is "
-                f"{self.window}, or the rule can never fire"
-            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -60,7 +51,11 @@ class Spike(BuiltinRule):
         """See `BuiltinRule.look`."""
         value = history.last(self.metric)
         size, median, spread, largest = history.baseline(self.metric, self.window)
-        if not value > self.times * median or size < self.warmup or math.isinf(value):
+        if (
+            not value > self.times * median
+            or size < min(self.warmup, self.window)
+            or not value < math.inf
+        ):
             return []
         if math.isnan(spread):  # some values are not positive: there is no logarithm
             return []
@@ -69,7 +64,7 @@ class Spike(BuiltinRule):
             return []
         where = _worst_layer(history) if self.metric == "grad/norm/total" else ""
         text = (
-            f"{self.metric} is {value:.4g}, {value / median:.1f} times its median over the last "
+            f"{self.metric} is {value:.4g}, {value / median:.3g} times its median over the last "
             f"{size} steps{f', most in {where}' if where else ''}"
         )
         return [self.alert(history, self.metric, value, limit, text, where=where)]
