@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ulysses_core.data.chat_template import render_chat_template
@@ -122,7 +123,9 @@ def _tokenise(
     texts = [element for part in parts for element in part if isinstance(element, str)]
     # Text that spells a special token becomes that token, also in user content. This is
     # LLaMA-Factory's `split_special_tokens: false`, which the templates' own tags need.
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    ids_only = {"return_attention_mask": False, "return_token_type_ids": False}
+    encode = partial(tokenizer, add_special_tokens=False, **ids_only)
+    encoded = iter(encode(texts)["input_ids"] if texts else [])
 
     def encode_next(part: Elements) -> list[int]:
         ids: list[int] = []
