@@ -10,14 +10,14 @@ from transformers import AutoTokenizer
 
 from examples.reasoning.data import Sizes, make_data, work_out
 from examples.reasoning.rewards import true_steps
-from examples.reasoning.run import PHASES
+from examples.reasoning.run import PHASES, main
 from examples.reasoning.table import make_table
 from tests.support.commands import run_python
 
 REPOSITORY = Path(__file__).parents[2]
 TITLES = {phase.name: phase.title for phase in PHASES if phase.title}
 MINIATURE = """
-from pathlib import Path
+from functools import partial
 from examples.reasoning import run
 from examples.reasoning.data import Sizes
 
@@ -28,21 +28,21 @@ overrides = dict.fromkeys(["cold_start", "sft", "small", "distilled"], short)
 overrides |= dict.fromkeys(["grpo", "grpo_mixed"], [*short, *answers])
 overrides |= dict.fromkeys(["sampled", "lessons"], samples)
 sizes = Sizes(digits=2, worked=16, problems=16, heldout=6)
-run.run_road(run.Road(folder=Path("road"), seed=5, sizes=sizes, overrides=overrides))
+run.Road = partial(run.Road, sizes=sizes, overrides=overrides)
+run.main(["--seeds", "5", "--out", "road"])
 """
 ROAD = """
-from pathlib import Path
 from examples.reasoning import run
 
-run.run_road(run.Road(folder=Path("road"), seed=0))
+run.main(["--seeds", "0", "--out", "road"])
 """
 
 
-def run_road(program: str, folder: Path, timeout: float) -> dict[str, Any]:
+def run_road(program: str, folder: Path, seed: int, timeout: float) -> dict[str, Any]:
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = run_python("-c", program, folder=folder, environment=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads((folder / "road/result.json").read_text())
+    result: dict[str, Any] = json.loads((folder / f"road/seed{seed}/result.json").read_text())
     return result
 
 
@@ -86,21 +86,39 @@ def test_the_table_has_the_mean_and_the_range_over_seeds() -> None:
     assert "0.5 minutes of CPU time a seed, 1.0 minutes on the clock" in table
 
 
+def test_each_seed_has_a_process_of_its_own_with_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pretend(command: list[str], *, env: dict[str, str], check: bool) -> None:
+        assert env["OMP_NUM_THREADS"] == "1"
+        seed = command[command.index("--seeds") + 1]
+        scores = {name: {"greedy": int(seed) / 10} for name in TITLES}
+        result = {"scores": scores, "wall_seconds": 60.0, "cpu_seconds": 60.0}
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps(result))
+
+    monkeypatch.setattr("subprocess.run", pretend)
+    assert main(["--seeds", "2", "4", "--out", str(tmp_path)]) == 0
+    assert "| cold-start SFT | 30 (20 to 40) |" in capsys.readouterr().out
+
+
 @pytest.mark.timeout(300)
 def test_the_road_runs_in_miniature(tmp_path: Path) -> None:
-    result = run_road(MINIATURE, tmp_path, timeout=240)
+    result = run_road(MINIATURE, tmp_path, seed=5, timeout=240)
     assert set(result["scores"]) == set(TITLES)
     for scores in result["scores"].values():
         assert set(scores) == {"greedy", "pass@1", "pass@8", "majority"}
         assert all(0 <= share <= 1 for share in scores.values())
-    kept = rows(tmp_path / "road/sampled/answers.jsonl")
+    assert "mean of 1 seed." in (tmp_path / "road/table.md").read_text()
+    kept = rows(tmp_path / "road/seed5/sampled/answers.jsonl")
     assert set(kept[0]["rewards"]) == {"exact_answer", "format"}
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3000)
 def test_every_phase_of_the_road_lifts_the_accuracy(tmp_path: Path) -> None:
-    result = run_road(ROAD, tmp_path, timeout=2900)
+    result = run_road(ROAD, tmp_path, seed=0, timeout=2900)
     greedy = {name: scores["greedy"] for name, scores in result["scores"].items()}
     assert 0.2 < greedy["cold_start"] < 0.7
     assert greedy["grpo"] > greedy["cold_start"] + 0.08

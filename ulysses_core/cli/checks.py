@@ -21,7 +21,7 @@ from ulysses_core.trainers.answering import check_answers
 from ulysses_core.trainers.stage import StageKeys, find_stage
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["build_meta_model", "check", "check_models", "rehearse"]
+__all__ = ["build_meta_model", "check", "check_models", "ranks_path", "rehearse"]
 
 
 def check(config: RunConfig, processes: int) -> None:
@@ -73,7 +73,7 @@ def rehearse(config: RunConfig, processes: int) -> dict[str, DataStats]:
         check_settings(config.deepspeed)
     stage = find_stage(config.finetuning.stage)
     check_packages(config)
-    with _ranks_path():
+    with ranks_path():
         groups = processes // config.settings.sequence_parallel_size
         check_training_arguments(config, *stage.make_arguments(config), groups)
         if config.settings.monitor.enabled:
@@ -180,7 +180,7 @@ def _check_resume(resume: bool | str | None, output_dir: Path) -> None:
 
 
 @contextmanager
-def _ranks_path() -> Iterator[None]:
+def ranks_path() -> Iterator[None]:
     """Finds the user's modules in the working directory, as ``python -m`` does on the ranks."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
@@ -224,6 +224,6 @@ def _check_policies(config: RunConfig) -> None:
     if not monitor.enabled or monitor.mode == "off":
         return
     kind = config.training.get("lr_scheduler_type", "linear")
-    with _ranks_path():
+    with ranks_path():
         policies = PolicySet(make_policies(monitor.policies), monitor.mode)
     check_conflicts(policies.enabled, str(getattr(kind, "value", kind)))

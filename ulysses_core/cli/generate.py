@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
+from ulysses_core.cli.checks import ranks_path
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
 from ulysses_core.cli.logs import quiet_libraries
 from ulysses_core.cli.tables import make_table
@@ -33,9 +33,9 @@ def generate_answers(
         if processes > 1:
             flags = [*(["--json"] if as_json else []), *(["--debug"] if debug else [])]
             return launch(["generate", str(path), *overrides, *flags], processes)
-    sys.path.insert(0, str(Path.cwd()))  # for the user's rewards, as ``python -m`` does on ranks
     quiet_libraries()
-    summary = generate(config)
+    with ranks_path():
+        summary = generate(config)
     if summary is not None:
         _show(config, summary, as_json=as_json)
     return 0

@@ -19,6 +19,15 @@ SFT: dict[str, Any] = {
     "cutoff_len": 64,
     "val_size": 4,
     "max_steps": 3,
+    "model_config": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "attention_dropout": 0.2,  # so that every step depends on the random numbers before it
+    },
 }
 ALONE = {"sequence_parallel_size": 1, "deepspeed": None}
 METRICS = ["eval/bleu/total", "eval/rouge_l/total", "eval/exact_match/total"]
@@ -50,8 +59,9 @@ def shared(world: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain(world: Any) -> Any:
-    return train(world, "plain", **ALONE, predict_with_generate=True)
+def alone(world: Any) -> Any:
+    """One process."""
+    return train(world, "alone", **ALONE, predict_with_generate=True, sample_answers_every=1)
 
 
 def test_evaluations_compare_generated_answers_with_references(shared: Any) -> None:
@@ -62,9 +72,9 @@ def test_evaluations_compare_generated_answers_with_references(shared: Any) -> N
 
 
 def test_ranks_that_share_weights_and_rows_give_the_metrics_of_one_process(
-    shared: Any, plain: Any
+    shared: Any, alone: Any
 ) -> None:
-    of_two, of_one = (run.metrics("eval/*")[METRICS].iloc[0] for run in (shared, plain))
+    of_two, of_one = (run.metrics("eval/*")[METRICS].iloc[0] for run in (shared, alone))
     assert of_two.to_dict() == pytest.approx(of_one.to_dict(), rel=1e-9)
 
 
@@ -84,26 +94,16 @@ def test_tensorboard_and_the_report_show_the_answers_as_text(shared: Any) -> Non
     assert "<b>map</b>" not in page
 
 
-def test_answers_change_neither_weights_nor_random_states(world: Any, plain: Any) -> None:
-    """With dropout, every step depends on all random numbers that were drawn before."""
-    config = {**ALONE, "model_config": {"model_type": "llama", **SIZES, "attention_dropout": 0.2}}
-    runs = [
-        train(world, "silent", **config),
-        train(world, "asked", **config, predict_with_generate=True, sample_answers_every=1),
-    ]
-    weights = [(run.path / "model.safetensors").read_bytes() for run in runs]
+def test_answers_change_neither_weights_nor_random_states(world: Any, alone: Any) -> None:
+    silent = train(world, "silent", **ALONE)
+    weights = [(run.path / "model.safetensors").read_bytes() for run in (silent, alone)]
     assert weights[0] == weights[1]
-    assert weights[0] != (plain.path / "model.safetensors").read_bytes()
-    assert len(runs[1].event_list("answers")[0]["references"]) == 3
 
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+def test_sft_answers_its_first_held_out_rows_by_default(alone: Any) -> None:
+    events = alone.event_list("answers")
+    assert [event["step"] for event in events] == [0, 1, 2, 3]
+    assert len(events[0]["prompts"]) == len(events[0]["references"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
     "max_new_tokens": 6,
     "seed": 3,
     "per_device_eval_batch_size": 2,
-    "reward_funcs": ["rewards:has_s", {"rewards:length": {"weight": 0.1}}],
+    "reward_funcs": ["scoring:has_s", {"scoring:length": {"weight": 0.1}}],
 }
 REWARDS = """
 def has_s(completions):
@@ -63,14 +63,18 @@ def world(make_world: Any) -> Any:
     info = json.loads((data / "dataset_info.json").read_text())
     info["questions"] = {"file_name": "questions.jsonl"}
     (data / "dataset_info.json").write_text(json.dumps(info))
-    (world.path / "rewards.py").write_text(REWARDS)
+    (world.path / "scoring.py").write_text(REWARDS)
     return world
 
 
-def run(world: Any, name: str, *options: str, **changes: Any) -> Any:
+def write_config(world: Any, name: str, changes: dict[str, Any]) -> None:
     values = {**CONFIG, "output_dir": name, **changes}
     values = {key: value for key, value in values.items() if value is not None}
     (world.path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+
+def run(world: Any, name: str, *options: str, **changes: Any) -> Any:
+    write_config(world, name, changes)
     return world.run("generate", f"{name}.yaml", *options)
 
 
@@ -203,15 +207,23 @@ def test_an_adapter_is_merged_into_the_model(world: Any) -> None:
         ({"dataset": "quetsions"}, "did you mean 'questions'"),
         ({"model_name_or_path": "./none"}, "model_name_or_path is './none'"),
         ({"reward_funcs": ["exact_answr"]}, "did you mean 'exact_answer'"),
-        ({"reward_funcs": ["rewards:gone"]}, "rewards has no gone"),
-        ({"reward_funcs": ["rewards:fail"]}, "prompt 'the set': KeyError: 'gone'"),
-        ({"reward_funcs": ["rewards:nan"]}, "prompt 'the map': returned nan"),
+        ({"reward_funcs": ["scoring:gone"]}, "scoring has no gone"),
+        ({"reward_funcs": ["scoring:fail"]}, "prompt 'the set': KeyError: 'gone'"),
+        ({"reward_funcs": ["scoring:nan"]}, "prompt 'the map': returned nan"),
         ({"cutoff_len": 2}, "expected at most 2 (cutoff_len)"),
     ],
 )
-def test_wrong_input_is_one_line(world: Any, changes: dict[str, Any], message: str) -> None:
-    done = run(world, "wrong", **changes)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_wrong_input_is_one_line(
+    world: Any,
+    ulysses: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(world.path)
+    write_config(world, "wrong", changes)
+    code, _, error = ulysses("generate", "wrong.yaml")
+    assert code == 2, error
+    assert error.count("\n") == 1
+    assert message in error
     assert not Path(world.path, "wrong", "dataset_info.json").exists()
