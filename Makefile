@@ -10,7 +10,7 @@ SERVICES := $(VENV)/.services-installed
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup data train test test-full test-services test-install test-matrix test-clients lint format check clean
+.PHONY: setup data train reasoning test test-full test-services test-install test-matrix test-clients lint format check clean
 
 setup: $(STAMP)
 
@@ -34,13 +34,17 @@ train: data
 	$(BIN)/ulysses train examples/sft.yaml val_size=0 eval_dataset=stdlib_qa_heldout \
 		output_dir=runs/sft overwrite_output_dir=true
 
+# The road of a reasoning model, three seeds; docs/reasoning.md has what comes out.
+reasoning: $(STAMP)
+	$(BIN)/python -m examples.reasoning.run
+
 test: $(STAMP)
 	$(PYTEST)
 
 test-full: $(STAMP)
 	$(PYTEST) --full
 
-# Builds the sdist and the wheel and checks that they can be published.
+# Builds the sdist and the wheel, checks that they can be published, and installs each extra alone.
 test-install: $(STAMP)
 	$(BIN)/pytest --install -m install tests/install
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +35,9 @@ def pytest_configure() -> None:
     """
     folder = Path(sys.prefix, "torch_extensions")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
+    if "ULYSSES_CACHE_DIR" not in os.environ:  # the workers of xdist share their parent's
+        os.environ["ULYSSES_CACHE_DIR"] = tempfile.mkdtemp(prefix="ulysses-cache-")
+        atexit.register(shutil.rmtree, os.environ["ULYSSES_CACHE_DIR"], ignore_errors=True)
     for lock in folder.glob("*/lock"):
         if time.time() - lock.stat().st_mtime > _LONGEST_BUILD_SECONDS:
             lock.unlink(missing_ok=True)

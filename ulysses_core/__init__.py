@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ulysses_core.lora import init_lora
     from ulysses_core.memory import save_memory
     from ulysses_core.parallel import sequence_parallel
     from ulysses_core.trainers import UlyssesTrainingManager
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 # Imported when asked for: all need transformers.
 _HOMES = {
     "UlyssesTrainingManager": "trainers",
+    "init_lora": "lora",
     "save_memory": "memory",
     "sequence_parallel": "parallel",
 }
 
-__all__ = ["UlyssesTrainingManager", "save_memory", "sequence_parallel"]
+__all__ = ["UlyssesTrainingManager", "init_lora", "save_memory", "sequence_parallel"]
 
 
 def __getattr__(name: str) -> Any:

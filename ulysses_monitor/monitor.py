@@ -240,7 +240,7 @@ class Monitor:
         """Records numbers of your own at the current step; rank 0's count.
 
         Args:
-            metrics: values by name, ``family/stat/scope``, such as ``my/metric/total``.
+            metrics: values by name, ``family/stat/scope``; ``my/metric`` is ``my/metric/total``.
 
         Raises:
             InputError: a name has another form.

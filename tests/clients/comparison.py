@@ -118,7 +118,8 @@ def differing_lines(case: Case, plain: Ran, watched: Ran) -> list[str]:
 
 
 def _lines(case: Case, text: str, folder: Path) -> Counter[str]:
-    lines = re.split(r"[\r\n]+", text.replace(str(folder), "FOLDER"))
+    # What follows a progress bar without a line break is a line of its own.
+    lines = re.split(r"[\r\n]+|(?<=/s\])", text.replace(str(folder), "FOLDER"))
     kept = [line for line in lines if not _OURS.search(line) and not _PROGRESS.search(line)]
     if case.own_lines is not None:
         kept = [line for line in kept if not re.search(case.own_lines, line)]

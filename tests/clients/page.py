@@ -16,7 +16,14 @@ small model with it on the CPU, once as it is and once with the monitor, and com
 everything that the program logs and the weights it saves must be equal bit for bit, the monitor's
 `grad/norm/total` must be the program's own gradient norm before clipping to 1e-6, and nothing but
 the monitor's lines may be printed in addition. Seconds are those of the whole command, with all
-that it imports, without and with the monitor. The table is written by `make test-clients`.
+that it imports, without and with the monitor, on a machine that had other work to do. The table is
+written by `make test-clients`.
+
+- **GRPO**: with a learning rate of 1e-2, TRL's own norm, computed in float32, was 1.9e-6 away from
+  the norm in float64, and the monitor's 3e-8. The case trains with 1e-3, where both agree to 1e-6.
+- **TRL's DPO**: numbers, weights and norms are equal, but a warning that transformers prints once was
+  printed a second time in the watched training, in one of two trials; that case fails for it.
+- **axolotl** was not run: it needs Python 3.12, for which the machine had no torch without CUDA.
 
 """
 _HEAD = ("client", "version", "training", "numbers", "weights", "norm error", "seconds", "with")

@@ -30,6 +30,13 @@ def test_times_progress_and_our_own_lines_are_no_difference(tmp_path: Path) -> N
     assert differing_lines(CASE, *runs) == []
 
 
+def test_a_line_that_follows_a_progress_bar_is_compared(tmp_path: Path) -> None:
+    plain, watched = "0/5 [00:00<?, ?it/s]same\n", "0/5 [00:00<?, ?it/s]monitor: x\nsame\n"
+    assert differing_lines(CASE, ran(tmp_path / "a", plain), ran(tmp_path / "b", watched)) == []
+    runs = ran(tmp_path / "c", plain), ran(tmp_path / "d", "0/5 [00:00<?, ?it/s]other\n")
+    assert differing_lines(CASE, *runs) == ["stderr without: same", "stderr with: other"]
+
+
 def test_any_other_line_is_a_difference(tmp_path: Path) -> None:
     runs = ran(tmp_path / "plain", "same\n"), ran(tmp_path / "watched", "same\nwarning: x\n")
     assert differing_lines(CASE, *runs) == ["stderr with: warning: x"]

@@ -1,4 +1,4 @@
-"""ms-swift: `swift sft`; its Trainers have default callbacks of their own."""
+"""ms-swift: `swift sft` and `swift rlhf`; its Trainers have default callbacks of their own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ MESSAGES = [
         ]
     }
     for row in rows()
+]
+PAIRS = [
+    {**row, "rejected_response": texts.rejected}
+    for row, texts in zip(MESSAGES, rows(), strict=True)
 ]
 SETTINGS = {
     "model": "../llama",
@@ -44,6 +48,7 @@ SETTINGS = {
 }
 LORA = {"tuner_type": "lora", "lora_rank": 4}
 FULL = {"tuner_type": "full"}
+DPO = {"rlhf_type": "dpo", "dataset": "pairs.jsonl"}
 SFT = {"dataset": "messages.jsonl"}
 
 
@@ -54,7 +59,7 @@ def make_case(variant: str, command: str, **settings: object) -> Case:
         CLIENT,
         variant,
         command=("swift", command, *options),
-        files={"messages.jsonl": MESSAGES},
+        files={"messages.jsonl": MESSAGES, "pairs.jsonl": PAIRS},
         environment={"PYTHONHASHSEED": "0"},  # it prints sets
     )
 
@@ -62,6 +67,8 @@ def make_case(variant: str, command: str, **settings: object) -> Case:
 CASES = [
     make_case("sft, LoRA", "sft", **SFT, **LORA),
     make_case("sft, full", "sft", **SFT, **FULL),
+    make_case("dpo, LoRA", "rlhf", **DPO, **LORA),
+    make_case("dpo, full", "rlhf", **DPO, **FULL),
 ]
 
 

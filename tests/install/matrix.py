@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TORCH = "torch==2.13.0"  # a newer one brings CUDA packages to machines without a GPU
-ENDS = ("4.57.*", "1.11.*", "5.23.*", "1.15.*")
+ENDS = ("4.57.*", "1.11.*", "5.24.*", "1.15.*")
 
 
 def main(versions: list[str]) -> int:

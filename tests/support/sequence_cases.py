@@ -27,6 +27,7 @@ __all__ = [
     "fingerprint",
     "train_all",
     "weights_of",
+    "whole",
 ]
 
 VOCAB = 61
@@ -266,7 +267,7 @@ def train(case: Case) -> dict[str, Any]:
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
-    """Whole, also where ZeRO-3 has left a stand-in."""
+    """Whole, also where ZeRO-3 has left a stand-in or FSDP2 a shard."""
     sharded = [p for p in model.parameters() if hasattr(p, "ds_id")]
     gathered: Any = nullcontext()
     if sharded:
@@ -274,7 +275,13 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 
         gathered = deepspeed.zero.GatheredParameters(sharded)
     with gathered:
-        return {n: p.detach().double().clone() for n, p in model.state_dict().items()}
+        return {n: whole(p).double().clone() for n, p in model.state_dict().items()}
+
+
+def whole(values: Any) -> Tensor:
+    """Returns all of a tensor of which FSDP2 keeps a shard on each rank."""
+    full: Tensor = values.full_tensor() if hasattr(values, "full_tensor") else values
+    return full.detach()
 
 
 def train_all(cases: list[dict]) -> dict[str, Any]:

@@ -12,7 +12,19 @@ import torch
 from tests.support.forget import forget_last_trainer
 from tests.support.sequence_cases import VOCAB, weights_of
 
-__all__ = ["StageCase", "build_stage_trainer", "train_stages"]
+__all__ = [
+    "SAMPLING",
+    "StageCase",
+    "build_stage_model",
+    "build_stage_trainer",
+    "build_words",
+    "preferences",
+    "train_stages",
+]
+
+
+SAMPLING = ("grpo", "rloo")
+"""Stages whose trainers sample answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +43,15 @@ class StageCase:
     accumulate: int = 1
     settings: tuple[tuple[str, Any], ...] = ()
     """More arguments of the trainer's config."""
+    replays: bool = False
+    """Whether a sampling trainer gets fixed answers: the groups' random numbers differ."""
 
     @property
     def label(self) -> str:
         engine = "ddp" if self.zero is None else f"zero{self.zero}"
         kind = "lora" if self.adapters else "full"
         more = "".join(f"-{key}={value}" for key, value in self.settings)
+        more += "-replayed" if self.replays else ""
         heads = f"h{self.heads}k{self.key_heads}"
         return (
             f"{self.stage}-{kind}-{heads}-{engine}-sp{self.size}x{self.groups}"
@@ -49,7 +64,7 @@ class StageCase:
         return replace(self, size=1, groups=1, zero=None, rows=self.rows * self.groups)
 
 
-def words() -> Any:
+def build_words() -> Any:
     """Returns a tokenizer of the words w2, w3, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -76,7 +91,7 @@ def preferences() -> list[dict[str, str]]:
     ]
 
 
-def build_model(case: StageCase, seed: int = 0) -> Any:
+def build_stage_model(case: StageCase, seed: int = 0) -> Any:
     """Returns a small Llama in float64, with a score head for stage rm."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -105,7 +120,15 @@ def build_stage_trainer(case: StageCase) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
 
-    name = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "rm": "Reward"}[case.stage]
+    names = {
+        "sft": "SFT",
+        "dpo": "DPO",
+        "kto": "KTO",
+        "rm": "Reward",
+        "grpo": "GRPO",
+        "rloo": "RLOO",
+    }
+    name = names[case.stage]
     deepspeed = {
         "zero_optimization": {"stage": case.zero},
         "train_micro_batch_size_per_gpu": "auto",
@@ -137,30 +160,79 @@ def build_stage_trainer(case: StageCase) -> Any:
     }
     if case.stage in ("dpo", "kto"):
         settings["disable_dropout"] = False
+    if case.stage in SAMPLING:
+        settings |= {"num_generations": 2, "max_completion_length": 6, "shuffle_dataset": False}
+        settings |= {"beta": 0.1}
+        del settings["train_sampling_strategy"]
     rows = _rows(case.stage)
     torch.manual_seed(0)
     task = "SEQ_CLS" if case.stage == "rm" else "CAUSAL_LM"
     # Not the reference from the start, whose differences would be nothing but rounding.
     adapters = LoraConfig(r=2, target_modules="all-linear", task_type=task, init_lora_weights=False)
-    more = {}
+    more: dict[str, Any] = {}
+    model = build_stage_model(case)
     if case.stage in ("dpo", "kto") and not case.adapters:
-        more["ref_model"] = build_model(case, seed=1)
+        more["ref_model"] = build_stage_model(case, seed=1)
+    if case.stage in SAMPLING:
+        more["reward_funcs"] = [reward_small_words, reward_length]
+        if not case.adapters:  # TRL loads the reference by the model's name
+            model.config._name_or_path = save_reference(case)
     trainer = getattr(trl, f"{name}Trainer")(
-        model=build_model(case),
+        model=model,
         args=getattr(trl, f"{name}Config")(**settings | dict(case.settings)),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:8]),
-        processing_class=words(),
+        processing_class=build_words(),
         peft_config=adapters if case.adapters else None,
         **more,
     )
     for param in trainer.model.parameters():  # PEFT makes adapters in float32
         param.data = param.data.double()
+    if case.stage in SAMPLING and case.replays:
+        answer_by_prompt(trainer)
     return trainer
+
+
+def save_reference(case: StageCase) -> str:
+    """Writes a reference model on every rank; `save_pretrained` does so on one."""
+    from safetensors.torch import save_file
+
+    folder = tempfile.mkdtemp(prefix="reference-")
+    model = build_stage_model(case, seed=1)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_file(model.state_dict(), f"{folder}/model.safetensors", {"format": "pt"})
+    return folder
+
+
+def reward_small_words(completions: list[str], **_: Any) -> list[float]:
+    """Returns the share of words w2 to w20; it is seldom the same for two answers."""
+    words = [text.split() for text in completions]
+    return [sum(int(w[1:]) <= 20 for w in row) / (1 + len(row)) for row in words]
+
+
+def reward_length(completions: list[str], **_: Any) -> list[float]:
+    return [len(text) / 50 for text in completions]
+
+
+def answer_by_prompt(trainer: Any) -> None:
+    """Replaces sampling, whose random numbers differ between groups, by answers to each prompt."""
+
+    def answer(prompts: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
+        answers = []
+        for index, prompt in enumerate(prompts):
+            generator = torch.Generator().manual_seed(sum(prompt) * 2 + index % 2)
+            length = int(torch.randint(2, 7, (1,), generator=generator))
+            answers.append(torch.randint(2, VOCAB, (length,), generator=generator).tolist())
+        return answers, None
+
+    trainer._generate_single_turn = answer
 
 
 def _rows(stage: str) -> list[dict[str, Any]]:
     pairs = preferences()
+    if stage in SAMPLING:
+        return [{"prompt": p["prompt"]} for p in pairs]
     if stage == "sft":
         return [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
     if stage == "kto":
@@ -183,7 +255,7 @@ def train_stage(case: StageCase) -> dict[str, Any]:
     uc.sequence_parallel(trainer, case.size)
     trainer.train()
     evaluation = trainer.evaluate()
-    timing = ("runtime", "second", "epoch", "flos")
+    timing = ("runtime", "second", "epoch", "flos", "step_time")
     logged = [
         {k: float(v) for k, v in entry.items() if not any(word in k for word in timing)}
         for entry in trainer.state.log_history

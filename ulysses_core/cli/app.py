@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ulysses_core.cli.options import AsJson, LocalRun, Overrides, Run, Version
+from ulysses_core.cli.export import export
+from ulysses_core.cli.logs import configure_logging
+from ulysses_core.cli.options import (
+    AsJson,
+    Config,
+    Debug,
+    LocalRun,
+    Overrides,
+    Processes,
+    Run,
+    Version,
+)
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    name="ulysses",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name="ulysses", add_completion=False, pretty_exceptions_enable=False)
 
 store = typer.Typer(help="Maintain the files of runs.")
 app.add_typer(store, name="store")
+app.command()(export)
 
 
 @app.callback()
@@ -31,32 +36,41 @@ def _read_options(version: Version = False) -> None:
 
 @app.command()
 def train(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as examples/sft.yaml.")
-    ],
+    config: Config,
     overrides: Overrides = None,
-    nproc: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes to start. Default: one per GPU, or sequence_parallel_size without GPUs."
-        ),
-    ] = None,
+    nproc: Processes = None,
     dry_run: Annotated[
         bool, typer.Option(help="Check the config and print the plan without training.")
     ] = False,
     adjust_lr: Annotated[
         float | None, typer.Option(help="Multiply the base learning rate by this factor.")
     ] = None,
-    debug: Annotated[bool, typer.Option(help="Log every decision.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Train a model from a config."""
     from ulysses_core.cli import train as command
 
-    _configure_logging(debug)
+    configure_logging(debug)
     changes = list(overrides or [])
     if adjust_lr is not None:
         changes.append(f"adjust_lr={adjust_lr}")
     raise typer.Exit(command.train(config, changes, nproc, dry_run=dry_run, debug=debug))
+
+
+@app.command()
+def generate(
+    config: Config,
+    overrides: Overrides = None,
+    nproc: Processes = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Answer prompts with a model, and keep answers by their reward."""
+    from ulysses_core.cli.generate import generate_answers
+
+    configure_logging(debug)
+    code = generate_answers(config, overrides or [], nproc, as_json=as_json, debug=debug)
+    raise typer.Exit(code)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -170,9 +184,7 @@ def board(
 
 
 @app.command()
-def watch(
-    run: Run,
-) -> None:
+def watch(run: Run) -> None:
     """Follow a run in the terminal; a finished run is shown once."""
     from ulysses_core.cli.watch import watch as command
 
@@ -225,20 +237,8 @@ def replay(
 
 
 @store.command()
-def compact(
-    run: LocalRun,
-) -> None:
+def compact(run: LocalRun) -> None:
     """Merge the metrics of a run that has ended into one Parquet file."""
     from ulysses_core.cli.store import compact as command
 
     command(run)
-
-
-def _configure_logging(debug: bool) -> None:
-    debug = debug or os.environ.get("ULYSSES_DEBUG") == "1"
-    # Which module says it matters to developers only.
-    form = "%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s"
-    logging.basicConfig(format=form, stream=sys.stderr)
-    level = logging.DEBUG if debug else logging.INFO
-    for name in ("ulysses_core", "ulysses_monitor"):
-        logging.getLogger(name).setLevel(level)

@@ -41,8 +41,8 @@ def doctor(path: Path | None, overrides: list[str], nproc: int | None) -> None:
         return
     config = load_config(path, overrides)
     processes = choose_processes(nproc, config.settings.sequence_parallel_size)
-    rows = check(config, processes)
-    console.print(_make_needs_table(config, processes, rows))
+    check(config, processes)
+    console.print(_make_needs_table(config, processes))
 
 
 def _make_machine_table() -> Table:
@@ -81,13 +81,13 @@ def _describe_gpus() -> str:
     return ", ".join(f"{gpu.name} {_format_bytes(gpu.total_memory)}" for gpu in gpus)
 
 
-def _make_needs_table(config: RunConfig, processes: int, rows: dict[str, int]) -> Table:
+def _make_needs_table(config: RunConfig, processes: int) -> Table:
     size = config.settings.sequence_parallel_size
     model = build_meta_model(config)
     need = _estimate_footprint(config, model, processes)
     table = make_table(f"what {config.name} needs")
     table.add_row("processes", describe_processes(processes, size))
-    table.add_row("rows", as_text(", ".join(f"{name}: {n:,}" for name, n in rows.items())))
+    table.add_row("datasets", as_text(", ".join(config.data.dataset)))
     table.add_row("parameters", f"{need.parameters:,}, {need.trained_parameters:,} of them trained")
     table.add_row("longest slice", f"{-(-config.data.cutoff_len // size):,} tokens per rank")
     for label, text in _describe_heads(model.config, size, need):

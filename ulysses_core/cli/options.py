@@ -9,13 +9,23 @@ import typer
 
 from ulysses_monitor.common.environment import package_versions
 
-__all__ = ["AsJson", "LocalRun", "Overrides", "Run", "Version"]
+__all__ = ["AsJson", "Config", "Debug", "LocalRun", "Overrides", "Processes", "Run", "Version"]
 
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as examples/sft.yaml.")
+]
+Debug = Annotated[bool, typer.Option(help="Log every decision.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
         help="Override keys of the config, such as learning_rate=1e-4 or monitor.sample_every=5.",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes to start. Default: one per GPU, or sequence_parallel_size without GPUs."
     ),
 ]
 Run = Annotated[

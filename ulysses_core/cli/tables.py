@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ulysses_core.config import RunConfig
+from ulysses_core.config.keys import explain_accepted
+from ulysses_core.data import DataStats
 
 if TYPE_CHECKING:
     from ulysses_monitor.reading import RunReader
@@ -64,7 +66,20 @@ def describe_processes(processes: int, sequence_parallel_size: int) -> str:
     return f"{processes}: {groups} data-parallel x {sequence_parallel_size} sequence-parallel"
 
 
-def print_plan(config: RunConfig, processes: int, rows: dict[str, int]) -> None:
+def _describe_rows(stats: DataStats) -> str:
+    parts = [
+        f"{stats.examples:,} examples, {stats.rows:,} rows",
+        f"{stats.tokens:,} tokens, {stats.trained_tokens:,} of them trained on",
+    ]
+    if stats.truncated:
+        cut = f"{stats.truncated:,} examples cut at cutoff_len, {stats.cut_answers:,} in an answer"
+        parts.append(cut)
+    if stats.dropped:
+        parts.append(f"{stats.dropped:,} left out")
+    return "; ".join(parts)
+
+
+def print_plan(config: RunConfig, processes: int, stats: dict[str, DataStats]) -> None:
     """Prints what a run would do."""
     table = make_table(f"plan of {config.name}")
     table.add_row("stage", f"{config.finetuning.stage}, {config.finetuning.finetuning_type}")
@@ -73,13 +88,16 @@ def print_plan(config: RunConfig, processes: int, rows: dict[str, int]) -> None:
     size = config.settings.sequence_parallel_size
     table.add_row("processes", describe_processes(processes, size))
     table.add_row("DeepSpeed", _describe_deepspeed(config))
-    data = ", ".join(f"{name} ({count:,} rows)" for name, count in rows.items())
-    table.add_row("data", as_text(data))
+    table.add_row("data", as_text(", ".join(config.data.dataset) or "tokenised rows"))
+    for name, of_split in stats.items():
+        table.add_row(f"rows ({name})", as_text(_describe_rows(of_split)))
     run_dir = str(config.settings.output_dir or f"runs/{config.name}-<time>")
     table.add_row("run directory", as_text(run_dir))
     for key, value in config.training.items():
         table.add_row(as_text(key), as_text(str(value)))
     Console().print(table)
+    for key, meaning in explain_accepted(config).items():
+        typer.echo(f"{key}: {meaning}")
 
 
 def _describe_deepspeed(config: RunConfig) -> str:

@@ -15,8 +15,10 @@ import typer
 
 from ulysses_core.cli.checks import check, rehearse
 from ulysses_core.cli.launch import choose_processes, is_launched, launch
+from ulysses_core.cli.logs import quiet_libraries
 from ulysses_core.cli.tables import print_plan, print_summary
 from ulysses_core.config import RunConfig
+from ulysses_core.config.keys import explain_accepted
 from ulysses_core.trainers.stage import load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.session.naming import stamp_run_dir
@@ -46,12 +48,13 @@ def train(
         return _train_rank(config)
     config = load_config(path, overrides)
     processes = choose_processes(nproc, config.settings.sequence_parallel_size)
-    rows = check(config, processes)
+    check(config, processes)
     if dry_run:
-        _quiet_libraries()
-        rehearse(config)
-        print_plan(config, processes, rows)
+        quiet_libraries()
+        print_plan(config, processes, rehearse(config, processes))
         return 0
+    for key, meaning in explain_accepted(config).items():
+        logging.getLogger(__name__).info("%s: %s", key, meaning)
     arguments = ["train", str(path), *overrides, *(["--debug"] if debug else [])]
     if config.settings.output_dir is None:
         arguments.append(f"output_dir={stamp_run_dir(config.name, time.time())}")
@@ -62,7 +65,7 @@ def _train_rank(config: RunConfig) -> int:
     from ulysses_core.trainers import UlyssesTrainingManager
     from ulysses_monitor.sinks import ConsoleSink
 
-    _quiet_libraries()
+    quiet_libraries()
     signal.signal(signal.SIGTERM, _raise_exit)
     is_first = os.environ["RANK"] == "0"
     manager = UlyssesTrainingManager(config, sinks=[ConsoleSink()] if is_first else [])
@@ -131,19 +134,3 @@ def _end_process_group() -> None:
 
 def _raise_exit(*_: Any) -> None:
     raise SystemExit(128 + signal.SIGTERM)
-
-
-def _quiet_libraries() -> None:
-    """Hides warnings and progress bars of libraries, except with --debug."""
-    if logging.getLogger("ulysses_core").level == logging.DEBUG:
-        return
-    import warnings
-
-    import datasets
-    import transformers
-
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Reads and validates training configs."""
 
+from ulysses_core.config.finetuning import FinetuningConfig
 from ulysses_core.config.load import load_config
 from ulysses_core.config.schema import (
-    FinetuningConfig,
     ModelConfig,
     MonitorConfig,
     RunConfig,

@@ -11,7 +11,22 @@ from ulysses_monitor.common.errors import InputError, nearest
 
 __all__ = ["SHIPPED", "load_deepspeed"]
 
-SHIPPED = ("zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
+SHIPPED = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
+
+_LLAMA_FACTORYS = {
+    "ds_z0_config.json": "zero0",
+    "ds_z2_config.json": "zero2",
+    "ds_z2_offload_config.json": "zero2-offload",
+    "ds_z3_config.json": "zero3",
+    "ds_z3_offload_config.json": "zero3-offload",
+}
+"""The files in LLaMA-Factory's examples/deepspeed, and the shipped settings that match them."""
+
+_REFUSED = {
+    "ds_z2_autotp_config.json": "it cuts layers (tensor parallelism), which is not supported; "
+    "sequence_parallel_size cuts rows",
+    "ds_z3_fp8_config.json": "it is for FP8, which is not supported; use zero3-offload",
+}
 
 
 def load_deepspeed(
@@ -39,6 +54,10 @@ def load_deepspeed(
 
 
 def _read(value: str, where: str) -> dict[str, Any]:
+    if not Path(value).is_file():
+        value = _LLAMA_FACTORYS.get(Path(value).name, value)
+    if reason := _REFUSED.get(Path(value).name):
+        raise InputError(f"{where}: deepspeed is {value!r}; {reason}")
     if value in SHIPPED:
         text = (
             resources.files("ulysses_core.config").joinpath(f"deepspeed/{value}.json").read_text()

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ulysses_core.config.agreement import check_agreement
+from ulysses_core.config.answers import AnswersConfig
 from ulysses_core.config.deepspeed_json import load_deepspeed
-from ulysses_core.config.keys import UNSUPPORTED_KEYS, UNSUPPORTED_VALUES
-from ulysses_core.config.schema import FinetuningConfig, ModelConfig, RunConfig, RunSettings
+from ulysses_core.config.export import ExportConfig
+from ulysses_core.config.finetuning import FinetuningConfig
+from ulysses_core.config.keys import REFUSED, WITHOUT_EFFECT, AcceptedKeys, refuse_key
+from ulysses_core.config.schema import ModelConfig, RunConfig, RunSettings
 from ulysses_core.config.training_arguments import check_training_arguments, training_keys
 from ulysses_core.data import DataConfig
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.common.validation import describe_problem
 
-__all__ = ["load_config"]
+__all__ = ["SECTIONS", "load_config", "read_values"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
-_SECTIONS: tuple[type[BaseModel], ...] = (RunSettings, ModelConfig, FinetuningConfig, DataConfig)
+# A later section owns a key that an earlier one has too.
+SECTIONS: tuple[type[BaseModel], ...] = (
+    AcceptedKeys,
+    ExportConfig,
+    RunSettings,
+    ModelConfig,
+    FinetuningConfig,
+    DataConfig,
+    AnswersConfig,
+)
+"""The parts of a config, besides the stage's own keys."""
 
 
 def load_config(
@@ -38,16 +52,25 @@ def load_config(
     Raises:
         InputError: the file, a key or a value is wrong.
     """
+    return _build(path, read_values(path, overrides), stages)
+
+
+def read_values(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
+    """Reads the keys of a YAML file, and applies ``key=value`` overrides.
+
+    Raises:
+        InputError: the file or an override is wrong.
+    """
     values = _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
-    return _build(path, values, stages)
+    return values
 
 
 def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseModel]]) -> RunConfig:
     where = str(path)
     keys = _find_stage_keys(values, stages, where)
-    sections = (*_SECTIONS, keys)
+    sections = (*SECTIONS, keys)
     owners = {key: section for section in sections for key in _list_keys(section)}
     _check_keys(values, [*owners, *training_keys()], where)
     by_section: dict[type[BaseModel], dict[str, Any]] = {section: {} for section in sections}
@@ -55,23 +78,44 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
     for key, value in values.items():
         if key in owners:
             by_section[owners[key]][key] = value
-        else:
+        elif key in training_keys():
             training[key] = value
+    _validate(AcceptedKeys, by_section[AcceptedKeys], where)
     settings = _validate(RunSettings, by_section[RunSettings], where)
+    if settings.pure_bf16:
+        training["bf16"] = True
+    if settings.disable_shuffling:
+        training["train_sampling_strategy"] = "sequential"
     deepspeed, size = load_deepspeed(settings.deepspeed, where)
+    if not settings.do_train and _zero_stage(deepspeed) < 3:
+        deepspeed = None  # which transformers evaluates without training under ZeRO-3 only
     if size is not None and "sequence_parallel_size" not in values:
         settings = settings.model_copy(update={"sequence_parallel_size": size})
-    return RunConfig(
+    config = RunConfig(
         name=path.stem,
         settings=settings,
         deepspeed=deepspeed,
         model=_validate(ModelConfig, by_section[ModelConfig], where),
         finetuning=_validate(FinetuningConfig, by_section[FinetuningConfig], where),
         data=_validate(DataConfig, by_section[DataConfig], where),
+        export=_validate(ExportConfig, by_section[ExportConfig], where),
+        answers=_validate(AnswersConfig, by_section[AnswersConfig], where),
         stage_keys=_validate(keys, by_section[keys], where),
         training=check_training_arguments(training, where),
         raw=values,
     )
+    check_agreement(config, where)
+    if config.data.streaming and config.training.get("max_steps", -1) < 1:
+        raise InputError(
+            f"{where}: streaming is true, but max_steps is not set; set it, because the length of "
+            "a stream is unknown"
+        )
+    return config
+
+
+def _zero_stage(deepspeed: dict[str, Any] | None) -> int:
+    zero = (deepspeed or {}).get("zero_optimization")
+    return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
 
 
 def _find_stage_keys(
@@ -79,7 +123,6 @@ def _find_stage_keys(
 ) -> type[BaseModel]:
     """Returns the keys of the config's stage, and refuses those of other stages by name."""
     stage = values.get("stage", FinetuningConfig.model_fields["stage"].default)
-    _check_value("stage", stage, stages, where)
     if stage not in stages:
         hint = nearest(str(stage), stages)
         raise InputError(f"{where}: stage is {stage!r}{hint}; allowed: {', '.join(stages)}")
@@ -100,24 +143,13 @@ def _list_keys(section: type[BaseModel]) -> list[str]:
 
 def _check_keys(values: Mapping[str, Any], known: list[str], where: str) -> None:
     for key, value in values.items():
-        if key in UNSUPPORTED_KEYS:
-            raise InputError(
-                f"{where}: {key} is a LLaMA-Factory key that this project does not support; "
-                "remove it"
-            )
-        if key not in known:
+        if key in known or key in WITHOUT_EFFECT:
+            continue
+        if key in REFUSED:
+            refuse_key(key, value, where)
+        else:
             hint = nearest(str(key), known) or "; docs/training.md lists the keys"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
-        if key in UNSUPPORTED_VALUES and key != "stage":
-            _check_value(key, value, get_args(FinetuningConfig.model_fields[key].annotation), where)
-
-
-def _check_value(key: str, value: Any, allowed: Iterable[str], where: str) -> None:
-    if isinstance(value, str) and value in UNSUPPORTED_VALUES[key]:
-        raise InputError(
-            f"{where}: {key} is {value!r}, which this version does not support; "
-            f"allowed: {', '.join(allowed)}"
-        )
 
 
 def _validate(section: type[Section], values: dict[str, Any], where: str) -> Section:

@@ -12,7 +12,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ulysses_core.config.answers import AnswersConfig
+from ulysses_core.config.export import ExportConfig
+from ulysses_core.config.finetuning import FinetuningConfig
 from ulysses_core.data import DataConfig
+from ulysses_core.data.config import Names
 from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = [
@@ -46,6 +50,28 @@ class ModelConfig(_Section):
     """Attention: `auto` is torch's SDPA, `disabled` is eager, `fa2` needs flash-attn."""
     trust_remote_code: bool = False
     """Run code that comes with a model from the hub."""
+    train_from_scratch: bool = False
+    """Take only the config of `model_name_or_path`, and random weights."""
+    adapter_name_or_path: Names = Field(default_factory=list)
+    """Folders of adapters: the last is trained further, those before it are merged."""
+    adapter_folder: str | None = None
+    """Folder with the adapter, inside each of `adapter_name_or_path`."""
+    cache_dir: str | None = None
+    """Where models of the hub are kept."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a model of the hub."""
+    hf_hub_token: str | None = None
+    """Token of the hub; no file of the run has it."""
+    quantization_bit: Literal[4, 8] | None = None
+    """Load the base in 4 or 8 bits and train adapters on it."""
+    quantization_method: Literal["bnb", "bitsandbytes", "hqq", "eetq"] = "bnb"
+    """The library that quantises: bitsandbytes."""
+    quantization_type: Literal["fp4", "nf4"] = "nf4"
+    """Type of numbers of 4 bits."""
+    double_quantization: bool = True
+    """Quantise the scales of 4-bit numbers too."""
+    quantization_device_map: Literal["auto"] | None = None
+    """Not for training: each process has the whole base on its own device."""
 
     @model_validator(mode="after")
     def _check_together(self) -> ModelConfig:
@@ -58,32 +84,24 @@ class ModelConfig(_Section):
             raise ValueError("model_config has no model_type; add one, such as model_type: llama")
         if self.architecture is not None and self.tokenizer_name_or_path is None:
             raise ValueError("model_config comes without a tokenizer; set tokenizer_name_or_path")
+        if self.architecture is not None and (self.train_from_scratch or self.quantization_bit):
+            key = "train_from_scratch" if self.train_from_scratch else "quantization_bit"
+            raise ValueError(f"{key} needs model_name_or_path; model_config is set, so remove it")
         return self
 
-
-class FinetuningConfig(_Section):
-    """What to train, and how."""
-
-    stage: str = "sft"
-    """The kind of training: a module of `ulysses_core.trainers.stages`."""
-    finetuning_type: Literal["lora", "full"] = "lora"
-    """Train LoRA adapters, or all parameters."""
-    lora_rank: int = Field(default=8, gt=0)
-    """Rank r of the adapters."""
-    lora_alpha: int | None = Field(default=None, gt=0)
-    """Adapters are scaled by alpha / r. Default: 2 x rank."""
-    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout before A."""
-    lora_target: str = "all"
-    """Comma-separated module names, or `all` for every linear layer except the output layer."""
-    additional_target: str | None = None
-    """Comma-separated modules to train in full and to save with the adapter."""
-    use_rslora: bool = False
-    """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
-    use_dora: bool = False
-    """Weight-decomposed adapters (arXiv 2402.09353)."""
-    pissa_init: bool = False
-    """Start from the principal singular vectors (arXiv 2404.02948)."""
+    @model_validator(mode="after")
+    def _check_quantisation(self) -> ModelConfig:
+        if self.quantization_bit and self.quantization_method in ("hqq", "eetq"):
+            raise ValueError(
+                f"quantization_method is {self.quantization_method}, with which PEFT's adapters "
+                "were not tried here; allowed: bnb"
+            )
+        if self.quantization_bit and self.quantization_device_map:
+            raise ValueError(
+                "quantization_device_map is auto, which spreads one model over devices; remove it, "
+                "because each process trains on its own device"
+            )
+        return self
 
 
 class MonitorConfig(MonitorSettings):
@@ -102,6 +120,8 @@ class RunSettings(_Section):
     """Replace the run in `output_dir`."""
     sequence_parallel_size: int = Field(default=1, gt=0)
     """Processes that share a row. It must divide the number of processes."""
+    check_family: bool = True
+    """Refuse models that sequence parallelism was not shown to train rightly."""
     deepspeed: str | dict[str, Any] | None = None
     """DeepSpeed settings: a shipped name, the path of a JSON file, or a mapping."""
     loss_chunk: int | None = Field(default=None, gt=0)
@@ -117,10 +137,23 @@ class RunSettings(_Section):
     """The monitor's settings; true or false switches it on or off."""
     adjust_lr: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """Multiply the base learning rate by this."""
-    preprocessing_num_workers: int | None = None
-    """Accepted so that LLaMA-Factory's files load, and ignored: the tokenizer is multithreaded."""
-    plot_loss: bool = True
-    """Accepted so that LLaMA-Factory's files load, and ignored: the report always has the plot."""
+    do_train: bool = True
+    """False with `do_eval` only evaluates."""
+    do_eval: bool = False
+    """Evaluate. A training with held-out data does so anyway, before and after."""
+    do_predict: bool = False
+    """Only evaluate, unless `do_train` is set; `predict_with_generate` compares the answers."""
+    pure_bf16: bool = False
+    """The same as `bf16`, which keeps the weights in bf16 here."""
+    disable_shuffling: bool = False
+    """Train on the rows in their order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_prediction(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("do_predict") is True:
+            return {"do_train": False, **values, "do_eval": True}
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +173,8 @@ class RunConfig:
         model: the model and its tokenizer.
         finetuning: what to train, and how.
         data: the datasets.
+        export: where `ulysses export` saves.
+        answers: how to look at the model's answers.
         stage_keys: the keys of the stage.
         deepspeed: DeepSpeed's settings without a sequence-parallel size; None without DeepSpeed.
         training: keyword arguments for `transformers.TrainingArguments`.
@@ -151,6 +186,8 @@ class RunConfig:
     model: ModelConfig
     finetuning: FinetuningConfig
     data: DataConfig
+    export: ExportConfig
+    answers: AnswersConfig
     stage_keys: BaseModel
     deepspeed: dict[str, Any] | None
     training: dict[str, Any]

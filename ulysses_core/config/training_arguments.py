@@ -16,7 +16,16 @@ from ulysses_monitor.common.validation import describe_problem
 
 __all__ = ["check_training_arguments", "training_keys"]
 
-_SET_HERE = {"output_dir", "deepspeed", "use_cpu", "local_rank", "parallelism_config", "do_train"}
+_SET_HERE = {
+    "output_dir",
+    "deepspeed",
+    "use_cpu",
+    "local_rank",
+    "parallelism_config",
+    "do_train",
+    "do_eval",
+    "do_predict",
+}
 """Fields that this project sets itself."""
 
 _RENAMED = {"warmup_ratio": "warmup_steps"}

@@ -2,8 +2,10 @@
 
 from ulysses_core.data.collate import CausalCollator
 from ulysses_core.data.config import DataConfig
-from ulysses_core.data.load import DatasetPair, RowPlan, check_sources, load_datasets
-from ulysses_core.data.tokenize import DataStats
+from ulysses_core.data.load import load_datasets
+from ulysses_core.data.sources import RowPlan, check_sources
+from ulysses_core.data.stats import DataStats
+from ulysses_core.data.store import DatasetPair
 
 __all__ = [
     "CausalCollator",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from ulysses_core.data.examples import Example, Message
+from ulysses_core.data.messages import Example, Message
 from ulysses_core.data.tool_calls import parse_calls
 from ulysses_monitor.common.errors import InputError
 
@@ -17,7 +17,10 @@ __all__ = ["render_chat_template"]
 
 
 def render_chat_template(
-    tokenizer: PreTrainedTokenizerBase, example: Example, default_system: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    default_system: str | None,
+    enable_thinking: bool | None = True,
 ) -> list[tuple[str, str]]:
     """Returns the (prompt, answer) texts of each turn.
 
@@ -28,20 +31,28 @@ def render_chat_template(
         InputError: The chat template rejects the conversation, or rewrites its earlier turns.
     """
     system = example.system or default_system or ""
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    first = len(messages)
-    messages += [_as_dict(message) for message in example.messages]
-    conversation = _render(tokenizer, messages, example, add_prompt=False)
+    opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    options: dict[str, Any] = {}
+    if example.tools:
+        options["tools"] = [_wrap(tool) for tool in example.tools]
+    if enable_thinking is False:
+        options["enable_thinking"] = False
+
+    def render(count: int, *, add_prompt: bool) -> str:
+        shown = [entry for message in example.messages[:count] for entry in _as_dicts(message)]
+        return _render(tokenizer, opening + shown, example, add_prompt, options)
+
+    conversation = render(len(example.messages), add_prompt=False)
     turns: list[tuple[str, str]] = []
     cut = 0
-    for end in range(first + 2, len(messages) + 1, 2):
-        prompt = _render(tokenizer, messages[: end - 1], example, add_prompt=True)
-        turn = _render(tokenizer, messages[:end], example, add_prompt=False)
+    for end in range(2, len(example.messages) + 1, 2):
+        prompt = render(end - 1, add_prompt=True)
+        turn = render(end, add_prompt=False)
         is_prefix = turn.startswith(prompt) and conversation.startswith(turn)
         if not is_prefix or len(prompt) < cut:
             raise InputError(
                 f"{_describe_place(example)}the tokenizer's chat template cannot be split at turn "
-                f"{end - first}, because it rewrites earlier turns when more follow; "
+                f"{end}, because it rewrites earlier turns when more follow; "
                 "set template to one of the named templates"
             )
         turns.append((conversation[cut : len(prompt)], conversation[len(prompt) : len(turn)]))
@@ -53,13 +64,13 @@ def _render(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[dict[str, Any]],
     example: Example,
-    *,
     add_prompt: bool,
+    options: dict[str, Any],
 ) -> str:
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_prompt
+                messages, tokenize=False, add_generation_prompt=add_prompt, **options
             )
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
@@ -69,18 +80,20 @@ def _render(
         ) from None
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
+def _as_dicts(message: Message) -> list[dict[str, Any]]:
     if message.role == "observation":
-        return {"role": "tool", "content": message.content}
+        results = (message.content, *message.more)
+        return [{"role": "tool", "content": result} for result in results]
     if message.role != "function":
-        return {"role": message.role, "content": message.content}
+        return [{"role": message.role, "content": message.content}]
     before, calls = parse_calls(message.content)
     functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
-    return {
-        "role": "assistant",
-        "content": before,
-        "tool_calls": [{"type": "function", "function": function} for function in functions],
-    }
+    tool_calls = [_wrap(function) for function in functions]
+    return [{"role": "assistant", "content": before, "tool_calls": tool_calls}]
+
+
+def _wrap(function: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": function}
 
 
 def _describe_place(example: Example) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn
-
+from ulysses_core.data.conversations import fail, read_conversation, read_message, require, text_of
 from ulysses_core.data.files import Row, describe_type
-from ulysses_core.data.registry import INFO_FILE, DatasetSpec
-from ulysses_core.data.tool_calls import parse_calls
-from ulysses_monitor.common.errors import InputError
+from ulysses_core.data.messages import ANSWER_ROLES, Example, Message, Pair, Role, Tagged
+from ulysses_core.data.registry import DatasetSpec
+from ulysses_core.data.tool_texts import Tool, parse_tools
 
 __all__ = [
     "Example",
@@ -23,80 +20,50 @@ __all__ = [
     "to_tagged",
 ]
 
-Role = Literal["user", "assistant", "observation", "function", "system"]
-
-_PROMPT_ROLES: tuple[Role, Role] = ("user", "observation")
-_ANSWER_ROLES: tuple[Role, Role] = ("assistant", "function")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation."""
-
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A conversation: each user or observation turn is followed by an assistant or function one."""
-
-    system: str
-    messages: tuple[Message, ...]
-    where: str = field(default="", compare=False)
-    """Where the row is in its file, for error messages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two conversations that differ in their last answer, of which the first is preferred."""
-
-    chosen: Example
-    rejected: Example
-
-
-@dataclass(frozen=True, slots=True)
-class Tagged:
-    """A conversation, and whether its last answer is desirable."""
-
-    example: Example
-    is_desirable: bool
-
 
 def to_document(row: Row, spec: DatasetSpec) -> str:
     """Returns the document of a row: its prompt column, then its query column if it has one.
 
     Raises:
-        InputError: The row lacks the column, or the column is not text.
+        InputError: The row lacks the column, or the column is not text or is blank.
     """
     columns = spec.columns
     if not spec.has_columns and columns.prompt not in row.values and "text" in row.values:
-        document = _text(row, "text")
+        document = text_of(row, "text")
     else:
         document = _joined_prompt(row, spec)
+    if not document.strip():
+        fail(row, "the document is blank; expected text")
     _check_unicode(row, document)
     return document
 
 
-def to_example(row: Row, spec: DatasetSpec) -> Example:
+def to_example(row: Row, spec: DatasetSpec, *, needs_answer: bool = True) -> Example:
     """Returns the conversation of a row.
 
+    Args:
+        row: The row.
+        spec: Its dataset.
+        needs_answer: Whether an empty last answer is an error.
+
     Raises:
-        InputError: The row lacks a column, a column has the wrong type, or the turns do not
-            alternate between prompt and answer.
+        InputError: The row lacks a column, a column has the wrong type, the turns do not
+            alternate between prompt and answer, or the last answer is empty.
     """
     if spec.formatting == "alpaca":
-        system, messages = _text(row, spec.columns.system), _alpaca(row, spec)
+        system, messages = text_of(row, spec.columns.system), _alpaca(row, spec)
     else:
-        system, messages = _sharegpt(row, spec)
+        system, messages = read_conversation(row, spec)
     _check_unicode(row, system, *(message.content for message in messages))
-    return Example(system, tuple(messages), row.where)
+    if needs_answer and not messages[-1].content.strip():
+        fail(row, "the last answer is empty; expected an answer")
+    return Example(system, tuple(messages), row.where, _tools(row, spec))
 
 
 def to_pair(row: Row, spec: DatasetSpec) -> Pair:
     """Returns the preferred and the rejected conversation of a row.
 
-    In alpaca format the answers are the columns `chosen` and `rejected`. In ShareGPT format these
+    In alpaca format the answers are the columns `chosen` and `rejected`. In the other formats these
     hold one turn each, which answers the conversation in the messages column.
 
     Raises:
@@ -105,33 +72,34 @@ def to_pair(row: Row, spec: DatasetSpec) -> Pair:
     system, prompt = _prompt_of_pair(row, spec)
     answers = [_answer_of_pair(row, spec, part) for part in ("chosen", "rejected")]
     if answers[0] == answers[1]:
-        _fail(row, "the chosen and the rejected answer are equal; expected two different answers")
+        fail(row, "the chosen and the rejected answer are equal; expected two different answers")
     _check_unicode(row, system, *(message.content for message in [*prompt, *answers]))
-    chosen, rejected = (Example(system, (*prompt, answer), row.where) for answer in answers)
+    tools = _tools(row, spec)
+    chosen, rejected = (Example(system, (*prompt, each), row.where, tools) for each in answers)
     return Pair(chosen, rejected)
 
 
 def _prompt_of_pair(row: Row, spec: DatasetSpec) -> tuple[str, list[Message]]:
-    if spec.formatting == "sharegpt":
-        return _sharegpt(row, spec, needs_answer=False)
+    if spec.formatting != "alpaca":
+        return read_conversation(row, spec, needs_answer=False)
     prompt = [*_history(row, spec.columns.history), Message("user", _joined_prompt(row, spec))]
-    return _text(row, spec.columns.system), prompt
+    return text_of(row, spec.columns.system), prompt
 
 
 def _answer_of_pair(row: Row, spec: DatasetSpec, part: str) -> Message:
     column: str | None = getattr(spec.columns, part)
-    _require(row, column, part)
+    require(row, column, part)
     value = row.values[str(column)]
-    if spec.formatting == "sharegpt":
-        answer = _message(row, spec, part, value)
+    if spec.formatting != "alpaca":
+        answer = read_message(row, spec, part, value)
     elif isinstance(value, str):
         answer = Message("assistant", value)
     else:
-        _fail(row, f"column {column!r} ({part}) is {describe_type(value)}; expected a string")
-    if answer.role not in _ANSWER_ROLES:
-        _fail(row, f"the role of {part} is {answer.role!r}; expected {' or '.join(_ANSWER_ROLES)}")
+        fail(row, f"column {column!r} ({part}) is {describe_type(value)}; expected a string")
+    if answer.role not in ANSWER_ROLES:
+        fail(row, f"the role of {part} is {answer.role!r}; expected {' or '.join(ANSWER_ROLES)}")
     if not answer.content.strip():
-        _fail(row, f"column {column!r} ({part}) is empty; expected an answer")
+        fail(row, f"column {column!r} ({part}) is empty; expected an answer")
     return answer
 
 
@@ -139,21 +107,22 @@ def to_tagged(row: Row, spec: DatasetSpec) -> Tagged:
     """Returns the conversation of a row and its `kto_tag`.
 
     Raises:
-        InputError: As `to_example`; or the tag is not a boolean, or the answer is empty.
+        InputError: As `to_example`; or the tag is not a boolean.
     """
     column = spec.columns.kto_tag
-    _require(row, column, "kto_tag")
+    require(row, column, "kto_tag")
     tag = row.values[str(column)]
     if not isinstance(tag, bool):
-        _fail(row, f"column {column!r} (kto_tag) is {describe_type(tag)}; expected true or false")
-    example = to_example(row, spec)
-    if not example.messages[-1].content.strip():
-        _fail(row, "the last answer is empty; expected an answer")
-    return Tagged(example, tag)
+        fail(row, f"column {column!r} (kto_tag) is {describe_type(tag)}; expected true or false")
+    return Tagged(to_example(row, spec), tag)
 
 
-def _fail(row: Row, problem: str) -> NoReturn:
-    raise InputError(f"{row.where}: {problem}")
+def _tools(row: Row, spec: DatasetSpec) -> tuple[Tool, ...]:
+    column = spec.columns.tools
+    try:
+        return parse_tools(row.values.get(column)) if column else ()
+    except ValueError as error:
+        fail(row, f"column {column!r} (tools) is not a JSON list of functions: {error}")
 
 
 def _check_unicode(row: Row, *texts: str) -> None:
@@ -162,41 +131,23 @@ def _check_unicode(row: Row, *texts: str) -> None:
             text.encode()
     except UnicodeEncodeError as error:
         problem = f"{error.reason} at character {error.start}"
-        _fail(row, f"a text is not valid Unicode ({problem}); remove that character")
-
-
-def _text(row: Row, column: str | None) -> str:
-    """Returns a column's text, which is empty if the column is missing or null."""
-    value = row.values.get(column) if column else None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        _fail(row, f"column {column!r} is {describe_type(value)}; expected a string")
-    return value
-
-
-def _require(row: Row, column: str | None, part: str) -> None:
-    if column is None:
-        _fail(row, f"{INFO_FILE} does not name this dataset's {part} column; add it to columns")
-    if column not in row.values:
-        present = ", ".join(row.values) or "none"
-        _fail(row, f"column {column!r} ({part}) is missing; the row has: {present}")
+        fail(row, f"a text is not valid Unicode ({problem}); remove that character")
 
 
 def _joined_prompt(row: Row, spec: DatasetSpec) -> str:
     columns = spec.columns
-    _require(row, columns.prompt, "prompt")
-    return "\n".join(filter(None, (_text(row, columns.prompt), _text(row, columns.query))))
+    require(row, columns.prompt, "prompt")
+    return "\n".join(filter(None, (text_of(row, columns.prompt), text_of(row, columns.query))))
 
 
 def _alpaca(row: Row, spec: DatasetSpec) -> list[Message]:
     response = spec.columns.response
-    _require(row, response, "response")
+    require(row, response, "response")
     if row.values[str(response)] is None:
-        _fail(row, f"column {response!r} (response) is null; expected a string")
+        fail(row, f"column {response!r} (response) is null; expected a string")
     messages = [*_history(row, spec.columns.history)]
     messages.append(Message("user", _joined_prompt(row, spec)))
-    messages.append(Message("assistant", _text(row, response)))
+    messages.append(Message("assistant", text_of(row, response)))
     return messages
 
 
@@ -205,7 +156,7 @@ def _history(row: Row, column: str | None) -> list[Message]:
     if pairs is None:
         return []
     if not isinstance(pairs, list):
-        _fail(
+        fail(
             row,
             f"column {column!r} (history) is {describe_type(pairs)}; "
             "expected a list of [prompt, answer] pairs",
@@ -216,73 +167,9 @@ def _history(row: Row, column: str | None) -> list[Message]:
             case [str(prompt), str(answer)]:
                 messages += [Message("user", prompt), Message("assistant", answer)]
             case _:
-                _fail(
+                fail(
                     row,
                     f"column {column!r} (history), entry {number}: expected two strings, "
                     "[prompt, answer]",
                 )
     return messages
-
-
-def _sharegpt(
-    row: Row, spec: DatasetSpec, *, needs_answer: bool = True
-) -> tuple[str, list[Message]]:
-    column = spec.columns.messages
-    _require(row, column, "messages")
-    turns = row.values[str(column)]
-    if not isinstance(turns, list) or not turns:
-        given = "an empty list" if turns == [] else describe_type(turns)
-        _fail(row, f"column {column!r} (messages) is {given}; expected a list of turns")
-    messages = [
-        _message(row, spec, f"turn {number}", turn) for number, turn in enumerate(turns, start=1)
-    ]
-    system = _text(row, spec.columns.system)
-    if messages[0].role == "system":
-        system = messages.pop(0).content
-    _check_turns(row, messages, 1 + len(turns) - len(messages), needs_answer)
-    return system, messages
-
-
-def _message(row: Row, spec: DatasetSpec, place: str, turn: object) -> Message:
-    tags = spec.tags
-    roles: dict[str, Role] = {
-        tags.user_tag: "user",
-        tags.assistant_tag: "assistant",
-        tags.observation_tag: "observation",
-        tags.function_tag: "function",
-        tags.system_tag: "system",
-    }
-    if not isinstance(turn, dict):
-        keys = f"{tags.role_tag!r} and {tags.content_tag!r}"
-        _fail(row, f"{place} is {describe_type(turn)}; expected an object with {keys}")
-    for key in (tags.role_tag, tags.content_tag):
-        if not isinstance(turn.get(key), str):
-            _fail(
-                row,
-                f"{place} has no string under {key!r}; add one, or name another key in "
-                f"tags in {INFO_FILE}",
-            )
-    tag, content = turn[tags.role_tag], turn[tags.content_tag]
-    if tag not in roles:
-        _fail(row, f"{place}: {tags.role_tag} is {tag!r}; allowed: {', '.join(roles)}")
-    if roles[tag] == "function":
-        try:
-            parse_calls(content)
-        except ValueError as error:
-            _fail(row, f"{place} ({tag}) is not a JSON function call: {error}")
-    return Message(roles[tag], content)
-
-
-def _check_turns(row: Row, messages: Sequence[Message], first: int, needs_answer: bool) -> None:
-    for index, message in enumerate(messages):
-        allowed = _ANSWER_ROLES if index % 2 else _PROMPT_ROLES
-        if message.role not in allowed:
-            _fail(
-                row,
-                f"the role of turn {first + index} is {message.role!r}; expected "
-                f"{' or '.join(allowed)}, because prompts and answers alternate",
-            )
-    if not messages or len(messages) % 2 == needs_answer:
-        given = f"ends with a {messages[-1].role} turn" if messages else "has no turns"
-        last = _ANSWER_ROLES if needs_answer else _PROMPT_ROLES
-        _fail(row, f"the conversation {given}; expected it to end with {' or '.join(last)}")

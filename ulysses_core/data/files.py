@@ -1,16 +1,21 @@
-"""Reads rows from data files; errors name the file and the line or row."""
+"""Reads rows from data files and saved datasets; errors name the file and the line or row."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ulysses_core.data.readers import READERS, describe_type
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["SUFFIXES", "Row", "describe_type", "read_rows"]
+__all__ = ["SUFFIXES", "Row", "describe_type", "iterate_rows", "list_files", "read_rows"]
+
+SUFFIXES = tuple(READERS)
+"""Suffixes of the data files that can be read."""
+_SAVED = ("state.json", "dataset_dict.json")
+"""What `datasets` writes into a folder with `save_to_disk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,121 +35,82 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads all rows of a file, or of all data files in a folder in the order of their names.
+    """Reads all rows; see `iterate_rows`."""
+    return list(iterate_rows(path))
+
+
+def iterate_rows(path: Path, split: str = "train") -> Iterator[Row]:
+    """Yields the rows of a file, or of a folder, holding few of them in memory.
+
+    Args:
+        path: A data file; a folder that `save_to_disk` of `datasets` wrote; or a folder of data
+            files, which are read in the order of their names.
+        split: The split of a saved dataset with several.
 
     Raises:
-        InputError: The file is empty, damaged or of an unknown type, or the folder has no data
-            files.
+        InputError: The file is empty, damaged or of an unknown type, the folder has no data files,
+            or a saved dataset has no such split.
     """
-    return [row for file in _list_files(path) for row in _read_file(file)]
+    if _is_saved(path):
+        yield from _iterate_saved(path, split)
+        return
+    if split != "train":
+        raise InputError(
+            f"{path}: split is {split!r}; allowed: train, because only a folder that "
+            "save_to_disk wrote has several splits"
+        )
+    for file in list_files(path):
+        yield from _iterate_file(file)
 
 
-def _list_files(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
+    """Returns the data files of a path.
+
+    Raises:
+        InputError: The folder has no data files.
+    """
     if not path.is_dir():
         return [path]
+    if _is_saved(path):
+        return sorted(file for file in path.rglob("*") if file.is_file())
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{path}: no data files in this folder; allowed: {', '.join(SUFFIXES)}")
     return files
 
 
-def _read_file(file: Path) -> list[Row]:
-    read = _READERS.get(file.suffix.lower())
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in _SAVED)
+
+
+def _iterate_saved(path: Path, split: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises whatever its files make it raise
+        line = str(error).split("\n", 1)[0]
+        raise InputError(f"{path}: cannot load the saved dataset: {line}") from None
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise InputError(f"{path}: split is {split!r}; allowed: {', '.join(saved)}")
+        saved = saved[split]
+    if not len(saved):
+        raise InputError(f"{path}: no rows; expected at least one")
+    for number, values in enumerate(saved, start=1):
+        yield Row(values, path, number)
+
+
+def _iterate_file(file: Path) -> Iterator[Row]:
+    read = READERS.get(file.suffix.lower())
     if read is None:
         raise InputError(f"{file}: the suffix is {file.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    count = 0
     try:
-        rows = [Row(values, file, number) for number, values in read(file)]
+        for number, values in read(file):
+            count += 1
+            yield Row(values, file, number)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot read it: {error}") from None
-    if not rows:
+    if not count:
         raise InputError(f"{file}: no rows; expected at least one")
-    return rows
-
-
-def _read_json(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = file.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        return
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{file}: not valid JSON: {error}; if it has one object on each line, name it .jsonl"
-        ) from None
-    if not isinstance(content, list):
-        raise InputError(f"{file} is {describe_type(content)}; expected a list of objects")
-    for number, value in enumerate(content, start=1):
-        if not isinstance(value, dict):
-            raise InputError(f"{file}, row {number} is {describe_type(value)}; expected an object")
-        yield number, value
-
-
-def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(file):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"{error.msg} at column {error.colno}"
-            raise InputError(f"{file}, line {number}: not valid JSON: {problem}") from None
-        if not isinstance(value, dict):
-            raise InputError(f"{file}, line {number} is {describe_type(value)}; expected an object")
-        yield number, value
-
-
-def _read_txt(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(file):
-        yield number, {"text": line}
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines that are not blank, numbered from 1."""
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, line.rstrip("\n")
-
-
-def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pandas as pd
-
-    try:
-        # Without these two arguments "007" becomes 7 and "NA" a missing value.
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError:
-        return
-    except pd.errors.ParserError as error:
-        raise InputError(f"{file}: not valid CSV: {error}") from None
-    for number, values in enumerate(frame.to_dict(orient="records"), start=1):
-        yield number, {str(key): value for key, value in values.items()}
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: not valid Parquet: {error}") from None
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-def describe_type(value: object) -> str:
-    """Returns the type of a value in JSON's words, or Python's for what JSON does not have."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
-    return names.get(type(value), type(value).__name__)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_txt,
-}
-SUFFIXES = tuple(_READERS)
-"""Suffixes of the data files that can be read."""

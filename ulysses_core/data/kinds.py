@@ -11,11 +11,11 @@ from ulysses_monitor.common.errors import InputError
 
 __all__ = ["Kind", "check_columns", "check_kind"]
 
-Kind = Literal["documents", "conversations", "pairs", "tagged"]
+Kind = Literal["documents", "conversations", "prompts", "pairs", "tagged"]
 """What the rows of a dataset hold, and a stage reads."""
 
 _MARKS: dict[Kind, str] = {
-    "conversations": "holds conversations without preferences, for stage sft",
+    "conversations": "holds conversations without preferences, for stages sft, grpo and ppo",
     "pairs": "is a preference dataset (ranking: true), for stages dpo and rm",
     "tagged": "has a kto_tag column, for stage kto",
 }
@@ -39,7 +39,7 @@ def check_kind(spec: DatasetSpec, stage: str, kind: Kind) -> None:
                 f"because stage {stage} reads documents from a prompt column"
             )
         return
-    if found != kind:
+    if found != kind and not (kind == "prompts" and found == "conversations"):
         raise InputError(
             f"dataset {spec.name!r} {_MARKS[found]}; stage is {stage}, so choose another dataset"
         )

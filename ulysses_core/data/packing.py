@@ -11,7 +11,7 @@ from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 __all__ = ["TokenRow", "best_fit_decreasing", "pack_rows"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenRow:
     """One row of token ids, with a label for each token."""
 
@@ -19,6 +19,8 @@ class TokenRow:
     labels: list[int]
     position_ids: list[int] | None = None
     """Restarts at 0 at each document of a packed row; None in a row of one document."""
+    answer_tokens: int = 0
+    """Tokens of answers, with a label or without, in a row of one conversation."""
 
     def as_columns(self) -> dict[str, list[int]]:
         """Returns the row as columns of a dataset."""

@@ -18,7 +18,7 @@ __all__ = ["INFO_FILE", "Columns", "DatasetSpec", "Tags", "find_datasets"]
 INFO_FILE = "dataset_info.json"
 
 _REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-_UNSUPPORTED_COLUMNS = ("tools", "images", "videos", "audios")
+_UNSUPPORTED_COLUMNS = ("images", "videos", "audios")
 
 
 class _Strict(BaseModel):
@@ -34,13 +34,14 @@ class Columns(_Strict):
     history: str | None = None
     system: str | None = None
     messages: str | None = None
+    tools: str | None = None
     chosen: str | None = None
     rejected: str | None = None
     kto_tag: str | None = None
 
 
 class Tags(_Strict):
-    """Names that a ShareGPT conversation uses for its keys and roles."""
+    """Names that a conversation uses for its keys and roles; ShareGPT's unless they are set."""
 
     role_tag: str = "from"
     content_tag: str = "value"
@@ -51,14 +52,27 @@ class Tags(_Strict):
     system_tag: str = "system"
 
 
+OPENAI_TAGS = Tags(
+    role_tag="role",
+    content_tag="content",
+    user_tag="user",
+    assistant_tag="assistant",
+    observation_tag="tool",
+)
+
+Formatting = Literal["alpaca", "sharegpt", "openai"]
+
+
 class _Entry(_Strict):
     file_name: str
-    formatting: Literal["alpaca", "sharegpt"] = "alpaca"
+    formatting: Formatting = "alpaca"
     ranking: bool = False
     num_samples: int | None = Field(default=None, gt=0)
-    split: Literal["train"] = "train"
+    split: str = "train"
+    subset: str | None = None
+    folder: str | None = None
     columns: Columns | None = None
-    tags: Tags = Tags()
+    tags: Tags | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +81,10 @@ class DatasetSpec:
 
     name: str
     path: Path
-    """A data file, or a folder of data files."""
-    formatting: Literal["alpaca", "sharegpt"]
+    """A data file, or a folder: of data files, or saved with `save_to_disk`."""
+    split: str
+    """The split of a saved dataset with several; other files have only `train`."""
+    formatting: Formatting
     ranking: bool
     """Whether rows have a chosen and a rejected answer."""
     num_samples: int | None
@@ -120,8 +136,10 @@ def _spec(name: str, info: dict[str, object], dataset_dir: Path) -> DatasetSpec:
             f"dataset {name!r} is not in {where}{nearest(name, info)}; "
             f"allowed: {', '.join(sorted(info)) or 'none, the file is empty'}"
         )
-    entry = _entry(f"{where}, dataset {name!r}", info[name])
+    entry = _entry(f"{where}, dataset {name!r}", _use_local_path(info[name], dataset_dir))
     path = dataset_dir / entry.file_name
+    for part in filter(None, (entry.subset, entry.folder)):
+        path = path / part
     if not path.exists():
         raise InputError(
             f"{where}, dataset {name!r}: file_name is {entry.file_name!r}; no such file: {path}"
@@ -129,23 +147,34 @@ def _spec(name: str, info: dict[str, object], dataset_dir: Path) -> DatasetSpec:
     return DatasetSpec(
         name=name,
         path=path,
+        split=entry.split,
         formatting=entry.formatting,
         ranking=entry.ranking,
         num_samples=entry.num_samples,
         columns=_columns(entry),
         has_columns=entry.columns is not None,
-        tags=entry.tags,
+        tags=entry.tags or (OPENAI_TAGS if entry.formatting == "openai" else Tags()),
     )
+
+
+def _use_local_path(value: object, dataset_dir: Path) -> object:
+    """Returns an entry in which the path of a local dataset stands for the name of a remote one."""
+    if not isinstance(value, dict):
+        return value
+    for key in _REMOTE_KEYS[:3]:
+        path = value.get(key)
+        if isinstance(path, str) and (dataset_dir / path).is_dir():
+            return {**{k: v for k, v in value.items() if k not in _REMOTE_KEYS}, "file_name": path}
+    return value
 
 
 def _columns(entry: _Entry) -> Columns:
     # As in LLaMA-Factory, naming one column disables all default names.
+    messages = "messages" if entry.formatting == "openai" else "conversations"
     if entry.columns is None:
-        return Columns(
-            prompt="instruction", query="input", response="output", messages="conversations"
-        )
-    if entry.formatting == "sharegpt" and entry.columns.messages is None:
-        return entry.columns.model_copy(update={"messages": "conversations"})
+        return Columns(prompt="instruction", query="input", response="output", messages=messages)
+    if entry.formatting != "alpaca" and entry.columns.messages is None:
+        return entry.columns.model_copy(update={"messages": messages})
     return entry.columns
 
 
@@ -167,8 +196,4 @@ def _entry(where: str, value: object) -> _Entry:
     try:
         return _Entry.model_validate(value)
     except ValidationError as error:
-        problem = describe_problem(error, _Entry)
-        hint = " (use sharegpt with tags for OpenAI's messages)"
-        if not problem.startswith("formatting "):
-            hint = ""
-        raise InputError(f"{where}: {problem}{hint}") from None
+        raise InputError(f"{where}: {describe_problem(error, _Entry)}") from None

@@ -28,7 +28,14 @@ class Template:
     """Whether the system text goes inside the first user turn; otherwise it goes before it."""
     tool_style: ToolStyle = "default"
     has_thoughts: bool = False
-    """Whether answers begin with a `<think>` block; one without it gets an empty block."""
+    """Whether answers begin with a thought; one without it gets an empty thought."""
+    thought: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
+    """What begins and what ends a thought."""
+    ends_with_eos: bool = False
+    """Whether one end-of-sequence token follows the last answer, instead of one in each answer.
+
+    What follows an earlier answer takes its place: there the label is that token.
+    """
     stop: str | None = None
     """Text that ends an answer and should be a single token of the tokenizer."""
 
@@ -40,6 +47,7 @@ _CHATML = Template(
     observation="<|im_start|>tool\n{content}<|im_end|>\n<|im_start|>assistant\n",
     stop="<|im_end|>",
 )
+_CHATML_PLAIN = replace(_CHATML, observation=None)
 _QWEN = replace(
     _CHATML,
     observation=(
@@ -47,6 +55,71 @@ _QWEN = replace(
         "<|im_start|>assistant\n"
     ),
     tool_style="qwen",
+)
+_DEEPSEEK3 = Template(user="<｜User｜>{content}<｜Assistant｜>", prefix="{bos}")  # noqa: RUF001 - its tokens
+_GEMMA = Template(
+    user="<start_of_turn>user\n{content}<end_of_turn>\n<start_of_turn>model\n",
+    assistant="{content}<end_of_turn>\n",
+    system="{content}\n\n",
+    observation="<start_of_turn>tool\n{content}<end_of_turn>\n<start_of_turn>model\n",
+    prefix="{bos}",
+    system_in_user=True,
+    stop="<end_of_turn>",
+)
+_GLM4 = Template(
+    user="<|user|>\n{content}<|assistant|>",
+    assistant="\n{content}",
+    system="<|system|>\n{content}",
+    observation="<|observation|>\n{content}<|assistant|>",
+    function="{content}",
+    prefix="[gMASK]<sop>",
+    tool_style="glm4",
+    ends_with_eos=True,
+)
+_GRANITE3 = Template(
+    user=(
+        "<|start_of_role|>user<|end_of_role|>{content}<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>"
+    ),
+    assistant="{content}<|end_of_text|>\n",
+    system="<|start_of_role|>system<|end_of_role|>{content}<|end_of_text|>\n",
+    stop="<|end_of_text|>",
+)
+_LLAMA2 = Template(
+    user="{bos}[INST] {content} [/INST]",
+    system="<<SYS>>\n{content}\n<</SYS>>\n\n",
+    system_in_user=True,
+)
+
+
+def _llama3(start: str, end: str, stop: str) -> Template:
+    """Returns Llama 3's template with other texts around a role and after a turn."""
+    answer = f"{start}assistant{end}\n\n"
+    return Template(
+        user=f"{start}user{end}\n\n{{content}}{stop}{answer}",
+        assistant=f"{{content}}{stop}",
+        system=f"{start}system{end}\n\n{{content}}{stop}",
+        observation=f"{start}ipython{end}\n\n{{content}}{stop}{answer}",
+        prefix="{bos}",
+        tool_style="llama3",
+        stop=stop,
+    )
+
+
+_MINISTRAL = Template(
+    user="[INST]{content}[/INST]",
+    system="{content}\n\n",
+    observation='[TOOL_RESULTS]{"content": {content}}[/TOOL_RESULTS]',
+    function="[TOOL_CALLS]{content}{eos}",
+    prefix="{bos}",
+    system_in_user=True,
+    tool_style="mistral",
+)
+_PHI = Template(
+    user="<|user|>\n{content}<|end|>\n<|assistant|>\n",
+    assistant="{content}<|end|>\n",
+    system="<|system|>\n{content}<|end|>\n",
+    stop="<|end|>",
 )
 
 TEMPLATES: dict[str, Template] = {
@@ -59,56 +132,91 @@ TEMPLATES: dict[str, Template] = {
         ),
     ),
     "chatml": _CHATML,
+    "chatml_de": replace(
+        _CHATML, default_system="Du bist ein freundlicher und hilfsbereiter KI-Assistent."
+    ),
+    "cohere": Template(
+        user=(
+            "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{content}<|END_OF_TURN_TOKEN|>"
+            "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+        ),
+        system="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{content}<|END_OF_TURN_TOKEN|>",
+        prefix="{bos}",
+    ),
+    "deepseek": Template(
+        user="User: {content}\n\nAssistant:", system="{content}\n\n", prefix="{bos}"
+    ),
+    "deepseek3": _DEEPSEEK3,
+    "deepseekr1": replace(_DEEPSEEK3, has_thoughts=True),
     "default": Template(
         user="Human: {content}{eos}\nAssistant:",
         assistant="{content}{eos}\n",
         system="System: {content}{eos}\n",
     ),
     "empty": Template(user="{content}", assistant="{content}"),
-    "gemma": Template(
-        user="<start_of_turn>user\n{content}<end_of_turn>\n<start_of_turn>model\n",
-        assistant="{content}<end_of_turn>\n",
-        system="{content}\n\n",
-        observation="<start_of_turn>tool\n{content}<end_of_turn>\n<start_of_turn>model\n",
-        prefix="{bos}",
-        system_in_user=True,
-        stop="<end_of_turn>",
+    "exaone": Template(
+        user="[|user|]{content}\n[|assistant|]",
+        assistant="{content}{eos}\n",
+        system="[|system|]{content}[|endofturn|]\n",
     ),
-    "llama2": Template(
-        user="{bos}[INST] {content} [/INST]",
-        system="<<SYS>>\n{content}\n<</SYS>>\n\n",
-        system_in_user=True,
+    "falcon": Template(
+        user="User: {content}\nFalcon:", assistant="{content}\n", ends_with_eos=True
     ),
-    "llama3": Template(
-        user=(
-            "<|start_header_id|>user<|end_header_id|>\n\n{content}<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "fewshot": Template(user="{content}", assistant="{content}\n\n", ends_with_eos=True),
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, ends_with_eos=True),
+    "gemma3": _GEMMA,
+    "glm4": _GLM4,
+    "glmz1": replace(_GLM4, has_thoughts=True),
+    "gpt_oss": Template(
+        user="<|start|>user<|message|>{content}<|end|><|start|>assistant",
+        assistant="{content}",
+        system="<|start|>system<|message|>{content}<|end|>",
+        default_system="You are ChatGPT, a large language model trained by OpenAI.",
+        has_thoughts=True,
+        thought=(
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
         ),
-        assistant="{content}<|eot_id|>",
-        system="<|start_header_id|>system<|end_header_id|>\n\n{content}<|eot_id|>",
+        ends_with_eos=True,
+    ),
+    "granite3": _GRANITE3,
+    "granite4": replace(
+        _GRANITE3,
         observation=(
-            "<|start_header_id|>ipython<|end_header_id|>\n\n{content}<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+            "<|start_of_role|>tool<|end_of_role|>{content}<|end_of_text|>\n"
+            "<|start_of_role|>assistant\n"
         ),
-        prefix="{bos}",
-        tool_style="llama3",
-        stop="<|eot_id|>",
+        default_system="You are Granite, developed by IBM. You are a helpful AI assistant.",
     ),
-    "mistral": Template(
+    "llama2": _LLAMA2,
+    "llama3": _llama3("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "llama4": _llama3("<|header_start|>", "<|header_end|>", "<|eot|>"),
+    "mimo": replace(_QWEN, default_system="You are a helpful assistant.", has_thoughts=True),
+    "ministral": _MINISTRAL,
+    "mistral": replace(
+        _MINISTRAL,
         user="[INST] {content}[/INST]",
         assistant=" {content}{eos}",
-        system="{content}\n\n",
         observation='[TOOL_RESULTS] {"content": {content}}[/TOOL_RESULTS]',
         function="[TOOL_CALLS] {content}{eos}",
-        prefix="{bos}",
-        system_in_user=True,
-        tool_style="mistral",
+    ),
+    "mistral_small": replace(
+        _MINISTRAL, system="[SYSTEM_PROMPT]{content}[/SYSTEM_PROMPT]", system_in_user=False
     ),
     "olmo": Template(user="<|user|>\n{content}<|assistant|>\n", prefix="{eos}"),
-    "phi": Template(
-        user="<|user|>\n{content}<|end|>\n<|assistant|>\n",
-        assistant="{content}<|end|>\n",
-        system="<|system|>\n{content}<|end|>\n",
+    "phi": _PHI,
+    "phi4": Template(
+        user="<|im_start|>user<|im_sep|>{content}<|im_end|><|im_start|>assistant<|im_sep|>",
+        assistant="{content}<|im_end|>",
+        system="<|im_start|>system<|im_sep|>{content}<|im_end|>",
+        stop="<|im_end|>",
+    ),
+    "phi4_mini": Template(
+        user="<|user|>{content}<|end|><|assistant|>",
+        assistant="{content}<|end|>",
+        system="<|system|>{content}<|end|>",
+        tool_style="phi4",
         stop="<|end|>",
     ),
     "qwen": replace(
@@ -117,6 +225,18 @@ TEMPLATES: dict[str, Template] = {
     ),
     "qwen3": replace(_QWEN, has_thoughts=True),
     "qwen3_nothink": _QWEN,
+    "smollm": _CHATML_PLAIN,
+    "smollm2": replace(
+        _CHATML_PLAIN,
+        default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face.",
+    ),
+    "solar": Template(
+        user="### User:\n{content}\n\n### Assistant:\n",
+        assistant="{content}",
+        system="### System:\n{content}\n\n",
+        ends_with_eos=True,
+    ),
+    "starchat": replace(_PHI, user="<|user|>\n{content}<|end|>\n<|assistant|>"),
     "vicuna": Template(
         user="USER: {content} ASSISTANT:",
         default_system=(
@@ -124,6 +244,7 @@ TEMPLATES: dict[str, Template] = {
             "The assistant gives helpful, detailed, and polite answers to the user's questions."
         ),
     ),
+    "yi": _CHATML_PLAIN,
     "zephyr": Template(
         user="<|user|>\n{content}{eos}<|assistant|>\n",
         system="<|system|>\n{content}{eos}",

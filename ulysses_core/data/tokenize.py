@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from ulysses_core.data.config import DataConfig
-from ulysses_core.data.examples import Example
+from ulysses_core.data.messages import Example
 from ulysses_core.data.packing import TokenRow, pack_rows
+from ulysses_core.data.stats import DataStats, Tally
 from ulysses_core.data.templates import get_template
-from ulysses_core.data.turns import Turn, encode_batch
+from ulysses_core.data.thoughts import Thinking
+from ulysses_core.data.turns import Turn, encode_batch, find_end
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
@@ -23,26 +24,6 @@ __all__ = ["DataStats", "build_row", "share_budget", "tokenize_pt", "tokenize_sf
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataStats:
-    """Statistics of a split."""
-
-    examples: int
-    """Examples read, after `num_samples` and `max_samples`."""
-    dropped: int
-    """Examples without a label after truncation, and blank documents."""
-    truncated: int
-    """Examples cut off at `cutoff_len`."""
-    rows: int
-    """Rows in the dataset; fewer than examples if they are packed."""
-    tokens: int
-    """Tokens in those rows."""
-    trained_tokens: int
-    """Tokens with a label."""
-
 
 def tokenize_sft(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, config: DataConfig
@@ -50,30 +31,49 @@ def tokenize_sft(
     """Tokenises conversations, masks the labels of prompts, and packs if `config` says so.
 
     Returns:
-        Rows of at most `cutoff_len` tokens, and their statistics.
+        Rows of at most `cutoff_len` tokens, and their statistics. A conversation without an answer
+        token within `cutoff_len` gives no row.
 
     Raises:
-        InputError: The template does not fit the tokenizer, or no conversation has an answer token
-            within `cutoff_len`.
+        InputError: The template does not fit the tokenizer or the config.
     """
     _warn_of_split_stop(tokenizer, config.template)
-    rows: list[TokenRow] = []
-    truncated = 0
-    for turns in _encode(examples, tokenizer, config):
-        row = build_row(turns, config)
-        truncated += len(row.input_ids) < sum(len(prompt) + len(answer) for prompt, answer in turns)
-        # The first label is unused: a model cannot predict the token that it sees first.
-        if any(label != IGNORE_INDEX for label in row.labels[1:]):
-            rows.append(row)
-    if not rows:
+    end = find_end(tokenizer, config.template)
+    if end and config.train_on_prompt:
         raise InputError(
-            f"cutoff_len is {config.cutoff_len}, which leaves no answer token in any of the "
-            f"{len(examples)} examples; raise cutoff_len"
+            f"train_on_prompt is true, which template {config.template!r} does not allow, because "
+            "it ends answers with what follows them; remove train_on_prompt"
         )
-    kept = len(rows)
+    rows: list[TokenRow] = []
+    tally = Tally()
+    for example, turns in zip(examples, _encode(examples, tokenizer, config), strict=True):
+        row = build_row(turns, config, end)
+        _count_cut(tally, example, turns, row, len(end))
+        # The first label is unused: a model cannot predict the token that it sees first.
+        if _has_answer(row, len(end)):
+            rows.append(row)
+        else:
+            problem = f"no token of an answer is within cutoff_len {config.cutoff_len}"
+            tally.drop(example.where, problem)
     if config.packing or config.neat_packing:
         rows = pack_rows(rows, config.cutoff_len)
-    return rows, _count(rows, len(examples), len(examples) - kept, truncated)
+    return rows, _finish(tally, rows)
+
+
+def _has_answer(row: TokenRow, end: int) -> bool:
+    return any(label != IGNORE_INDEX for label in row.labels[1 : len(row.labels) - end])
+
+
+def _count_cut(
+    tally: Tally, example: Example, turns: Sequence[Turn], row: TokenRow, end: int
+) -> None:
+    tally.examples += 1
+    missing = sum(len(side) for turn in turns for side in turn) + end - len(row.input_ids)
+    if missing > 0:
+        # What is cut is at the end, unless only prompts were too long.
+        answers = sum(len(answer) for _, answer in turns)
+        kept = row.answer_tokens
+        tally.cut(example.where, is_answer=kept < answers)
 
 
 def tokenize_pt(
@@ -87,16 +87,12 @@ def tokenize_pt(
     each document is truncated to `cutoff_len`.
 
     Raises:
-        InputError: The tokenizer has no end-of-sequence token, or all documents are blank.
+        InputError: The tokenizer has no end-of-sequence token.
     """
-    texts = [document for document in documents if document.strip()]
-    if not texts:
-        raise InputError(
-            f"all {len(documents)} documents are blank; expected at least one with text"
-        )
     size = config.cutoff_len
-    encoded = list(_encode_documents(texts, tokenizer))
-    truncated = 0
+    encoded = list(_encode_documents(documents, tokenizer, config.preprocessing_batch_size))
+    tally = Tally()
+    tally.examples = len(documents)
     if config.neat_packing:
         pieces = [piece for ids in encoded for piece in _cut(ids, size)]
         rows = pack_rows([_label_all(piece) for piece in pieces], size)
@@ -107,19 +103,27 @@ def tokenize_pt(
             blocks.pop()
         rows = [_label_all(block) for block in blocks]
     else:
-        truncated = sum(len(ids) > size for ids in encoded)
+        for ids in encoded:
+            if len(ids) > size:
+                tally.cut("", is_answer=False)
         rows = [_label_all(ids[:size]) for ids in encoded]
-    return rows, _count(rows, len(documents), len(documents) - len(texts), truncated)
+    return rows, _finish(tally, rows)
 
 
-def build_row(turns: Sequence[Turn], config: DataConfig) -> TokenRow:
+def build_row(turns: Sequence[Turn], config: DataConfig, end: Sequence[int] = ()) -> TokenRow:
     """Joins turns into one row of at most `cutoff_len` tokens, with labels.
 
     If the turns do not fit, the first ones have priority, or with `mask_history` the last ones.
     Turns that get no tokens are dropped.
+
+    Args:
+        turns: (prompt ids, answer ids) of each turn.
+        config: the data settings.
+        end: the token after the last answer, for templates whose answers have no end of their own.
+            After an earlier answer it is the label only, at the first token of the next prompt.
     """
     by_priority = reversed(turns) if config.mask_history else iter(turns)
-    fitted = list(_fit(by_priority, config.cutoff_len))
+    fitted = list(_fit(by_priority, config.cutoff_len - len(end)))
     if config.mask_history:
         fitted.reverse()
     row = TokenRow([], [])
@@ -127,7 +131,12 @@ def build_row(turns: Sequence[Turn], config: DataConfig) -> TokenRow:
         is_trained = not config.mask_history or index == len(fitted) - 1
         row.input_ids.extend(prompt + answer)
         row.labels.extend(prompt if config.train_on_prompt else _mask(prompt))
+        if end and index and prompt and not config.mask_history:
+            row.labels[-len(prompt)] = end[0]
         row.labels.extend(answer if is_trained else _mask(answer))
+        row.answer_tokens += len(answer)
+    row.input_ids.extend(end)
+    row.labels.extend(end)
     return row
 
 
@@ -164,18 +173,22 @@ def _mask(ids: Sequence[int]) -> list[int]:
 def _encode(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> Iterator[list[Turn]]:
-    for start in range(0, len(examples), _BATCH):
+    keeps = not config.mask_history or config.preserve_thinking
+    thinking = Thinking(enabled=config.enable_thinking, keeps_history=keeps, fills_history=keeps)
+    size = config.preprocessing_batch_size
+    for start in range(0, len(examples), size):
         yield from encode_batch(
             tokenizer,
             config.template,
-            examples[start : start + _BATCH],
+            examples[start : start + size],
             default_system=config.default_system,
-            last_turn_only=config.mask_history,
+            tool_format=config.tool_format,
+            thinking=thinking,
         )
 
 
 def _encode_documents(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int
 ) -> Iterator[list[int]]:
     eos = tokenizer.eos_token_id
     if eos is None:
@@ -185,8 +198,8 @@ def _encode_documents(
         )
     adds_bos = getattr(tokenizer, "add_bos_token", False) and tokenizer.bos_token_id is not None
     opening = [tokenizer.bos_token_id] if adds_bos else []
-    for start in range(0, len(texts), _BATCH):
-        batch = tokenizer(texts[start : start + _BATCH], add_special_tokens=False)
+    for start in range(0, len(texts), size):
+        batch = tokenizer(texts[start : start + size], add_special_tokens=False)
         for ids in batch["input_ids"]:
             yield [*opening, *ids, eos]
 
@@ -200,11 +213,8 @@ def _label_all(ids: list[int]) -> TokenRow:
     return TokenRow(ids, list(ids))
 
 
-def _count(rows: Sequence[TokenRow], examples: int, dropped: int, truncated: int) -> DataStats:
-    return DataStats(
-        examples=examples,
-        dropped=dropped,
-        truncated=truncated,
+def _finish(tally: Tally, rows: Sequence[TokenRow]) -> DataStats:
+    return tally.finish(
         rows=len(rows),
         tokens=sum(len(row.input_ids) for row in rows),
         trained_tokens=sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:]),

@@ -6,15 +6,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-__all__ = ["THOUGHT", "ToolCall", "ToolStyle", "parse_calls", "render_calls"]
+__all__ = ["TOOL_STYLES", "ToolCall", "ToolStyle", "parse_calls", "render_calls"]
 
-ToolStyle = Literal["default", "qwen", "llama3", "mistral"]
+ToolStyle = Literal["default", "glm4", "llama3", "mistral", "phi4", "qwen"]
+TOOL_STYLES: tuple[str, ...] = get_args(ToolStyle)
 
 _WRAPPED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-THOUGHT = re.compile(r"<think>\n.*?\n</think>\n\n", re.DOTALL)
-"""A `<think>` block before an answer."""
+_THOUGHT = re.compile(r"<think>\n.*?\n</think>\n\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def parse_calls(content: str) -> tuple[str, tuple[ToolCall, ...]]:
     before, body = "", content
     if wrapped := _WRAPPED_CALL.search(content):
         before, body = content.replace(wrapped[0], ""), wrapped[1]
-    elif thought := THOUGHT.search(content):
+    elif thought := _THOUGHT.search(content):
         before, body = thought[0], content.replace(thought[0], "")
     calls = json.loads(body)
     try:
@@ -49,11 +49,19 @@ def parse_calls(content: str) -> tuple[str, tuple[ToolCall, ...]]:
 
 
 def render_calls(calls: Sequence[ToolCall], style: ToolStyle) -> str:
-    """Returns the text of `calls` in the style of a model family."""
-    if style == "default":
+    """Returns the text of `calls` in the style of a model family.
+
+    Raises:
+        ValueError: The style has no way to write several calls.
+    """
+    if style in ("default", "phi4"):
         return "\n".join(
             f"Action: {call.name}\nAction Input: {_json(call.arguments)}" for call in calls
         )
+    if style == "glm4":
+        if len(calls) > 1:
+            raise ValueError(f"{len(calls)} calls in a turn; the tool format glm4 has one")
+        return f"{calls[0].name}\n{_json(calls[0].arguments)}"
     key = "parameters" if style == "llama3" else "arguments"
     objects = [{"name": call.name, key: call.arguments} for call in calls]
     if style == "qwen":

@@ -8,25 +8,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ulysses_core.data.chat_template import render_chat_template
-from ulysses_core.data.examples import Example, Message
+from ulysses_core.data.messages import Example, Message
 from ulysses_core.data.templates import Template, get_template
-from ulysses_core.data.tool_calls import THOUGHT, parse_calls, render_calls
+from ulysses_core.data.thoughts import Thinking, has_thought, prepare_messages
+from ulysses_core.data.tool_calls import ToolStyle, parse_calls, render_calls
+from ulysses_core.data.tool_texts import join_observations, render_tools
 from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Turn", "encode_batch", "encode_turns"]
+__all__ = ["Turn", "encode_batch", "encode_turns", "find_end"]
 
 Turn = tuple[list[int], list[int]]
 Elements = list[str | int]
 """Pieces of a text: strings, which are tokenised separately, and token ids."""
 
 _CONTROL = re.compile(r"(\{bos\}|\{eos\})")
-_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 
 def encode_turns(
@@ -35,7 +37,8 @@ def encode_turns(
     example: Example,
     *,
     default_system: str | None = None,
-    last_turn_only: bool = False,
+    tool_format: ToolStyle | None = None,
+    thinking: Thinking | None = None,
 ) -> list[Turn]:
     """Returns the (prompt ids, answer ids) of each turn of one conversation; see `encode_batch`."""
     [turns] = encode_batch(
@@ -43,7 +46,8 @@ def encode_turns(
         template,
         [example],
         default_system=default_system,
-        last_turn_only=last_turn_only,
+        tool_format=tool_format,
+        thinking=thinking,
     )
     return turns
 
@@ -54,7 +58,8 @@ def encode_batch(
     examples: Sequence[Example],
     *,
     default_system: str | None = None,
-    last_turn_only: bool = False,
+    tool_format: ToolStyle | None = None,
+    thinking: Thinking | None = None,
 ) -> list[list[Turn]]:
     """Renders conversations and tokenises them all in one call of the tokenizer.
 
@@ -64,22 +69,25 @@ def encode_batch(
             if it has none.
         examples: The conversations.
         default_system: Replaces the template's own default system text.
-        last_turn_only: Whether only the last answer is trained on. Templates with thoughts then
-            remove the `<think>` blocks of earlier answers.
+        tool_format: How tools and calls are written, instead of the template's own way.
+        thinking: What happens to thoughts, in templates that have them.
 
     Returns:
         The turns of each conversation.
 
     Raises:
         InputError: The template is unknown, needs a token that the tokenizer lacks, or is the
-            tokenizer's own and cannot be split into prompts and answers.
+            tokenizer's own and cannot be split into prompts and answers; or a conversation has
+            calls that the tool format cannot write.
     """
     rendered: list[list[tuple[Elements, Elements]]]
+    enabled = thinking.enabled if thinking else True
     if template is None and tokenizer.chat_template:
         rendered = [
             [([prompt], [answer]) for prompt, answer in pairs]
             for pairs in (
-                render_chat_template(tokenizer, example, default_system) for example in examples
+                render_chat_template(tokenizer, example, default_system, enabled)
+                for example in examples
             )
         ]
     else:
@@ -87,9 +95,25 @@ def encode_batch(
         chosen = get_template(name)
         if default_system is not None:
             chosen = replace(chosen, default_system=default_system)
-        writer = _Writer(name, chosen, tokenizer.bos_token_id, tokenizer.eos_token_id)
-        rendered = [writer.write_turns(example, last_turn_only) for example in examples]
+        if tool_format is not None:
+            function = "{content}" if chosen.ends_with_eos else "{content}{eos}"
+            chosen = replace(chosen, tool_style=tool_format, function=function)
+        control = tokenizer.bos_token_id, tokenizer.eos_token_id
+        writer = _Writer(name, chosen, *control, thinking or Thinking())
+        rendered = [writer.write_turns(example) for example in examples]
     return _tokenise(tokenizer, rendered)
+
+
+def find_end(tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[int]:
+    """Returns the token that follows the last answer in a template whose answers have no end.
+
+    Raises:
+        InputError: The tokenizer has no such token.
+    """
+    if template is None or not (chosen := get_template(template)).ends_with_eos:
+        return []
+    writer = _Writer(template, chosen, tokenizer.bos_token_id, tokenizer.eos_token_id, Thinking())
+    return [writer.require_eos()]
 
 
 def _tokenise(
@@ -99,7 +123,9 @@ def _tokenise(
     texts = [element for part in parts for element in part if isinstance(element, str)]
     # Text that spells a special token becomes that token, also in user content. This is
     # LLaMA-Factory's `split_special_tokens: false`, which the templates' own tags need.
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    ids_only = {"return_attention_mask": False, "return_token_type_ids": False}
+    encode = partial(tokenizer, add_special_tokens=False, **ids_only)
+    encoded = iter(encode(texts)["input_ids"] if texts else [])
 
     def encode_next(part: Elements) -> list[int]:
         ids: list[int] = []
@@ -122,49 +148,57 @@ class _Writer:
     template: Template
     bos: int | None
     eos: int | None
+    thinking: Thinking
 
-    def write_turns(
-        self, example: Example, last_turn_only: bool
-    ) -> list[tuple[Elements, Elements]]:
+    def write_turns(self, example: Example) -> list[tuple[Elements, Elements]]:
         messages = list(example.messages)
-        if self.template.has_thoughts and last_turn_only:
-            messages[:-1] = [_remove_thought(message) for message in messages[:-1]]
+        if self.template.has_thoughts:
+            messages = prepare_messages(messages, self.thinking, self.template.thought)
         turns = []
         for start in range(0, len(messages), 2):
             prompt, answer = messages[start : start + 2]
-            is_last = start + 2 == len(messages)
-            opening = self._write_opening(example.system) if start == 0 else []
-            system = self._write_system_in_user(example.system) if start == 0 else ""
-            answer_elements = self._write_message(answer)
-            is_trained = is_last or not last_turn_only
-            if self.template.has_thoughts and is_trained and not _has_thought(answer):
-                answer_elements.insert(0, _EMPTY_THOUGHT)
-            turns.append((opening + self._write_message(prompt, system), answer_elements))
+            opening, system = self._write_opening(example) if start == 0 else ([], "")
+            prompt_elements = opening + self._write_message(prompt, example, system)
+            answer_elements = self._write_message(answer, example)
+            if self._needs_thought(answer, is_last=start + 2 == len(messages)):
+                side = answer_elements if self.thinking.enabled else prompt_elements
+                side.insert(0 if self.thinking.enabled else len(side), self._empty_thought())
+            turns.append((prompt_elements, answer_elements))
         return turns
 
-    def _write_opening(self, system: str) -> Elements:
-        opening = self._fill(self.template.prefix)
-        text = system or self.template.default_system
-        if text and not self.template.system_in_user:
-            opening += self._fill(self.template.system, text)
-        return opening
+    def _needs_thought(self, answer: Message, *, is_last: bool) -> bool:
+        if not self.template.has_thoughts or has_thought(answer, self.template.thought):
+            return False
+        return is_last or self.thinking.fills_history
 
-    def _write_system_in_user(self, system: str) -> str:
-        text = system or self.template.default_system
-        if not text or not self.template.system_in_user:
-            return ""
-        return self.template.system.replace("{content}", text)
+    def _empty_thought(self) -> str:
+        return "".join(self.template.thought)
 
-    def _write_message(self, message: Message, system: str = "") -> Elements:
+    def _write_opening(self, example: Example) -> tuple[Elements, str]:
+        """Returns what precedes the first turn, and what the first user turn begins with."""
+        template = self.template
+        text = example.system or template.default_system
+        text += render_tools(example.tools, template.tool_style)
+        opening = self._fill(template.prefix)
+        if text and template.system_in_user:
+            return opening, template.system.replace("{content}", text)
+        return opening + (self._fill(template.system, text) if text else []), ""
+
+    def _write_message(self, message: Message, example: Example, system: str = "") -> Elements:
         template = self.template
         if message.role == "user":
             return self._fill(template.user, system + message.content)
         if message.role == "assistant":
             return self._fill(template.assistant, message.content)
         if message.role == "observation":
-            return self._fill(template.observation or template.user, message.content)
+            results = join_observations((message.content, *message.more), template.tool_style)
+            return self._fill(template.observation or template.user, results)
         before, calls = parse_calls(message.content)
-        content = before + render_calls(calls, template.tool_style)
+        try:
+            content = before + render_calls(calls, template.tool_style)
+        except ValueError as error:
+            place = f"{example.where}: " if example.where else ""
+            raise InputError(f"{place}{error}; set another tool_format") from None
         return self._fill(template.function or template.assistant, content)
 
     def _fill(self, form: str, content: str = "") -> Elements:
@@ -172,27 +206,18 @@ class _Writer:
         # The form is split before the content is inserted, so content cannot add control tokens.
         for piece in _CONTROL.split(form):
             if piece == "{eos}":
-                elements.append(self._require_eos())
+                elements.append(self.require_eos())
             elif piece == "{bos}":
                 elements += [] if self.bos is None else [self.bos]
             elif text := piece.replace("{content}", content):
                 elements.append(text)
         return elements
 
-    def _require_eos(self) -> int:
+    def require_eos(self) -> int:
+        """Returns the end-of-sequence token, or raises `InputError`."""
         if self.eos is None:
             raise InputError(
                 f"template {self.name!r} needs an end-of-sequence token, and the tokenizer has "
                 "none; set the tokenizer's eos_token, or choose another template"
             )
         return self.eos
-
-
-def _remove_thought(message: Message) -> Message:
-    if message.role not in ("assistant", "function"):
-        return message
-    return replace(message, content=THOUGHT.sub("", message.content).lstrip("\n"))
-
-
-def _has_thought(message: Message) -> bool:
-    return "<think>" in message.content or "</think>" in message.content

@@ -1,7 +1,7 @@
 """`ulysses` attention, registered with transformers by name, with any of `kernels` inside.
 
 Legend: B rows, S tokens of a row, s tokens of a slice, H query heads, K key/value heads, k of them
-on this rank, D width of a head.
+on this rank, D width of a head, E width of a head's values.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -53,19 +54,19 @@ def ulysses_attention(
         module: the attention layer.
         query: [B, H, s, D].
         key: [B, K, s, D].
-        value: [B, K, s, D].
+        value: [B, K, s, E]; E need not be D.
         attention_mask: ignored, see `register`.
         dropout: attention dropout.
         scaling: factor on the scores; None for 1 / sqrt(D).
         sliding_window: number of tokens that a token attends to, itself included; None for all.
         softcap: soft cap of the scores; None for no cap.
         is_causal: False is not supported.
-        s_aux: learned attention sinks, which are not supported.
+        s_aux: learned attention sinks [H]; only the kernel `eager` has them.
         ulysses: the rows' context, which `shard_batch` puts into the batch.
         **kwargs: arguments of other attention implementations.
 
     Returns:
-        The output [B, s, H, D], and None instead of attention weights.
+        The output [B, s, H, E], and None instead of attention weights.
 
     Raises:
         UlyssesError: the rows were not sliced before the model ran, or the model needs something
@@ -76,18 +77,30 @@ def ulysses_attention(
             "ulysses attention: the rows are not sliced; call the model that the trainer holds, "
             "or call handle.restore() first"
         )
-    if is_causal is False or s_aux is not None:
-        feature = "attention that is not causal" if s_aux is None else "attention with sinks"
-        raise UlyssesError(f"ulysses attention: {feature} is not supported; use another model")
+    if is_causal is False:
+        raise UlyssesError(
+            "ulysses attention: attention that is not causal is not supported; use another model"
+        )
+    if s_aux is not None and ulysses.kernel != "eager":
+        raise UlyssesError(
+            f"ulysses attention: {ulysses.kernel} has no attention sinks here; load the model with "
+            "attn_implementation 'eager'"
+        )
     group = ulysses.group
     plan = plan_heads(query.shape[1], key.shape[1], group.size)
+    width, value_width = query.shape[-1], value.shape[-1]
+    if width != value_width:  # multi-head latent attention; zeros change no score and no output
+        scaling = width**-0.5 if scaling is None else scaling
+        common = max(width, value_width)
+        query, key, value = (F.pad(t, (0, common - t.shape[-1])) for t in (query, key, value))
     q, k, v = scatter_heads(query, key, value, plan, group)
     out = q  # stays empty on a rank without heads
     if q.shape[1]:
         k, v = _align_heads(k, v, plan, group.rank)
-        options = ScoreOptions(scaling, sliding_window, softcap, dropout)
+        sinks = None if s_aux is None else s_aux[slice(*plan.query[group.rank])]
+        options = ScoreOptions(scaling, sliding_window, softcap, dropout, sinks)
         out = KERNELS[ulysses.kernel](q, k, v, ulysses.layout, options)
-    return gather_heads(out, plan, group), None
+    return gather_heads(out, plan, group)[..., :value_width], None
 
 
 def _align_heads(k: Tensor, v: Tensor, plan: HeadPlan, rank: int) -> tuple[Tensor, Tensor]:

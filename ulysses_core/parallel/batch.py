@@ -89,12 +89,14 @@ class RowContext:
         layout: the documents of the rows.
         kernel: the attention kernel, a key of `kernels.KERNELS`.
         has_shifted_labels: whether the labels came shifted, so that a row has S of them.
+        last_position: the largest position of all rows, a scalar.
     """
 
     group: SequenceGroup
     layout: RowLayout
     kernel: str = "sdpa"
     has_shifted_labels: bool = False
+    last_position: Tensor | None = None
 
 
 def shard_batch(
@@ -130,10 +132,11 @@ def shard_batch(
     _check_positions(layout, max_positions)
     if positions is None:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    has_shifted_labels = inputs.get("shift_labels") is not None
     sharded = {
         "input_ids": _slice(F.pad(ids, (0, pad)), group),
         "position_ids": _slice(F.pad(positions, (0, pad)), group),
-        "ulysses": RowContext(group, layout, kernel, inputs.get("shift_labels") is not None),
+        "ulysses": RowContext(group, layout, kernel, has_shifted_labels, positions.max()),
     }
     sharded |= _slice_labels(inputs, pad, group)
     return {k: v for k, v in inputs.items() if k not in _SLICED | _REBUILT} | sharded

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ulysses_core.parallel.attention import NAME, register
 from ulysses_core.parallel.batch import RowContext, shard_batch
 from ulysses_core.parallel.gather import gather_tokens, sum_over_group
 from ulysses_core.parallel.groups import SequenceGroup
+from ulysses_core.parallel.rotary import WholePositions
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
@@ -38,8 +40,8 @@ __all__ = ["ForwardOptions", "split_rows_in_forward"]
 _FUSED = "fused_lm_head"
 """Argument with which TRL's trainers ask for log-probabilities instead of logits."""
 
-_PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""Fields [B, s] of the output that TRL's fused head returns."""
+_PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "token_values")
+"""Fields [B, s] of the output that TRL's fused head and our value head return."""
 
 
 @dataclass(kw_only=True)
@@ -49,12 +51,14 @@ class ForwardOptions:
     Attributes:
         group: the sequence group.
         kernel: the attention kernel, a key of `kernels.KERNELS`.
+        rows: kinds of rows besides those padded on the right; None for any.
         needs_logits: whether an evaluation needs the logits of whole rows.
         on_training: called before each forward pass that is trained on.
     """
 
     group: SequenceGroup
     kernel: str = "sdpa"
+    rows: frozenset[str] | None = None
     needs_logits: bool = True
     on_training: Callable[[], None] = lambda: None
 
@@ -74,7 +78,7 @@ def split_rows_in_forward(wrapped: nn.Module, model: Any, options: ForwardOption
         InputError: the model is of another kind.
     """
     hooks = _Hooks(model, options)
-    undos = [_use_ulysses_attention(model)]
+    undos = [_use_ulysses_attention(model), hooks.positions.hook(model)]
     if isinstance(model, GenericForSequenceClassification):
         head: Any = model.score
         undos += [_before(model.base_model, hooks.enter_backbone), _after(head, hooks.leave_head)]
@@ -111,7 +115,8 @@ class _Hooks:
     def __init__(self, model: Any, options: ForwardOptions) -> None:
         self._model, self._options = model, options
         self._attention = model.config._attn_implementation
-        self._max_positions = getattr(model.config, "max_position_embeddings", None)
+        self._max_positions = _count_positions(model.config)
+        self.positions = WholePositions()
         self._is_generating = False
         self._checked: set[bool] = set()
         self._context: RowContext | None = None
@@ -162,7 +167,7 @@ class _Hooks:
 
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Generates on this rank alone, with the model's own attention."""
-        self._is_generating = True
+        self._is_generating, self.positions.last = True, None
         self._model.set_attn_implementation(self._attention)
         try:
             return original(*args, **kwargs)
@@ -183,9 +188,24 @@ class _Hooks:
         if is_trained not in self._checked:
             self._checked.add(is_trained)
             _check_same_rows(given.get("input_ids"), options.group)
-        return shard_batch(
+        sharded = shard_batch(
             given, options.group, kernel=options.kernel, max_positions=self._max_positions
         )
+        context: RowContext = sharded["ulysses"]
+        if context.layout.boundaries is not None:
+            self._check_rows("packed" if given.get("attention_mask") is None else "left")
+        self.positions.last = context.last_position
+        return sharded
+
+    def _check_rows(self, kind: str) -> None:
+        rows = self._options.rows
+        if rows is not None and kind not in rows:
+            name = {"packed": "packed", "left": "padded on the left"}[kind]
+            family = self._model.config.model_type
+            raise InputError(
+                f"sequence parallel: the rows are {name}, which {family} was not shown to train "
+                "rightly with; pad the rows on the right, without packing"
+            )
 
     def _check_loss(self) -> None:
         if not _takes_any_keyword(type(self._model).forward):
@@ -206,17 +226,17 @@ class _Hooks:
                 "sequence parallel: output_router_logits is true, but the router's balance loss "
                 "would see slices of rows; set router_aux_loss_coef of the trainer to 0"
             )
-        names = [name for name in _PER_TOKEN if getattr(output, name) is not None]
-        dtype = output.log_probs.dtype
-        stacked = torch.stack([getattr(output, name).to(dtype) for name in names], dim=-1)
+        slices = {name: getattr(output, name, None) for name in _PER_TOKEN}
+        given = {name: field for name, field in slices.items() if field is not None}
+        floats = [field.dtype for field in given.values() if field.is_floating_point()]
+        dtype = reduce(torch.promote_types, floats)
+        stacked = torch.stack([field.to(dtype) for field in given.values()], dim=-1)
         mask = output.label_mask.to(dtype).unsqueeze(-1)
         rows = gather_tokens(torch.cat([stacked, mask], dim=-1), context.group)
         # The fused head gives S - 1 results for a row: none predicts the first token.
         rows = rows[:, : context.layout.length - (not context.has_shifted_labels)]
         *fields, mask = rows.unbind(-1)
-        whole = dict(zip(names, fields, strict=True))
-        if "is_top1" in whole:
-            whole["is_top1"] = whole["is_top1"].ne(0)
+        whole = {n: f.to(given[n].dtype) for n, f in zip(given, fields, strict=True)}
         count = kwargs.get("num_items_in_batch")
         whole["loss"] = -whole["log_probs"].sum() / (
             mask.sum().clamp(1) if count is None else count
@@ -256,9 +276,18 @@ def _check_same_rows(ids: Any, group: SequenceGroup) -> None:
     if any(not torch.equal(own, other) for other in others):
         raise InputError(
             "sequence parallel: the ranks of a group got different rows; use a trainer that takes "
-            "its rows from a dataset (not GRPO or RLOO, which sample them), and call "
+            "its rows from a dataset, or one of TRL's for GRPO and RLOO, and call "
             "sequence_parallel before a dataloader is made"
         )
+
+
+def _count_positions(config: Any) -> int | None:
+    """Returns the longest row that a model takes; None if its RoPE grows with the row."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":
+        return None
+    count: int | None = getattr(config, "max_position_embeddings", None)
+    return count
 
 
 def _takes_any_keyword(function: Callable[..., Any]) -> bool:

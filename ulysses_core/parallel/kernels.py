@@ -29,7 +29,7 @@ _WINDOW_BLOCK = 1024
 """Minimum number of queries for which to build a mask of a sliding window."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoreOptions:
     """How attention scores become weights.
 
@@ -38,12 +38,14 @@ class ScoreOptions:
         window: number of tokens that a token attends to, itself included; None for all.
         softcap: scores become softcap * tanh(scores / softcap); None for no cap.
         dropout: probability of dropping a weight.
+        sinks: for each query head, the score of a key without a value, [H]; None for no sinks.
     """
 
     scaling: float | None = None
     window: int | None = None
     softcap: float | None = None
     dropout: float = 0.0
+    sinks: Tensor | None = None
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, RowLayout, ScoreOptions], Tensor]
@@ -51,13 +53,19 @@ Kernel = Callable[[Tensor, Tensor, Tensor, RowLayout, ScoreOptions], Tensor]
 
 
 def choose_kernel(
-    implementation: str | None, *, has_softcap: bool, device: torch.device, is_half: bool
+    implementation: str | None,
+    *,
+    has_softcap: bool,
+    has_sinks: bool = False,
+    device: torch.device,
+    is_half: bool,
 ) -> str:
     """Chooses the kernel for a model.
 
     Args:
         implementation: the model's own attention implementation; None for transformers' default.
         has_softcap: whether the model caps its scores.
+        has_sinks: whether the model has learned attention sinks.
         device: the device of the training.
         is_half: whether the model computes in half precision.
 
@@ -79,6 +87,11 @@ def choose_kernel(
         raise InputError(
             f"{where}, which has no soft cap, and the model needs one; load the model with "
             "'eager', or on a GPU with 'flex_attention' or 'flash_attention_2'"
+        )
+    if has_sinks and name != "eager":
+        raise InputError(
+            f"{where}, which has no attention sinks here, and the model needs them; load the "
+            "model with 'eager'"
         )
     if name in _FLASH and find_spec(_FLASH[name]) is None:
         raise InputError(
@@ -139,7 +152,11 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, options: ScoreOpt
             scores = options.softcap * torch.tanh(scores / options.softcap)
         mask = _window_mask(0, q.shape[2], 0, options.window, q.device)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        if options.sinks is not None:
+            sinks = options.sinks.to(scores.dtype)[:, None, None]
+            scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        weights = weights[..., : k.shape[2]]
         return F.dropout(weights, options.dropout) @ v
 
     return _attend_by_document(attend_document, q, k, v, layout)

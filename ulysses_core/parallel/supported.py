@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
+from ulysses_core.parallel.families.allowed import check_family
 from ulysses_core.parallel.kernels import choose_kernel
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["check_trainer", "choose_trainer_kernel", "unwrap_peft"]
+__all__ = ["check_model", "check_trainer", "choose_trainer_kernel", "unwrap_peft"]
 
 
 def unwrap_peft(model: Any) -> PreTrainedModel:
@@ -28,6 +29,13 @@ def unwrap_peft(model: Any) -> PreTrainedModel:
     return model
 
 
+_NEED_LOGITS = {
+    "ORPOTrainer": "use stage dpo with pref_loss orpo",
+    "CPOTrainer": "use stage dpo with pref_loss simpo, or TRL's DPOTrainer",
+}
+"""Trainers of TRL that ask a model for logits to train on, and what to use instead."""
+
+
 def check_trainer(trainer: Trainer) -> None:
     """Refuses settings of a Trainer that do not work on slices of rows.
 
@@ -39,10 +47,29 @@ def check_trainer(trainer: Trainer) -> None:
             "sequence parallel: label_smoothing_factor is "
             f"{trainer.args.label_smoothing_factor}; expected 0"
         )
+    names = {kind.__name__ for kind in type(trainer).__mro__}
+    if named := names & _NEED_LOGITS.keys():
+        [name] = named
+        raise InputError(
+            f"sequence parallel: {name} computes its loss from the logits of whole rows, which no "
+            f"rank holds; {_NEED_LOGITS[name]}"
+        )
     if trainer.compute_loss_func is not None:
         raise InputError(
             "sequence parallel: compute_loss_func needs the logits of whole rows; remove it"
         )
+
+
+def check_model(trainer: Trainer) -> frozenset[str]:
+    """Refuses a model whose family or options were not shown to train rightly on slices of rows.
+
+    Returns:
+        The kinds of rows that the family takes; see `Family.rows`.
+
+    Raises:
+        InputError: the model is not on the list.
+    """
+    return check_family(unwrap_peft(trainer.accelerator.unwrap_model(trainer.model)).config).rows
 
 
 def choose_trainer_kernel(trainer: Trainer) -> str:
@@ -53,12 +80,7 @@ def choose_trainer_kernel(trainer: Trainer) -> str:
     """
     args = trainer.args
     model = unwrap_peft(trainer.accelerator.unwrap_model(trainer.model))
-    name, config = type(model).__name__, model.config
-    if not model._supports_attention_backend:
-        raise InputError(
-            f"sequence parallel: {name} does not support other attention implementations; "
-            "use a model that does"
-        )
+    config = model.config
     if getattr(config, "output_router_logits", False):
         raise InputError(
             "sequence parallel: output_router_logits is true, but the router's balance loss would "
@@ -67,6 +89,7 @@ def choose_trainer_kernel(trainer: Trainer) -> str:
     return choose_kernel(
         config._attn_implementation,
         has_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
+        has_sinks=any(name.endswith(".sinks") for name, _ in model.named_parameters()),
         device=args.device,
         is_half=args.bf16 or args.fp16 or model.dtype.itemsize == 2,
     )

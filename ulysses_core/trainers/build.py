@@ -1,38 +1,36 @@
-"""Builds the tokenizer, the model and the training arguments of a config."""
+"""Builds the tokenizer and the models of a config."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
-from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
-from ulysses_core.trainers.deepspeed import build_alike, start_deepspeed
+from ulysses_core.config import ModelConfig, RunConfig
+from ulysses_core.trainers.adapters import add_adapters, find_adapters, first_line, merge_adapter
+from ulysses_core.trainers.deepspeed import build_alike
+from ulysses_core.trainers.quantised import quantise
+from ulysses_core.trainers.reference import ReferenceKeys
 from ulysses_monitor.common.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "add_adapters",
+    "attention_name",
     "build_architecture",
+    "build_base_model",
     "build_model",
     "build_reference",
     "build_tokenizer",
-    "build_training_arguments",
-    "check_training_arguments",
+    "hub_options",
+    "load_architecture",
     "model_class",
 ]
 
-logger = logging.getLogger(__name__)
+Task = Literal["causal", "score", "value"]
+"""The head of a model: logits for each token, one number a row, or logits and a number a token."""
 
-Task = Literal["causal", "score"]
-"""The head of a model: logits for each token, or one number a row."""
-
-_PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS"}
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 
 
@@ -46,11 +44,9 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     source = config.tokenizer_name_or_path or config.model_name_or_path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_options(config))
     except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer {source}: cannot load it: {_first_line(error)}") from error
+        raise InputError(f"tokenizer {source}: cannot load it: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
@@ -61,10 +57,21 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def hub_options(config: ModelConfig) -> dict[str, Any]:
+    """Returns the arguments with which transformers loads a model or tokenizer."""
+    options = {
+        "trust_remote_code": config.trust_remote_code,
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "token": config.hf_hub_token,
+    }
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def build_model(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
 ) -> PreTrainedModel:
-    """Loads the model, or makes it from ``model_config`` with the run's seed, and adds adapters.
+    """Loads the model, or makes it with random weights and the run's seed, and adds adapters.
 
     The weights and adapters are the same on one process and under any engine.
 
@@ -77,66 +84,108 @@ def build_model(
     Raises:
         InputError: the model cannot be loaded or made, or a LoRA target matches no module.
     """
-    model = _build_seeded(config, tokenizer, task, device)
+    model = _build_seeded(config, config.model, tokenizer, task, device)
     if config.training.get("gradient_checkpointing"):
         model.enable_input_require_grads()
-    return add_adapters(model, config.finetuning, task)
+    return add_adapters(model, config, task)
 
 
 def build_reference(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
 ) -> PreTrainedModel:
-    """Makes a frozen model with the weights that training starts from, without adapters.
+    """Makes a frozen model without adapters: `ref_model`, or what training starts from.
 
     Raises:
         InputError: As `build_model`.
     """
-    return _build_seeded(config, tokenizer, task, device).requires_grad_(False)
+    keys = config.stage_keys
+    source, adapters = config.model, config.model.adapter_name_or_path
+    if isinstance(keys, ReferenceKeys) and keys.ref_model is not None:
+        adapters = keys.ref_model_adapters
+        source = config.model.model_copy(
+            update={
+                "model_name_or_path": keys.ref_model,
+                "architecture": None,
+                "train_from_scratch": False,
+                "quantization_bit": keys.ref_model_quantization_bit,
+            }
+        )
+    model = _build_seeded(config, source, tokenizer, task, device)
+    for folder in find_adapters(source.model_copy(update={"adapter_name_or_path": adapters})):
+        model = merge_adapter(model, folder)
+    return model.requires_grad_(False)
 
 
 def _build_seeded(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
+    config: RunConfig,
+    source: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    device: torch.device,
 ) -> Any:
     import torch
     from transformers import set_seed
 
     set_seed(config.training.get("seed", 42))
     dtype = torch.bfloat16 if config.training.get("bf16") else torch.float32
-    return _build_base_model(config.model, tokenizer, dtype, task, device)
+    return build_base_model(source, tokenizer, dtype, task, device)
 
 
-def _build_base_model(
+def build_base_model(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: Any,
     task: Task,
     device: torch.device,
 ) -> Any:
+    """Loads a model without adapters, or makes it with torch's random numbers.
+
+    Raises:
+        InputError: the model cannot be loaded or made.
+    """
     auto = model_class(task)
-    options = {"attn_implementation": _ATTENTION[config.flash_attn], "dtype": dtype}
+    options = {"attn_implementation": attention_name(config), "dtype": dtype}
     if task == "score":
         options["num_labels"] = 1
     try:
-        if config.architecture is not None:
-            architecture = build_architecture(config.architecture, tokenizer)
+        if config.architecture is not None or config.train_from_scratch:
+            architecture = load_architecture(config, tokenizer)
             architecture.num_labels = options.pop("num_labels", architecture.num_labels)
             return build_alike(lambda: auto.from_config(deepcopy(architecture), **options), device)
-        model = auto.from_pretrained(
-            config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
-        )
+        options |= hub_options(config) | quantise(config, dtype, device)
+        model = auto.from_pretrained(config.model_name_or_path, **options)
         model.config.pad_token_id = tokenizer.pad_token_id  # where a score is read depends on it
         return model
     except (OSError, ValueError, ImportError) as error:
         path = config.model_name_or_path
         problem = f"model {path}: cannot load it" if path else "model_config: cannot build a model"
-        raise InputError(f"{problem}: {_first_line(error)}") from error
+        raise InputError(f"{problem}: {first_line(error)}") from error
+
+
+def load_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Returns transformers' config of the model.
+
+    Raises:
+        InputError: an entry of `model_config` is wrong.
+        OSError: the model's config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    if config.architecture is not None:
+        return build_architecture(config.architecture, tokenizer)
+    return AutoConfig.from_pretrained(config.model_name_or_path, **hub_options(config))
+
+
+def attention_name(config: ModelConfig) -> str | None:
+    """Returns transformers' name of the attention; None for its default."""
+    return _ATTENTION[config.flash_attn]
 
 
 def model_class(task: Task) -> Any:
     """Returns transformers' class that makes models of a task."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
+    return AutoModelForSequenceClassification if task == "score" else AutoModelForCausalLM
 
 
 def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -177,108 +226,3 @@ def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBa
             f"{len(tokenizer)}, the size of the tokenizer, so remove or raise it"
         )
     return config
-
-
-def add_adapters(model: Any, config: FinetuningConfig, task: Task) -> Any:
-    """Wraps `model` with LoRA adapters; returns it unchanged for full fine-tuning.
-
-    Raises:
-        InputError: a target matches no module.
-    """
-    if config.finetuning_type == "full":
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    targets = "all-linear" if config.lora_target == "all" else _split_names(config.lora_target)
-    extra = _split_names(config.additional_target) if config.additional_target else None
-    lora = LoraConfig(
-        task_type=_PEFT_TASKS[task],
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        modules_to_save=extra,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        init_lora_weights="pissa" if config.pissa_init else True,
-    )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        raise InputError(f"lora_target is {config.lora_target!r}: {_first_line(error)}") from error
-
-
-def _split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def build_training_arguments(
-    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any]
-) -> TrainingArguments:
-    """Makes the training arguments from the project's defaults, the stage and the config.
-
-    This starts the process group of a distributed run.
-
-    Args:
-        config: the config.
-        kind: `transformers.TrainingArguments`, or a subclass.
-        stage_values: what the stage sets.
-
-    Raises:
-        InputError: transformers rejects a combination of values.
-    """
-    args = _make_arguments(config, kind, stage_values, config.deepspeed)
-    logger.debug("device %s", args.device)  # reading the device starts the process group
-    if config.deepspeed is not None:
-        start_deepspeed()
-    return args
-
-
-def check_training_arguments(
-    config: RunConfig, kind: Callable[..., Any], stage_values: dict[str, Any]
-) -> None:
-    """Makes the arguments of one process without DeepSpeed, and forgets them.
-
-    Raises:
-        InputError: transformers rejects a combination of values.
-    """
-    from accelerate.state import AcceleratorState, PartialState
-
-    try:
-        _make_arguments(config, kind, stage_values, None)
-    finally:
-        AcceleratorState._reset_state()
-        PartialState._reset_state()
-
-
-def _make_arguments(
-    config: RunConfig,
-    kind: Callable[..., Any],
-    stage_values: dict[str, Any],
-    deepspeed: dict[str, Any] | None,
-) -> TrainingArguments:
-    import torch
-
-    on_cpu = not torch.accelerator.is_available()
-    defaults = {
-        "report_to": "none",  # the monitor writes TensorBoard files
-        "disable_tqdm": True,  # the monitor shows progress
-        "ddp_find_unused_parameters": False,
-        "remove_unused_columns": False,  # the collator returns only what the model needs
-        "use_cache": False,  # with a cache transformers does not separate packed documents
-        "dataloader_pin_memory": not on_cpu,
-        "eval_on_start": bool(config.data.eval_dataset or config.data.val_size),
-    }
-    if on_cpu and "WORLD_SIZE" in os.environ:
-        defaults["ddp_backend"] = "gloo"
-    values = {**stage_values, **defaults, **config.training}
-    values["learning_rate"] = config.training.get("learning_rate", 5e-5) * config.settings.adjust_lr
-    values.pop("resume_from_checkpoint", None)
-    try:
-        return kind(**values | {"deepspeed": deepspeed, "use_cpu": on_cpu})
-    except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"training arguments: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

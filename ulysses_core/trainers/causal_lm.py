@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ulysses_core.data import CausalCollator
+from ulysses_core.trainers.dft import dft_trainer_class
 from ulysses_core.trainers.stage import Parts, finish_trainer
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def build_causal_lm_trainer(parts: Parts) -> Trainer:
 
     pad = parts.tokenizer.pad_token_id
     label_pad = {} if parts.config.data.ignore_pad_token_for_loss else {"label_pad_id": pad}
-    trainer = Trainer(
+    kind = dft_trainer_class() if parts.config.finetuning.use_dft_loss else Trainer
+    trainer = kind(
         model=parts.model,
         args=parts.args,
         train_dataset=parts.data.train,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ulysses_core.config import RunConfig
 from ulysses_core.data import load_datasets
+from ulysses_core.trainers.answering import (
+    check_answers,
+    compare_in_evaluations,
+    record_answers,
+)
 from ulysses_core.trainers.stage import Parts, find_stage, load_config
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.launch import launched_rank
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
+    from ulysses_core.trainers.initial_adapter import InitialAdapter
     from ulysses_monitor.monitor import Monitor
 
 __all__ = ["UlyssesTrainingManager"]
@@ -65,6 +72,7 @@ class UlyssesTrainingManager:
         self.trainer: Trainer | None = None
         self._undos: list[Undo] = []
         self._monitor: Monitor | None = None
+        self._initial: InitialAdapter | None = None
 
     def __enter__(self) -> Self:
         self.initialize()
@@ -98,11 +106,11 @@ class UlyssesTrainingManager:
         self._state = "ready"
 
     def _build_trainer(self) -> Trainer:
+        from ulysses_core.trainers.arguments import build_training_arguments
         from ulysses_core.trainers.build import (
             build_model,
             build_reference,
             build_tokenizer,
-            build_training_arguments,
         )
 
         config, stage = self.config, find_stage(self.config.finetuning.stage)
@@ -111,11 +119,15 @@ class UlyssesTrainingManager:
         args.output_dir = str(self.run_dir)
         if config.settings.monitor.enabled and launched_rank() == 0:
             check_run_dir(self.run_dir, self._when_taken())
+        check_answers(config)
         tokenizer = build_tokenizer(config.model)
         seed = args.data_seed if args.data_seed is not None else args.seed
-        data = load_datasets(config.data, stage, tokenizer, seed)
+        data = load_datasets(config.data, stage, tokenizer, seed, args.device)
+        if not config.settings.do_train:
+            data = replace(data, train=data.eval)  # TRL's trainers want one
         if data.train is None:
             raise InputError("dataset is not set; set it to a name in dataset_info.json")
+        args.eval_on_start = config.training.get("eval_on_start", data.eval is not None)
         model = (config, tokenizer, stage.task, args.device)
         return stage.build_trainer(
             Parts(
@@ -133,9 +145,13 @@ class UlyssesTrainingManager:
         from ulysses_core.memory import save_memory
         from ulysses_core.parallel import sequence_parallel
         from ulysses_core.trainers.deepspeed import load_checkpoints_safely
+        from ulysses_core.trainers.optimizers import use_loraplus
 
-        settings = self.config.settings
+        settings, finetuning = self.config.settings, self.config.finetuning
         self._undos.append(load_checkpoints_safely(trainer))
+        if finetuning.loraplus_lr_ratio is not None:
+            self._undos.append(use_loraplus(trainer, finetuning))
+        self._initial = self._add_callbacks(trainer)
         memory = save_memory(
             trainer,
             loss_chunk=settings.loss_chunk,
@@ -143,8 +159,27 @@ class UlyssesTrainingManager:
             offload=settings.offload_checkpoints,
         )
         self._undos.append(memory.restore)
-        parallel = sequence_parallel(trainer, settings.sequence_parallel_size)
+        parallel = sequence_parallel(
+            trainer, settings.sequence_parallel_size, check_family=settings.check_family
+        )
         self._undos.append(parallel.restore)
+        if self.config.answers.predict_with_generate:
+            self._undos.append(compare_in_evaluations(trainer, self.config))
+
+    def _add_callbacks(self, trainer: Trainer) -> InitialAdapter | None:
+        from transformers import EarlyStoppingCallback
+
+        from ulysses_core.trainers.initial_adapter import InitialAdapter
+
+        finetuning, names = self.config.finetuning, self.config.model.adapter_name_or_path
+        if finetuning.early_stopping_steps is not None:
+            trainer.add_callback(EarlyStoppingCallback(finetuning.early_stopping_steps))
+        if not finetuning.changes_base or (names and not finetuning.create_new_adapter):
+            return None
+        assert self.run_dir is not None  # noqa: S101 - set by initialize
+        initial = InitialAdapter(self.run_dir, finetuning.init)
+        trainer.add_callback(initial)
+        return initial
 
     def _attach_monitor(self) -> Monitor | None:
         settings = self.config.settings
@@ -162,6 +197,8 @@ class UlyssesTrainingManager:
         monitor.attach(self.trainer)
         assert self.trainer is not None  # noqa: S101 - set by initialize
         self.trainer.add_callback(KeepStderr(monitor))  # after the monitor's own
+        if self.config.answers.sample_answers_every is not None:
+            record_answers(self.trainer, monitor, self.config)
         return monitor
 
     def _when_taken(self) -> WhenTaken:
@@ -183,11 +220,11 @@ class UlyssesTrainingManager:
         trainer = self.trainer
         assert trainer is not None  # noqa: S101 - initialize made it
         self._state = "running"
-        resume = self.config.training.get("resume_from_checkpoint")
         try:
-            trainer.train(resume_from_checkpoint=resume)
-            trainer.save_model()
-            trainer.save_state()
+            if self.config.settings.do_train:
+                self._train(trainer)
+            else:
+                trainer.save_metrics("eval", trainer.evaluate())
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt | SystemExit)
             self._state = "stopped" if is_interrupt else "failed"
@@ -197,6 +234,16 @@ class UlyssesTrainingManager:
             self._state = "stopped"
             raise TrainingStoppedError(reason)
         return self.get_status()
+
+    def _train(self, trainer: Trainer) -> None:
+        keeps = self._initial if trainer.args.should_save else None
+        if keeps is not None:
+            keeps.keep(trainer.model)
+        trainer.train(resume_from_checkpoint=self.config.training.get("resume_from_checkpoint"))
+        trainer.save_model()
+        if keeps is not None:
+            keeps.finish()
+        trainer.save_state()
 
     def get_status(self) -> dict[str, Any]:
         """Returns state, run directory, step, number of steps and the latest logged values."""

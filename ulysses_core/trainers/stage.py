@@ -54,6 +54,11 @@ class StageKeys(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the stage appends to a row of `cutoff_len`."""
+        return 0
+
 
 class NoKeys(StageKeys):
     """The keys of a stage that has none of its own."""
@@ -92,9 +97,11 @@ class Stage:
         name: its name in a config.
         kind: what the rows of its datasets hold.
         keys: its YAML keys.
-        task: the model's head: `causal` for logits, `score` for one number a row.
+        task: the model's head: `causal` for logits, `score` for one number a row, `value` for
+            logits and a number a token.
         convert: makes an example of a row, or raises `InputError`.
         tokenize: makes rows of tokens, as the collator takes them, of examples.
+        find_problem: says what is wrong with all examples together; empty if nothing is.
         make_arguments: see `Arguments`.
         build_trainer: builds the trainer, with its collator.
     """
@@ -102,11 +109,12 @@ class Stage:
     name: str
     kind: Kind
     keys: type[StageKeys] = NoKeys
-    task: Literal["causal", "score"] = "causal"
+    task: Literal["causal", "score", "value"] = "causal"
     convert: Callable[[Row, DatasetSpec], Any]
     tokenize: Callable[
         [Any, PreTrainedTokenizerBase, DataConfig], tuple[list[dict[str, Any]], DataStats]
     ]
+    find_problem: Callable[[Any], str] = lambda _: ""
     make_arguments: Callable[[RunConfig], Arguments]
     build_trainer: Callable[[Parts], Trainer]
 

@@ -14,6 +14,8 @@ _CORE = ("accelerate", "datasets", "deepspeed", "peft", "tokenizers", "transform
 
 _EXTRAS = {
     "matplotlib": "plots",
+    "rouge_score": "text-metrics",
+    "sacrebleu": "text-metrics",
     "tensorboard": "tensorboard",
 } | dict.fromkeys(_CORE, "core")
 """The extra of this package that installs each of the packages."""

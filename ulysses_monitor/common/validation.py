@@ -80,7 +80,8 @@ def describe_problem(
     same_value = [each for each in problems if _path(model, each["loc"]) == path]
     value = mask_secrets({name: first["input"]})[name]
     if len(same_value) == 1 and first["type"] in ("literal_error", "enum"):
-        allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        choices = first["ctx"]["expected"]  # 'a', 'b' or 'c', or numbers without quotes
+        allowed = re.findall(r"'([^']*)'", choices) or re.findall(r"\d+", choices)
         hint = nearest(value, allowed) if isinstance(value, str) else ""
         return f"{name} is {value!r}{hint}; allowed: {', '.join(allowed)}"
     expected = declared or " or ".join(dict.fromkeys(map(_describe_expected, same_value)))

@@ -6,7 +6,7 @@ training, the callback patches instances that the Trainer owns:
 
 - ``trainer.get_batch_samples``: the step's micro-batches and their number of label tokens; and
   ``trainer._prepare_inputs`` if those are prompts, from which it makes the batches (GRPO, RLOO);
-- ``trainer.training_step``: the exception that ends a training;
+- the parts of the Trainer's loop, ``training_step`` among them: the exception that ends a training;
 - ``accelerator.backward``: each micro-batch's loss, as it is scaled for accumulation;
 - ``accelerator.clip_grad_norm_``, which the Trainer calls once a step on every path but
   DeepSpeed's: gradients are reduced and not yet clipped;
@@ -34,7 +34,7 @@ from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.hooks import check_hooks
 from ulysses_monitor.integrations.patches import (
     BatchPatch,
-    note_failure,
+    end_when_it_fails,
     observe_loss,
     read_before_clipping,
 )
@@ -108,7 +108,7 @@ class TrainerWatcher(TrainerCallback):
         batches = BatchPatch(trainer, session)
         self._undos = [
             batches.undo,
-            patch_method(trainer, "training_step", note_failure(session)),
+            *end_when_it_fails(trainer, self._fail),
             patch_method(accelerator, "backward", observe_loss(session)),
         ]
         if not engine.clips_in_step:
@@ -195,6 +195,12 @@ class TrainerWatcher(TrainerCallback):
             session.guarded("removing the patches", lambda: undo_all(self._undos), None)
         session.guarded("ending the run", lambda: session.close(status), None)
         self.session = None
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends the run of a training that raises `error`."""
+        if self.session is not None:
+            self.session.failure.note(error)
+        self.finish("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
 
     def _guarded(self, part: str, function: Callable[[Session], None]) -> None:
         """Calls `function` with the session of the training, which it cannot harm."""

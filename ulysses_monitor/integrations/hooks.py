@@ -21,7 +21,7 @@ __all__ = ["TRIED", "check_handler", "check_hooks"]
 
 logger = logging.getLogger(__name__)
 
-TRIED = {"transformers": ((4, 57), (5, 23)), "accelerate": ((1, 11), (1, 15))}
+TRIED = {"transformers": ((4, 57), (5, 24)), "accelerate": ((1, 11), (1, 15))}
 """The oldest and the newest release of each package that `make test-matrix` tries."""
 
 _TRAINER_HOOKS = ("get_batch_samples", "_prepare_inputs", "_get_output_dir")

@@ -15,7 +15,13 @@ from ulysses_monitor.session.session import Session
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["BatchPatch", "note_failure", "observe_loss", "read_before_clipping"]
+__all__ = ["BatchPatch", "end_when_it_fails", "observe_loss", "read_before_clipping"]
+
+_PARTS = (
+    *("get_batch_samples", "training_step", "_maybe_log_save_evaluate"),
+    *("_run_epoch", "_finalize_training"),  # since transformers 5
+)
+"""Methods in which a Trainer spends a training, from its first batch to its last evaluation."""
 
 
 class BatchPatch:
@@ -105,20 +111,24 @@ def observe_loss(session: Session) -> Callable[..., Any]:
     return backward
 
 
-def note_failure(session: Session) -> Callable[..., Any]:
-    """Returns a wrapper of ``trainer.training_step`` that notes what it raises.
+def end_when_it_fails(trainer: Trainer, end: Callable[[BaseException], None]) -> list[Undo]:
+    """Calls `end` with what ends a training, as soon as a part of `trainer`'s loop raises it.
 
-    Whoever catches it may train again, as accelerate does with a smaller batch when memory is out.
+    No Trainer catches what its parts raise. Whoever calls ``train`` may catch it and train again,
+    as accelerate does with a smaller batch when memory is out.
+
+    Returns:
+        Functions that put the Trainer's methods back.
     """
 
-    def training_step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return original(*args, **kwargs)
-        except Exception as error:
-            session.failure.note(error)
+        except (Exception, KeyboardInterrupt) as error:
+            end(error)
             raise
 
-    return training_step
+    return [patch_method(trainer, part, call) for part in _PARTS if hasattr(trainer, part)]
 
 
 def read_before_clipping(session: Session) -> Callable[..., Any]:

@@ -10,7 +10,17 @@ __all__ = ["EVENT_KINDS", "Alert", "Event", "Severity"]
 
 Severity = Literal["info", "warning", "critical"]
 
-EVENT_KINDS = ("start", "stop", "alert", "action", "control", "eval", "checkpoint", "monitor")
+EVENT_KINDS = (
+    "start",
+    "stop",
+    "alert",
+    "action",
+    "control",
+    "eval",
+    "answers",
+    "checkpoint",
+    "monitor",
+)
 """The kinds of events that the project records."""
 
 

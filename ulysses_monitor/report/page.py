@@ -27,7 +27,7 @@ Entry = tuple[str, str, str]
 """A label, its value, and a note; the note may be empty."""
 
 _HOST_KEYS = ("host", "platform", "python", "user", "pid")
-_MAX_ALERTS, _MAX_EVENTS = 50, 500
+_MAX_ALERTS, _MAX_EVENTS, _MAX_PROMPTS = 50, 500, 20
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -97,6 +97,7 @@ def _context(run: RunReader) -> dict[str, Any]:
         "alerts": alerts[:_MAX_ALERTS],
         "more_alerts": len(alerts) - _MAX_ALERTS,
         "actions": tables.summarize_actions(run),
+        "answers": tables.list_answers(run)[:_MAX_PROMPTS],
         "charts": draw_sections(recorded, [a["step"] for a in alerts]),
         "unbalanced": list(tables.find_most_unbalanced(recorded.ratios)["ratio"].items()),
         "largest": _add_bars(tables.find_largest_gradients(recorded.gradients)),

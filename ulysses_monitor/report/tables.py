@@ -9,6 +9,7 @@ import pandas as pd
 
 from ulysses_monitor.common.formatting import number, when
 from ulysses_monitor.reading import RunReader
+from ulysses_monitor.records.answers import read_answers
 
 __all__ = [
     "GRADIENT",
@@ -17,6 +18,7 @@ __all__ = [
     "find_largest_gradients",
     "find_most_unbalanced",
     "list_alerts",
+    "list_answers",
     "list_events",
     "summarize_actions",
 ]
@@ -89,6 +91,35 @@ def list_alerts(run: RunReader) -> list[dict[str, Any]]:
     return [{k: "" if _is_missing(row.get(k)) else row[k] for k in keys} for row in rows]
 
 
+def list_answers(run: RunReader, limit: int = 6) -> list[dict[str, Any]]:
+    """Lists the answers that a run recorded, by prompt.
+
+    Args:
+        run: the run.
+        limit: the most steps of a prompt: the first, the last, and evenly between them.
+
+    Returns:
+        For each prompt, in order, `prompt`, `reference` (None if there is none) and `answers`: for
+        each of these steps `step` and `text`. A step that was trained twice counts once.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for event in run.event_list("answers"):
+        for answer in read_answers(event):
+            new: dict[str, Any] = {
+                "prompt": answer.prompt,
+                "reference": answer.reference,
+                "texts": {},
+            }
+            row = found.setdefault(answer.prompt, new)
+            row["texts"][event["step"]] = answer.text
+    for row in found.values():
+        steps = sorted(row["texts"])
+        places = np.unique(np.linspace(0, len(steps) - 1, min(limit, len(steps))).round())
+        shown = [steps[int(place)] for place in places]
+        row["answers"] = [{"step": step, "text": row["texts"][step]} for step in shown]
+    return list(found.values())
+
+
 def summarize_actions(run: RunReader) -> list[dict[str, Any]]:
     """Summarizes what the policies of a run did, or would have done in shadow mode.
 
@@ -111,7 +142,7 @@ def summarize_actions(run: RunReader) -> list[dict[str, Any]]:
 
 
 def list_events(run: RunReader, evaluations: pd.DataFrame) -> list[dict[str, Any]]:
-    """Lists the events of a run by step, except alerts and actions.
+    """Lists the events of a run by step, except alerts, actions and answers.
 
     Args:
         run: the run.
@@ -121,7 +152,7 @@ def list_events(run: RunReader, evaluations: pd.DataFrame) -> list[dict[str, Any
         For each event `step`, `kind`, `when` and `details`, all but the step as text.
     """
     events = run.events()
-    shown = events[~events["kind"].isin(["alert", "action"])].to_dict("records")
+    shown = events[~events["kind"].isin(["alert", "action", "answers"])].to_dict("records")
     rows = [_event_row(e.get("step"), str(e["kind"]), when(e.get("time")), e) for e in shown]
     if not any(row["kind"] == "eval" for row in rows):
         rows += _list_evaluations(evaluations)

@@ -99,10 +99,14 @@ class Publisher:
     def publish_numbers(self, metrics: Mapping[str, float], step: int) -> None:
         """Publishes further metrics of `step`; rules see them if they saw the step.
 
+        The scope ``total`` may be left out: ``my/metric`` is ``my/metric/total``.
+
         Raises:
             InputError: a name is not ``family/stat/scope``.
         """
-        names = tuple(Metric(name=name).name for name in metrics)
+        names = tuple(
+            Metric(name=f"{name}/total" if name.count("/") == 1 else name).name for name in metrics
+        )
         if names:
             values = np.array([float(value) for value in metrics.values()], np.float64)
             record = StepRecord(step, time.time(), schema_of(names), values)

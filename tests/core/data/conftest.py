@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 WriteDataset = Callable[..., Path]
 
 
-def _build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -28,7 +28,7 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with no chat template; the test may change its settings."""
-    return _build_tokenizer()
+    return build_tokenizer()
 
 
 @pytest.fixture

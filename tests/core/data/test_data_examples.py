@@ -13,6 +13,7 @@ def spec(columns: Columns = ALPACA, **changes: Any) -> DatasetSpec:
         "name": "toy",
         "path": Path("toy.json"),
         "formatting": "alpaca",
+        "split": "train",
         "ranking": False,
         "num_samples": None,
         "columns": columns,

@@ -88,10 +88,12 @@ def test_pairs_that_differ_only_beyond_the_cut_are_dropped(
 ) -> None:
     same = PAIR | {"chosen": "a " * 60 + "x", "rejected": "a " * 60 + "y"}
     folder = write_dataset([same, PAIR], **PAIRS)
-    assert len(load(folder, "dpo", tokenizer, cutoff_len=30)) == 1
-    folder = write_dataset([same], **PAIRS)
-    with pytest.raises(InputError, match="cutoff_len is 30, which leaves no answers to compare"):
+    assert len(load(folder, "dpo", tokenizer, cutoff_len=30, bad_rows="skip")) == 1
+    with pytest.raises(InputError, match="row 1: the answers do not differ within cutoff_len 30"):
         load(folder, "dpo", tokenizer, cutoff_len=30)
+    folder = write_dataset([same], **PAIRS)
+    with pytest.raises(InputError, match=r"no row is left to train on; .*row 1.*; raise cutoff"):
+        load(folder, "dpo", tokenizer, cutoff_len=30, bad_rows="skip")
 
 
 def test_tagged_answers_keep_their_label(write_dataset: Write, tokenizer: Any) -> None:
@@ -129,7 +131,7 @@ def test_tagged_answers_keep_their_label(write_dataset: Write, tokenizer: Any) -
         ),
         ("sft", [PAIR], PAIRS, "preference dataset (ranking: true), for stages dpo and rm"),
         ("kto", [PAIR], PAIRS, "stage is kto, so choose another dataset"),
-        ("dpo", [{"instruction": "q", "output": "a"}], {}, "without preferences, for stage sft"),
+        ("dpo", [{"instruction": "q", "output": "a"}], {}, "without preferences, for stages sft"),
         (
             "kto",
             [{"instruction": "q", "output": "a", "tag": "yes"}],
@@ -154,10 +156,15 @@ def test_the_error_about_a_preference_row_names_it(
     assert "\n" not in str(caught.value)
 
 
-def test_tags_of_one_kind_are_refused(write_dataset: Write, tokenizer: Any) -> None:
+def test_tags_of_one_kind_are_refused(
+    write_dataset: Write, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_dataset([{"instruction": "q", "output": "a", "tag": True}] * 3, **TAGGED)
     with pytest.raises(InputError, match="kto_tag is true in all 3 examples"):
         load(folder, "kto", tokenizer)
+    with caplog.at_level(logging.WARNING, logger="ulysses_core"):
+        assert len(load(folder, "kto", tokenizer, bad_rows="skip")) == 3
+    assert "kto_tag is true in all 3 examples" in caplog.text
 
 
 def test_bad_rows_are_left_out_and_counted_if_the_config_says_so(

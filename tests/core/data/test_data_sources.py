@@ -187,11 +187,24 @@ def test_all_data_files_of_a_folder_are_read(tmp_path: Path) -> None:
         read_rows(tmp_path / "empty")
 
 
-def test_the_rows_of_each_dataset_are_counted(write_dataset: Callable[..., Path]) -> None:
-    write_dataset([ROW, ROW], name="a")
-    folder = write_dataset([ROW], name="b")
-    config = DataConfig(dataset="a", eval_dataset="b,a", dataset_dir=folder)
-    assert check_sources(config, find_stage("sft")) == {"a": 2, "b": 1}
+def test_only_the_first_rows_of_a_dataset_are_looked_at(write_dataset: Callable[..., Path]) -> None:
+    folder = write_dataset([*[ROW] * 1500, {}])
+    check_sources(DataConfig(dataset="toy", dataset_dir=folder), find_stage("sft"))
+    folder = write_dataset([ROW, {}])
+    assert "row 2" in refuse(DataConfig(dataset="toy", dataset_dir=folder))
+
+
+def test_a_large_json_list_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"a": "x" * (n % 7), "n": [n, {"b": n}]} for n in range(60)]
+    monkeypatch.setattr("ulysses_core.data.readers._CHUNK", 16)
+    for indent in (None, 2):
+        (tmp_path / "t.json").write_text(json.dumps(rows, indent=indent))
+        assert [row.values for row in read_rows(tmp_path / "t.json")] == rows
+    (tmp_path / "t.json").write_text(json.dumps(rows)[:-1] + ', {"a": }]')
+    with pytest.raises(InputError, match="not valid JSON: Expecting value"):
+        read_rows(tmp_path / "t.json")
 
 
 def test_an_unknown_template_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -294,4 +307,4 @@ print({{"torch", "transformers", "datasets", "pandas"}} & set(sys.modules))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
-    assert done.stdout.splitlines() == ["{'toy': 1}", "set()"]
+    assert done.stdout.splitlines() == ["None", "set()"]

@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from tests.core.data.published_templates import PUBLISHED
 from ulysses_core.data import DataConfig
 from ulysses_core.data.examples import Example, Message
 from ulysses_core.data.templates import TEMPLATES, get_template
+from ulysses_core.data.thoughts import Thinking
 from ulysses_core.data.tokenize import tokenize_sft
 from ulysses_core.data.turns import encode_batch, encode_turns
 from ulysses_monitor.common.errors import InputError
@@ -37,6 +39,9 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+GPT_OSS_THOUGHT = (
+    "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>"
+)
 QWEN_CALL = '<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>'
 QWEN_CHAT = [
     "<|im_start|>system\nSYS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
@@ -53,6 +58,7 @@ CHAT_TEXTS = {
         "A2</s>\n\n",
     ],
     "chatml": QWEN_CHAT,
+    "chatml_de": QWEN_CHAT,
     "default": [
         "System: SYS</s>\nHuman: Q1</s>\nAssistant:",
         "A1</s>\n",
@@ -60,6 +66,55 @@ CHAT_TEXTS = {
         "A2</s>\n",
     ],
     "empty": ["SYSQ1", "A1", "Q2", "A2"],
+    "exaone": [
+        "[|system|]SYS[|endofturn|]\n[|user|]Q1\n[|assistant|]",
+        "A1</s>\n",
+        "[|user|]Q2\n[|assistant|]",
+        "A2</s>\n",
+    ],
+    "falcon": ["SYSUser: Q1\nFalcon:", "A1\n", "User: Q2\nFalcon:", "A2\n"],
+    "fewshot": ["SYSQ1", "A1\n\n", "Q2", "A2\n\n"],
+    "glmz1": [
+        "[gMASK]<sop><|system|>\nSYS<|user|>\nQ1<|assistant|>",
+        "<think>\n\n</think>\n\n\nA1",
+        "<|user|>\nQ2<|assistant|>",
+        "<think>\n\n</think>\n\n\nA2",
+    ],
+    "gpt_oss": [
+        "<|start|>system<|message|>SYS<|end|><|start|>user<|message|>Q1<|end|><|start|>assistant",
+        f"{GPT_OSS_THOUGHT}A1",
+        "<|start|>user<|message|>Q2<|end|><|start|>assistant",
+        f"{GPT_OSS_THOUGHT}A2",
+    ],
+    "granite4": [
+        "<|start_of_role|>system<|end_of_role|>SYS<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Q1<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>",
+        "A1<|end_of_text|>\n",
+        "<|start_of_role|>user<|end_of_role|>Q2<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>",
+        "A2<|end_of_text|>\n",
+    ],
+    "mimo": [
+        QWEN_CHAT[0],
+        "<think>\n\n</think>\n\nA1<|im_end|>\n",
+        QWEN_CHAT[2],
+        "<think>\n\n</think>\n\nA2<|im_end|>\n",
+    ],
+    "ministral": ["<s>[INST]SYS\n\nQ1[/INST]", "A1</s>", "[INST]Q2[/INST]", "A2</s>"],
+    "smollm": QWEN_CHAT,
+    "solar": [
+        "### System:\nSYS\n\n### User:\nQ1\n\n### Assistant:\n",
+        "A1",
+        "### User:\nQ2\n\n### Assistant:\n",
+        "A2",
+    ],
+    "starchat": [
+        "<|system|>\nSYS<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>",
+        "A1<|end|>\n",
+        "<|user|>\nQ2<|end|>\n<|assistant|>",
+        "A2<|end|>\n",
+    ],
     "gemma": [
         "<s><start_of_turn>user\nSYS\n\nQ1<end_of_turn>\n<start_of_turn>model\n",
         "A1<end_of_turn>\n",
@@ -161,7 +216,7 @@ def texts(
 
 
 def test_every_template_has_an_expected_text() -> None:
-    assert set(CHAT_TEXTS) == set(TEMPLATES)
+    assert set(CHAT_TEXTS) | set(PUBLISHED) == set(TEMPLATES)
 
 
 @pytest.mark.parametrize("name", CHAT_TEXTS)
@@ -227,7 +282,8 @@ def test_earlier_thoughts_are_removed_when_only_the_last_answer_is_trained_on(
 ) -> None:
     first = Message("assistant", "<think>\nhm\n</think>\n\nA1")
     example = Example("", (CHAT.messages[0], first, *CHAT.messages[2:]))
-    answers = texts(tokenizer, "qwen3", example, last_turn_only=True)[1::2]
+    thinking = Thinking(keeps_history=False, fills_history=False)
+    answers = texts(tokenizer, "qwen3", example, thinking=thinking)[1::2]
     assert answers == ["A1<|im_end|>\n", "<think>\n\n</think>\n\nA2<|im_end|>\n"]
 
 

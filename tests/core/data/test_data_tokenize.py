@@ -10,8 +10,8 @@ TURNS = [([1, 2, 3], [4, 5]), ([6, 7], [8, 9])]
 X = -100
 
 
-def example(question: str, answer: str) -> Example:
-    return Example("", (Message("user", question), Message("assistant", answer)))
+def example(question: str, answer: str, where: str = "") -> Example:
+    return Example("", (Message("user", question), Message("assistant", answer)), where)
 
 
 def test_only_answers_have_labels() -> None:
@@ -79,10 +79,20 @@ def test_conversations_are_tokenised_and_counted(tokenizer: PreTrainedTokenizerF
     assert (stats.tokens, stats.trained_tokens) == (12, 2)
 
 
-def test_a_cutoff_len_that_leaves_no_labels_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_without_a_label_are_counted_and_the_first_is_named(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     config = DataConfig(template="empty", cutoff_len=1)
-    with pytest.raises(InputError, match=r"cutoff_len is 1, .* of the 2 examples; raise"):
-        tokenize_sft([example("1", "2")] * 2, tokenizer, config)
+    rows, stats = tokenize_sft([example("1", "2", where="f, row 1")] * 2, tokenizer, config)
+    assert (rows, stats.dropped) == ([], 2)
+    assert stats.first_dropped == "f, row 1: no token of an answer is within cutoff_len 1"
+
+
+def test_cut_answers_are_counted_apart_from_cut_prompts(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = DataConfig(template="empty", cutoff_len=4)
+    examples = [example("1" * 8, "2"), example("1", "2" * 8, where="f, row 2"), example("1", "2")]
+    _, stats = tokenize_sft(examples, tokenizer, config)
+    assert (stats.truncated, stats.cut_answers, stats.first_cut) == (2, 1, "f, row 2")
 
 
 def test_sft_packs_rows_with_packing(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -95,10 +105,10 @@ def test_sft_packs_rows_with_packing(tokenizer: PreTrainedTokenizerFast) -> None
 def test_documents_form_a_stream_that_is_cut_into_blocks(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    rows, stats = tokenize_pt(["123", " ", "45678", "9"], tokenizer, DataConfig(cutoff_len=4))
+    rows, stats = tokenize_pt(["123", "45678", "9"], tokenizer, DataConfig(cutoff_len=4))
     assert [tokenizer.decode(row.input_ids) for row in rows] == ["123</s>", "4567", "8</s>9</s>"]
     assert all(row.labels == row.input_ids for row in rows)
-    assert (stats.examples, stats.dropped, stats.rows, stats.tokens) == (4, 1, 3, 12)
+    assert (stats.examples, stats.dropped, stats.rows, stats.tokens) == (3, 0, 3, 12)
 
 
 def test_a_short_remainder_is_dropped_unless_it_is_the_only_block(
@@ -132,9 +142,7 @@ def test_a_tokenizer_that_adds_bos_adds_it_to_each_document(
     assert [tokenizer.decode(row.input_ids) for row in rows] == ["<s>1</s>", "<s>2</s>"]
 
 
-def test_pt_needs_an_eos_token_and_some_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="all 2 documents are blank"):
-        tokenize_pt(["", "\n"], tokenizer, DataConfig())
+def test_pt_needs_an_eos_token(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.eos_token = None
     with pytest.raises(InputError, match=r"no end-of-sequence.*set the tokenizer's eos_token"):
         tokenize_pt(["1"], tokenizer, DataConfig())

@@ -86,6 +86,36 @@ def test_scores_are_capped(kernel: str) -> None:
     assert not torch.allclose(found, attend_with_mask(*inputs, PACKED, ScoreOptions()), rtol=1e-3)
 
 
+@pytest.mark.parametrize("layout", [ONE, PACKED], ids=["one document", "packed"])
+def test_attention_sinks_take_weight_from_every_key(layout: RowLayout) -> None:
+    sinks = torch.linspace(-1.0, 2.0, 4, dtype=torch.float64, requires_grad=True)
+    inputs, options = tensors(), ScoreOptions(sinks=sinks)
+    out = KERNELS["eager"](*inputs, layout, options)
+    # A sink is a key without a value, so it only adds to the sum by which weights are divided.
+    plain = attend_with_mask(*inputs, layout, ScoreOptions())
+    total = sum_of_weights(*inputs[:2], layout)
+    truth = plain * (total / (total + sinks.exp()[:, None]))[..., None]
+    assert_close(out, truth, 1e-6)
+    (found,) = torch.autograd.grad(out.sum(), [sinks])
+    (expected,) = torch.autograd.grad(truth.sum(), [sinks])
+    assert_close(found, expected, 1e-6)
+
+
+def sum_of_weights(q: Tensor, k: Tensor, layout: RowLayout) -> Tensor:
+    """Returns the sum over keys of exp(score), [B, H, S]."""
+    document = layout.document_ids(2, SIZE, CPU)
+    seen = torch.ones(SIZE, SIZE).tril().bool() & (document[:, :, None] == document[:, None, :])
+    scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 8**-0.5
+    return scores.masked_fill(~seen[:, None], -torch.inf).exp().sum(-1)
+
+
+def test_a_kernel_without_sinks_is_refused_for_a_model_with_them() -> None:
+    settings: dict[str, Any] = {"has_softcap": False, "device": CPU, "is_half": False}
+    assert choose_kernel("eager", has_sinks=True, **settings) == "eager"
+    with pytest.raises(InputError, match="which has no attention sinks here"):
+        choose_kernel("sdpa", has_sinks=True, **settings)
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_dropout_changes_the_output(kernel: str) -> None:
     torch.manual_seed(0)

@@ -89,7 +89,8 @@ def start(folder: str, name: str, values: dict[str, Any]) -> dict[str, torch.Ten
     from transformers import Trainer, TrainerCallback
 
     from ulysses_core.parallel import sequence_parallel
-    from ulysses_core.trainers.build import build_model, build_training_arguments
+    from ulysses_core.trainers.arguments import build_training_arguments
+    from ulysses_core.trainers.build import build_model
     from ulysses_core.trainers.deepspeed import prepare_environment
     from ulysses_core.trainers.stage import find_stage, load_config
 
@@ -162,6 +163,44 @@ def test_so_are_the_adapters(engine: str, tmp_path: Path) -> None:
     held = compare("llama", engine, LORA, tmp_path)
     for side in ("lora_A", "lora_B"):
         assert any(side in name for name in held)
+
+
+INITS: list[Any] = [
+    pytest.param({"lora_init": "orthogonal_small"}, id="orthogonal_small"),
+    pytest.param({"lora_init": "pissa_niter_4"}, id="pissa_niter"),
+    *(
+        pytest.param({"lora_init": name}, id=name, marks=pytest.mark.full)
+        for name in ("gaussian", "orthogonal", "mica", "olora", "pissa")
+    ),
+    pytest.param({"use_dora": True}, id="dora", marks=pytest.mark.full),
+    pytest.param({"finetuning_type": "oft", "oft_block_size": 4}, id="oft", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("engine", ["zero3", pytest.param("ddp", marks=pytest.mark.full)])
+@pytest.mark.parametrize("init", INITS)
+def test_so_they_are_under_every_initialisation_and_so_is_the_base(
+    init: dict[str, Any], engine: str, tmp_path: Path
+) -> None:
+    compare("llama", engine, {**LORA, **init}, tmp_path)
+
+
+@pytest.mark.parametrize("engine", ["zero3", pytest.param("ddp", marks=pytest.mark.full)])
+def test_so_is_the_base_after_adapters_are_merged(engine: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**{**MODELS["llama"], "vocab_size": 31}))
+    model.save_pretrained(tmp_path / "base")
+    adapter = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(model, adapter).save_pretrained(tmp_path / "adapter")
+    loaded = {"model_config": None, "model_name_or_path": str(tmp_path / "base")}
+    both = {"adapter_name_or_path": f"{tmp_path / 'adapter'}, {tmp_path / 'adapter'}"}
+    held = compare("llama", engine, {**LORA, **loaded, **both}, tmp_path)
+    name = "model.layers.0.self_attn.q_proj.base_layer.weight"
+    kept = next(value for key, value in held.items() if key.endswith(name))
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    assert not torch.allclose(kept, base.model.layers[0].self_attn.q_proj.weight, atol=1e-3)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])

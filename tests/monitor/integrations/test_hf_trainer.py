@@ -293,7 +293,7 @@ def check_a_training_that_raised_can_be_repeated_without_counting_twice(
     with pytest.raises(ValueError, match="out of order"):
         trainer.train()
     if rank() == 0:
-        assert um.open_run(folder / "run").info["status"] in ("running", "failed", "crashed")
+        assert um.open_run(folder / "run").info["status"] == "failed"
     trainer.remove_callback(failing)
     trainer.train()
     assert not {"backward", "clip_grad_norm_"} & vars(trainer.accelerator).keys()

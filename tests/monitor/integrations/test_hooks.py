@@ -38,7 +38,7 @@ def trainer(*, without: str = "") -> Any:
     return found
 
 
-@pytest.mark.parametrize("version", ["4.57.0", "4.57.6", "5.0.0", "5.23.4"])
+@pytest.mark.parametrize("version", ["4.57.0", "4.57.6", "5.0.0", "5.24.4"])
 def test_a_version_that_was_tried_is_watched_without_a_word(
     version: str, versions: Versions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -47,7 +47,7 @@ def test_a_version_that_was_tried_is_watched_without_a_word(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("version", ["4.56.2", "5.24.0.dev0", "6.0.0"])
+@pytest.mark.parametrize("version", ["4.56.2", "5.25.0.dev0", "6.0.0"])
 def test_another_version_is_watched_and_said_once(
     version: str, versions: Versions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,7 +56,7 @@ def test_another_version_is_watched_and_said_once(
         hooks.check_hooks(trainer())
         hooks.check_hooks(trainer())
     assert caplog.messages == [
-        f"monitor: transformers {version} is untried, 4.57 to 5.23 work; "
+        f"monitor: transformers {version} is untried, 4.57 to 5.24 work; "
         "the training is watched anyway"
     ]
 
@@ -65,7 +65,7 @@ def test_another_version_is_watched_and_said_once(
 def test_a_missing_hook_is_refused_with_its_name_and_what_to_do(hook: str) -> None:
     expected = (
         rf"^monitor: transformers 5\.20\.0 with accelerate 1\.12\.1 has no \w+\.{hook}; "
-        r"expected transformers 4\.57 to 5\.23: .*monitor\.watch\("
+        r"expected transformers 4\.57 to 5\.24: .*monitor\.watch\("
     )
     with pytest.raises(um.InputError, match=expected):
         hooks.check_hooks(trainer(without=hook))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 import ulysses_monitor as um
 from tests.support.forget import forget_last_trainer
@@ -128,7 +129,43 @@ def test_the_cells_of_a_notebook_run_again_after_an_interrupt(tmp_path: Path) ->
         return monitor
 
     first = cell(interrupt=True)
+    assert first.session is None
     assert cell(interrupt=False).run_dir == tmp_path / "run-2"
-    assert first.session is not None
     assert cell(interrupt=False, resume_from_checkpoint=True).run_dir == tmp_path / "run-2"
-    first.close("stopped")
+    assert recorded(tmp_path)["run"] == ("stopped", 2)
+
+
+def fail(*args: Any, **kwargs: Any) -> Any:
+    raise ValueError("out of order")
+
+
+class FailingCallback(TrainerCallback):
+    on_step_end = fail
+
+
+FAILURES: dict[str, Callable[[Any], object]] = {
+    "loss": lambda trainer: setattr(trainer, "compute_loss", fail),
+    "data": lambda trainer: setattr(trainer, "data_collator", fail),
+    "evaluation": lambda trainer: setattr(trainer, "evaluate", fail),
+    "callback": lambda trainer: trainer.add_callback(FailingCallback()),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("way", ["attach", "add_callback"])
+def test_the_run_of_a_training_that_raises_ends_at_once(
+    way: str, failure: str, tmp_path: Path
+) -> None:
+    trainer = build_trainer("plain", tmp_path, eval_strategy="steps", eval_steps=1)
+    monitor = um.Monitor(tmp_path / "run", tensorboard=False)
+    if way == "attach":
+        monitor.attach(trainer)
+    else:
+        trainer.add_callback(um.MonitorCallback(monitor))
+    FAILURES[failure](trainer)
+    with pytest.raises(ValueError, match="out of order"):
+        trainer.train()
+    info = um.open_run(tmp_path / "run").info
+    assert (info["status"], info["error"]) == ("failed", "ValueError: out of order")
+    assert monitor.session is None
+    assert not {"training_step", "_run_epoch", "get_batch_samples"} & vars(trainer).keys()

@@ -226,6 +226,15 @@ def test_one_schema_serves_all_records_with_the_same_names(tmp_path: Path) -> No
     assert len({record.schema for record in sink.records}) == 5
 
 
+def test_the_scope_of_a_logged_metric_may_be_left_out(tmp_path: Path) -> None:
+    model, optimizer = build()
+    with um.Monitor(tmp_path / "run", tensorboard=False).watch(model, optimizer) as monitor:
+        step_once(model, optimizer, 0)
+        monitor.log({"my/metric": 1.0, "my/other/layer/3": 2.0})
+    found = um.open_run(tmp_path / "run").metrics("my/*")
+    assert found.to_dict("list") == {"my/metric/total": [1.0], "my/other/layer/3": [2.0]}
+
+
 def test_logging_a_metric_with_a_wrong_name_is_refused(tmp_path: Path) -> None:
     model, optimizer = build()
     monitor = um.Monitor(tmp_path / "run", tensorboard=False)

@@ -21,11 +21,11 @@ from pydantic import Field, model_validator
 from ulysses_core.config import RunConfig
 from ulysses_core.data.examples import to_pair
 from ulysses_core.data.preferences import tokenize_pairs
+from ulysses_core.trainers.reference import ReferenceKeys, needs_reference
 from ulysses_core.trainers.stage import (
     Arguments,
     Parts,
     Stage,
-    StageKeys,
     finish_trainer,
     with_defaults,
 )
@@ -39,7 +39,7 @@ __all__ = ["STAGE", "DpoKeys", "odds_ratio_loss", "simpo_loss"]
 _WITHOUT_REFERENCE = ("orpo", "simpo")
 
 
-class DpoKeys(StageKeys):
+class DpoKeys(ReferenceKeys):
     """The keys of stage `dpo`."""
 
     pref_loss: Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"] = "sigmoid"
@@ -61,6 +61,10 @@ class DpoKeys(StageKeys):
             raise ValueError(
                 f"pref_loss is {self.pref_loss}, which takes neither pref_ftx nor ld_alpha; "
                 "remove them"
+            )
+        if self.pref_loss in _WITHOUT_REFERENCE and self.ref_model is not None:
+            raise ValueError(
+                f"pref_loss is {self.pref_loss}, which has no reference model; remove ref_model"
             )
         if self.dpo_label_smoothing and self.pref_loss != "sigmoid":
             raise ValueError(
@@ -95,10 +99,9 @@ def _arguments(config: RunConfig) -> Arguments:
 def _build(parts: Parts) -> Trainer:
     keys = _keys(parts.config)
     is_free = keys.pref_loss in _WITHOUT_REFERENCE
-    is_full = parts.config.finetuning.finetuning_type == "full"
     trainer = _trainer_classes()[is_free](
         model=parts.model,
-        ref_model=parts.make_reference() if is_full and not is_free else None,
+        ref_model=parts.make_reference() if not is_free and needs_reference(parts) else None,
         args=parts.args,
         train_dataset=parts.data.train,
         eval_dataset=parts.data.eval,

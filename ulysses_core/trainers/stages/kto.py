@@ -9,12 +9,12 @@ from pydantic import Field
 
 from ulysses_core.config import RunConfig
 from ulysses_core.data.examples import to_tagged
-from ulysses_core.data.preferences import tokenize_tagged
+from ulysses_core.data.preferences import find_one_sided, tokenize_tagged
+from ulysses_core.trainers.reference import ReferenceKeys, needs_reference
 from ulysses_core.trainers.stage import (
     Arguments,
     Parts,
     Stage,
-    StageKeys,
     finish_trainer,
     with_defaults,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGE", "KtoKeys"]
 
 
-class KtoKeys(StageKeys):
+class KtoKeys(ReferenceKeys):
     """The keys of stage `kto`."""
 
     pref_beta: float = Field(default=0.1, gt=0)
@@ -61,10 +61,9 @@ def _arguments(config: RunConfig) -> Arguments:
 
 
 def _build(parts: Parts) -> Trainer:
-    is_full = parts.config.finetuning.finetuning_type == "full"
     trainer = _trainer_class()(
         model=parts.model,
-        ref_model=parts.make_reference() if is_full else None,
+        ref_model=parts.make_reference() if needs_reference(parts) else None,
         args=parts.args,
         train_dataset=parts.data.train,
         eval_dataset=parts.data.eval,
@@ -82,8 +81,11 @@ def _trainer_class() -> Any:
 
         def _prepare_dataset(self, dataset: Any, _: Any, args: Any, name: str) -> Any:
             """Adds the answer of the row before, with which TRL estimates the divergence."""
-            if name == "train":
-                dataset = dataset.shuffle(seed=args.data_seed or args.seed)
+            from datasets import Dataset
+
+            in_memory = {"keep_in_memory": True} if isinstance(dataset, Dataset) else {}
+            if name == "train" and in_memory:  # a stream is shuffled already
+                dataset = dataset.shuffle(seed=args.data_seed or args.seed, **in_memory)
             if not self.calculate_KL:
                 return dataset
 
@@ -92,7 +94,7 @@ def _trainer_class() -> Any:
                 return rows | {"KL_completion_ids": [answers[-1], *answers[:-1]]}
 
             size = args.per_device_train_batch_size
-            return dataset.map(rotate, batched=True, batch_size=size)
+            return dataset.map(rotate, batched=True, batch_size=size, **in_memory)
 
     return TokenisedKTOTrainer
 
@@ -103,6 +105,7 @@ STAGE = Stage(
     keys=KtoKeys,
     convert=to_tagged,
     tokenize=tokenize_tagged,
+    find_problem=find_one_sided,
     make_arguments=_arguments,
     build_trainer=_build,
 )

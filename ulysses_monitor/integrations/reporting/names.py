@@ -60,7 +60,7 @@ def _put(module: ModuleType, dictionary: str, value: type) -> Undo:
     classes: MutableMapping[str, type] | None = getattr(module, dictionary, None)
     if classes is None:
         raise InputError(
-            f"register: {module.__name__} has no {dictionary}; expected transformers 4.57 to 5.23 "
+            f"register: {module.__name__} has no {dictionary}; expected transformers 4.57 to 5.24 "
             "and accelerate 1.11 to 1.15"
         )
     before = classes.get(NAME)

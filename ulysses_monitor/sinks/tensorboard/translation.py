@@ -14,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event as EventProto
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from ulysses_monitor.records import Event, Schema, StepRecord
+from ulysses_monitor.records.answers import read_answers
 from ulysses_monitor.sinks.tensorboard import summaries
 from ulysses_monitor.sinks.tensorboard.event_file import restart
 from ulysses_monitor.sinks.tensorboard.pictures import LayerPictures
@@ -55,6 +56,9 @@ class Translator:
             return [*start, *self._record_events(item)]
         if item.kind == "alert":
             return [*start, summaries.event(_alert_text(item), item.step, item.time)]
+        if item.kind == "answers":
+            texts = _answer_texts(item)
+            return [*start, *(summaries.event(text, item.step, item.time) for text in texts)]
         return start
 
     def last_events(self, now: float) -> list[EventProto]:
@@ -157,3 +161,12 @@ def _alert_text(event: Event) -> Summary:
     # One tag for each rule, because readers keep one entry per tag and step.
     rule = _NO_TAG.sub("_", str(event.data.get("rule", "alert")))
     return summaries.text(f"alerts/{rule}", words.strip())
+
+
+def _answer_texts(event: Event) -> Iterator[Summary]:
+    """Yields a text for each prompt, so that TensorBoard shows its answers step by step."""
+    for number, answer in enumerate(read_answers(event.data), start=1):
+        parts = [("prompt", answer.prompt), ("answer", answer.text)]
+        parts += [("reference", answer.reference)] if answer.reference is not None else []
+        words = "\n\n".join(f"**{name}** {summaries.escape_markdown(text)}" for name, text in parts)
+        yield summaries.text(f"answers/{number}", words)

@@ -1,0 +1,1 @@
+"""Model families that sequence parallelism trains rightly, and how that is tried."""
