@@ -208,9 +208,9 @@ class Training:
         rewards = 0.1 * (policy - reference)
         margin = rewards[:half] - rewards[half:]
         self.numbers = {
-            "train/rewards/chosen/total": float(rewards[:half].mean()),
-            "train/rewards/margins/total": float(margin.mean()),
-            "train/rewards/accuracies/total": float((margin > 0).float().mean()),
+            "train/rewards/chosen/total": float(rewards[:half].detach().mean()),
+            "train/rewards/margins/total": float(margin.detach().mean()),
+            "train/rewards/accuracies/total": float((margin.detach() > 0).float().mean()),
         }
         loss = -F.logsigmoid(margin).mean()
         loss = loss if self.on_loss is None else self.on_loss(step, loss)
