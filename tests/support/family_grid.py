@@ -194,7 +194,8 @@ def write_list(found: Iterable[Found]) -> None:
     head = (
         "# What the grid of tests/support/family_grid.py shows to be right, and what is refused.\n"
     )
-    LIST.write_text(head + yaml.safe_dump(content, width=96))
+    text = yaml.safe_dump(content, default_flow_style=None, width=1000)
+    LIST.write_text(head + text)
 
 
 # -- the page ---------------------------------------------------------------------------------
