@@ -8,8 +8,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ulysses_core.parallel.supported import unwrap_peft
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,6 +19,8 @@ def dft_trainer_class() -> Any:
     """Returns transformers' Trainer with this loss. The model computes no logits of whole rows."""
     from transformers import Trainer
     from trl.trainer.utils import add_fused_lm_head
+
+    from ulysses_core.parallel.supported import unwrap_peft
 
     class DftTrainer(Trainer):
         def __init__(self, **settings: Any) -> None:
