@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.faults import of_data, of_optimizers, of_weights
 from benchmarks.faults.registry import FAULTS
 from benchmarks.faults.rl import RL_FAULTS, RLTraining
 from benchmarks.faults.training import Recorded, Setting, Training
 
 __all__ = ["HALVES", "Case", "faulty", "healthy"]
+
+_BY_MODULE = (of_optimizers, of_weights, of_data)
+_FAULTS = [f for m in _BY_MODULE for f in FAULTS.values() if f.breaks.__module__ == m.__name__]
+"""In an order of their own, since the place of a fault chooses its kind of training."""
 
 HALVES = ("first", "second")
 
@@ -61,7 +66,7 @@ class Case:
 
 def faulty(half: int) -> Iterator[Case]:
     """Yields a case for each fault, in another kind of training in each half."""
-    for i, fault in enumerate(FAULTS.values()):
+    for i, fault in enumerate(_FAULTS):
         kind = fault.fits[(i + half) % len(fault.fits)]
         training = Training(_SIZES[kind][half])
         if kind == "dpo":

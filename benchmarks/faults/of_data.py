@@ -1,0 +1,145 @@
+"""Faults of the loss and of the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.faults.model import VOCABULARY
+from benchmarks.faults.registry import ANY, ONSET, fault
+from benchmarks.faults.training import IGNORED, Training
+
+
+@fault("nonfinite", onset=ONSET, fits=ANY)
+def loss_not_finite(training: Training) -> None:
+    training.on_loss = lambda step, loss: loss * float("nan") if step == ONSET else loss
+
+
+@fault("nonfinite", "skipped_steps", onset=ONSET)
+def overflow_in_one_tensor(training: Training) -> None:
+    def overflow(step: int, model: nn.Module) -> None:
+        if step >= ONSET:
+            found = [p for p in model.parameters() if p.grad is not None]
+            found[0].grad.view(-1)[0] = float("inf")  # type: ignore[union-attr]
+
+    training.on_gradients = overflow
+
+
+@fault("loss_zero", "no_gradient", fits=ANY)
+def loss_times_zero(training: Training) -> None:
+    training.on_loss = lambda _, loss: loss * 0.0
+
+
+@fault("gradient_spike", "loss_spike", onset=ONSET, fits=ANY)
+def one_step_scaled(training: Training) -> None:
+    training.on_loss = lambda step, loss: loss * 50 if step == ONSET else loss
+
+
+@fault("vanishing_gradient", "loss_collapse", onset=ONSET)
+def loss_no_longer_connected(training: Training) -> None:
+    training.on_loss = lambda step, loss: loss if step < ONSET else loss * 1e-7
+
+
+@fault("no_labels", "loss_zero")
+def all_labels_masked(training: Training) -> None:
+    training.on_batch = lambda _, rows, labels: (rows, torch.full_like(labels, IGNORED))
+
+
+@fault("no_labels", onset=ONSET)
+def one_batch_masked(training: Training) -> None:
+    training.on_batch = lambda step, rows, labels: (
+        rows,
+        torch.full_like(labels, IGNORED) if step == ONSET else labels,
+    )
+
+
+@fault("loss_collapse")
+def labels_not_shifted(training: Training) -> None:
+    def shift(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return rows, torch.cat([labels[:, :1], rows[:, :-1]], dim=1)  # the loss shifts them back
+
+    training.on_batch = shift
+
+
+@fault("loss_spike", "gradient_spike", onset=ONSET)
+def poisoned_batch(training: Training) -> None:
+    training.on_batch = lambda step, rows, labels: (
+        rows,
+        torch.randint_like(labels, VOCABULARY) if step == ONSET else labels,
+    )
+
+
+@fault("divergence", "loss_spike", "gradient_spike", "early_gradient", onset=ONSET)
+def labels_shuffled(training: Training) -> None:
+    training.on_batch = lambda step, rows, labels: (
+        rows,
+        labels if step < ONSET else labels[torch.randperm(len(labels))],
+    )
+
+
+@fault("loss_collapse")
+def padding_trained_on(training: Training) -> None:
+    def pad(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rows, labels = rows.clone(), labels.clone()
+        rows[:, 3:], labels[:, 3:] = 0, 0
+        return rows, labels
+
+    training.on_batch = pad
+
+
+@fault("loss_without_noise", "loss_collapse")
+def the_same_batch_again_and_again(training: Training) -> None:
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def repeat(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        kept.append((rows, labels))
+        return kept[0]
+
+    training.on_batch = repeat
+
+
+@fault("overfitting", "evaluation_stuck", "loss_without_noise", "loss_collapse")
+def eight_rows_of_data(training: Training) -> None:
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def repeat(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        kept.append((rows, labels))
+        return kept[0]
+
+    def evaluate(step: int, t: Training) -> dict[str, float]:
+        if step % 10:
+            return {}
+        held_out = t.texts.rows(16, t.setting.length, torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            logits = t.model(held_out)
+        flat = logits[:, :-1].flatten(0, 1), held_out[:, 1:].flatten()
+        return {"eval/loss/total": float(nn.functional.cross_entropy(*flat))}
+
+    training.on_batch, training.logs = repeat, evaluate
+
+
+@fault("loss_spike", "divergence", "gradient_spike", "early_gradient", onset=ONSET)
+def another_language(training: Training) -> None:
+    def change(step: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if step < ONSET:
+            return rows, labels
+        turned = (rows * 37 + 11) % VOCABULARY
+        return turned, torch.where(labels == IGNORED, labels, turned)
+
+    training.on_batch = change
+
+
+@fault("no_labels", "not_learning")
+def one_token_in_the_answers(training: Training) -> None:
+    def dominate(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        where = torch.rand(rows.shape) < 0.4
+        rows = rows.masked_fill(where, 5)
+        return rows, torch.where(labels == IGNORED, labels, rows)
+
+    training.on_batch = dominate
+
+
+@fault("preference_sides_equal", "no_gradient", fits=("dpo",))
+def sides_equal(training: Training) -> None:
+    training.on_batch = lambda _, chosen, __: (chosen, chosen)
+    training.logs = lambda _, t: t.numbers
