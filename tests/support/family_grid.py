@@ -42,8 +42,9 @@ stands for anything smaller.
 - **other rows**: `left` for padding on the left, `packed` for documents told apart by
   `position_ids`. Rows padded on the right always work. Where `packed` is missing, transformers lets
   the documents of a row see one another even on one process, or counts positions itself.
-- **Reward models** (stage `rm`) use the same layers below another head; they work for the families
-  whose sequence classifier is transformers' generic one.
+- **Reward models** (stage `rm`) use the same layers below another head. They work for the families
+  whose sequence classifier is transformers' generic one, which `make test-full` checks for each.
+  Others are refused.
 
 ## A family or an option that is not here
 
@@ -194,7 +195,8 @@ def write_list(found: Iterable[Found]) -> None:
     head = (
         "# What the grid of tests/support/family_grid.py shows to be right, and what is refused.\n"
     )
-    LIST.write_text(head + yaml.safe_dump(content, width=96))
+    text = yaml.safe_dump(content, default_flow_style=None, width=1000)
+    LIST.write_text(head + text)
 
 
 # -- the page ---------------------------------------------------------------------------------

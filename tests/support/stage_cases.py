@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-SAMPLING = ("grpo", "rloo")
+SAMPLING = ("grpo", "rloo", "ppo")
 """Stages whose trainers sample answers."""
 
 
@@ -115,20 +115,7 @@ def build_stage_model(case: StageCase, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).double()
 
 
-def build_stage_trainer(case: StageCase) -> Any:
-    import trl
-    from datasets import Dataset
-    from peft import LoraConfig
-
-    names = {
-        "sft": "SFT",
-        "dpo": "DPO",
-        "kto": "KTO",
-        "rm": "Reward",
-        "grpo": "GRPO",
-        "rloo": "RLOO",
-    }
-    name = names[case.stage]
+def common_settings(case: StageCase) -> dict[str, Any]:
     deepspeed = {
         "zero_optimization": {"stage": case.zero},
         "train_micro_batch_size_per_gpu": "auto",
@@ -137,7 +124,7 @@ def build_stage_trainer(case: StageCase) -> Any:
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
     }
-    settings: dict[str, Any] = {
+    return {
         "output_dir": tempfile.mkdtemp(prefix="stage-"),
         "per_device_train_batch_size": case.rows,
         "per_device_eval_batch_size": 2,
@@ -158,6 +145,25 @@ def build_stage_trainer(case: StageCase) -> Any:
         "bf16": False,
         "deepspeed": None if case.zero is None else deepspeed,
     }
+
+
+def build_stage_trainer(case: StageCase) -> Any:
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    if case.stage == "ppo":
+        return build_ppo_trainer(case)
+    names = {
+        "sft": "SFT",
+        "dpo": "DPO",
+        "kto": "KTO",
+        "rm": "Reward",
+        "grpo": "GRPO",
+        "rloo": "RLOO",
+    }
+    name = names[case.stage]
+    settings = common_settings(case)
     if case.stage in ("dpo", "kto"):
         settings["disable_dropout"] = False
     if case.stage in SAMPLING:
@@ -188,7 +194,73 @@ def build_stage_trainer(case: StageCase) -> Any:
     )
     for param in trainer.model.parameters():  # PEFT makes adapters in float32
         param.data = param.data.double()
-    if case.stage in SAMPLING and case.replays:
+    if case.replays:
+        answer_by_prompt(trainer)
+    return trainer
+
+
+def build_ppo_trainer(case: StageCase) -> Any:
+    """Returns the trainer of stage ppo: in full with a reward model, otherwise with functions."""
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+
+    from ulysses_core.data import DatasetPair
+    from ulysses_core.rewards import make_rewards
+    from ulysses_core.trainers.ppo.config import PPOConfig
+    from ulysses_core.trainers.ppo.trainer import PPOSettings, PPOTrainer
+    from ulysses_core.trainers.ppo.value_head import add_value_head
+    from ulysses_core.trainers.stage import Parts
+
+    model, tokenizer = build_stage_model(case), build_words()
+    # Before DeepSpeed's settings exist, with which transformers would make models in shards.
+    reference = build_stage_model(case, seed=1)
+    reward_model = None if case.adapters else build_stage_model(replace(case, stage="rm"), seed=3)
+    add_value_head(model)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # so that values differ and matter
+        model.v_head.weight.normal_(std=0.3, generator=generator)
+    if case.adapters:
+        torch.manual_seed(0)
+        adapters = LoraConfig(
+            r=2, target_modules="all-linear", init_lora_weights=False, modules_to_save=["v_head"]
+        )
+        model = get_peft_model(model, adapters).double()
+    settings = common_settings(case) | {"max_completion_length": 6, "shuffle_dataset": False}
+    del settings["train_sampling_strategy"]
+    settings |= {"num_iterations": 2, "beta": 0.2, "steps_per_generation": case.accumulate}
+    settings["reward_weights"] = [1.0, 0.5] if case.adapters else [1.0]
+    rows = [
+        {"prompt": tokenizer(p["prompt"])["input_ids"], "question": "", "answer": None, "where": ""}
+        for p in preferences()
+    ]
+    parts: Any = SimpleNamespace(
+        config=SimpleNamespace(
+            finetuning=SimpleNamespace(finetuning_type="lora" if case.adapters else "full")
+        ),
+        args=PPOConfig(**settings | dict(case.settings)),
+        model=model,
+        tokenizer=tokenizer,
+        data=DatasetPair(Dataset.from_list(rows), Dataset.from_list(rows[:8]), {}),
+        make_reference=lambda: reference,
+    )
+    assert set(Parts.__annotations__) == set(vars(parts))
+    numbers = PPOSettings(
+        init_kl_coef=0.2,
+        target=0.5,
+        horizon=100.0,
+        gamma=0.9,
+        lam=0.8,
+        cliprange=0.05,
+        cliprange_value=0.1,
+        vf_coef=0.5,
+        score_norm=True,
+        whiten_rewards=True,
+    )
+    scorers = make_rewards([reward_small_words, reward_length]) if case.adapters else []
+    trainer = PPOTrainer(scorers, parts, numbers, reward_model)
+    if case.replays:
         answer_by_prompt(trainer)
     return trainer
 
@@ -218,13 +290,14 @@ def reward_length(completions: list[str], **_: Any) -> list[float]:
 def answer_by_prompt(trainer: Any) -> None:
     """Replaces sampling, whose random numbers differ between groups, by answers to each prompt."""
 
-    def answer(prompts: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
+    def answer(prompts: list[list[int]], *_: Any) -> tuple[list[list[int]], Any]:
         answers = []
         for index, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(sum(prompt) * 2 + index % 2)
             length = int(torch.randint(2, 7, (1,), generator=generator))
             answers.append(torch.randint(2, VOCAB, (length,), generator=generator).tolist())
-        return answers, None
+        log_probs = [[-4.0] * len(answer) for answer in answers]
+        return answers, log_probs if hasattr(trainer, "reward_model") else None
 
     trainer._generate_single_turn = answer
 

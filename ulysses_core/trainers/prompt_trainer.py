@@ -14,6 +14,7 @@ from ulysses_core.rewards import Scorer
 from ulysses_core.trainers.reference import needs_reference
 from ulysses_core.trainers.rollouts import record_log_probs, score_together
 from ulysses_core.trainers.stage import Parts
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["PromptTrainer"]
 
@@ -61,6 +62,21 @@ class PromptTrainer(GRPOTrainer):
         if self.is_fsdp_enabled:
             return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def get_train_dataloader(self) -> Any:
+        """Returns the prompts to train on.
+
+        Raises:
+            InputError: they are fewer than are answered at a time; TRL would train no step.
+        """
+        needed, found = self.args.generation_batch_size // self.num_generations, self.train_dataset
+        if len(found) < needed:
+            raise InputError(
+                f"the dataset has {len(found)} prompts; expected at least {needed}, which are "
+                "answered at a time; lower per_device_train_batch_size or "
+                "gradient_accumulation_steps, or use more rows"
+            )
+        return super().get_train_dataloader()
 
     @property
     def mode(self) -> str:

@@ -39,6 +39,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"lora_rank": 0, **LORA}, "lora_rank is 0; expected an integer above 0"),
     ({"lora_target": "q_prj", **LORA}, "lora_target is 'q_prj': "),
     ({"lora_target": "q_prj", "pissa_init": True, **LORA}, "lora_target is 'q_prj': "),
+    (
+        {"model_config": {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}},
+        "model_type is 'bloom', which is not supported: its attention code is its own",
+    ),
     ({"sequence_parallel_size": 3}, "sequence_parallel_size is 3, which does not divide 2"),
     ({"output_dir": "file/run"}, "file is a file; expected a directory"),
     ({"bf16": True, "fp16": True}, "training arguments: "),
@@ -208,6 +212,7 @@ def test_what_the_start_would_refuse_is_one_line_and_nothing_is_written(
         {"do_train": False, "do_eval": True, "deepspeed": "examples/deepspeed/ds_z0_config.json"},
         {"monitor": {"rules": ["rules_of_dry_run:nothing"], "policies": "adaptive"}},
         {"eval_strategy": "steps", "eval_steps": 2, "warmup_ratio": 0.5, "deepspeed": "zero3"},
+        {"check_family": False, "model_config": {"model_type": "bloom", "hidden_size": 32}},
     ],
     ids=[
         "plain",
@@ -219,6 +224,7 @@ def test_what_the_start_would_refuse_is_one_line_and_nothing_is_written(
         "only-evaluate",
         "monitor",
         "evaluation",
+        "risky",
     ],
 )
 def test_a_config_that_would_start_passes(

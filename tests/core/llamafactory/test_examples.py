@@ -204,6 +204,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_example_that_is_accepted_trains_a_tiny_model(
     place: Any, name: str, bare: None, capsys: pytest.CaptureFixture[str]
@@ -217,7 +218,7 @@ def test_an_example_that_is_accepted_trains_a_tiny_model(
     path = place.path / "trained.yaml"
     path.write_text(yaml.safe_dump({**_localise(name, values), **changes}))
     if "deepspeed" in values:
-        done = place.run("train", path.name, "--nproc", "2")
+        done = place.run("train", path.name, "--nproc", "2", timeout=500)
         assert done.returncode == 0, done.stderr
     else:
         with UlyssesTrainingManager(path) as manager:

@@ -27,6 +27,9 @@ CASES = [
     StageCase(stage="grpo", zero=3, adapters=True),
     StageCase(stage="grpo", rows=2, accumulate=2, zero=2),
     StageCase(stage="rloo", adapters=True),
+    StageCase(stage="ppo", zero=3),
+    StageCase(stage="ppo", zero=2, adapters=True),
+    StageCase(stage="ppo", rows=2, accumulate=2),
 ]
 MORE = [
     *(StageCase(stage=s, adapters=True, zero=z) for s in STAGES for z in (None, 3)),
@@ -134,4 +137,5 @@ def moved(weights: dict[str, Any], case: StageCase) -> list[float]:
     start = build_stage_model(case).state_dict()
     if case.adapters:
         return [float(w.norm()) for n, w in weights.items() if "lora_B" in n]
-    return [float((w - start[n]).norm() / w.norm()) for n, w in weights.items()]
+    kept = {name: w for name, w in weights.items() if name in start}  # not a value head
+    return [float((w - start[name]).norm() / w.norm()) for name, w in kept.items()]

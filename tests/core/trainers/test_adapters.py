@@ -82,7 +82,15 @@ INITS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", INITS)
+TRIED_INITS = [
+    pytest.param(
+        name, marks=() if name in ("orthogonal_small", "pissa_niter") else pytest.mark.full
+    )
+    for name in INITS
+]
+
+
+@pytest.mark.parametrize("name", TRIED_INITS)
 def test_training_starts_at_the_base_and_its_adapter_loads_onto_the_base(
     world: Any, train: Any, name: str
 ) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGE", "KtoKeys"]
 
+_ACROSS_BATCHES = 1000
+"""Rows among which answers are paired if a batch has one row, as in LLaMA-Factory."""
+
 
 class KtoKeys(ReferenceKeys):
     """The keys of stage `kto`."""
@@ -77,7 +80,16 @@ def _trainer_class() -> Any:
     from trl import KTOTrainer
 
     class TokenisedKTOTrainer(KTOTrainer):
-        """A KTOTrainer whose rows are tokenised already."""
+        """A KTOTrainer whose rows are tokenised already, and that takes batches of one row too."""
+
+        def __init__(self, args: Any, **settings: Any) -> None:
+            # TRL refuses batches of one row, in which it would pair a row with itself.
+            size = args.per_device_train_batch_size
+            self._pairing_size = size if size > 1 else _ACROSS_BATCHES
+            args.per_device_train_batch_size = max(size, 2)
+            super().__init__(args=args, **settings)
+            args.per_device_train_batch_size = size
+            self._train_batch_size = args.train_batch_size
 
         def _prepare_dataset(self, dataset: Any, _: Any, args: Any, name: str) -> Any:
             """Adds the answer of the row before, with which TRL estimates the divergence."""
@@ -93,7 +105,7 @@ def _trainer_class() -> Any:
                 answers = rows["completion_ids"]
                 return rows | {"KL_completion_ids": [answers[-1], *answers[:-1]]}
 
-            size = args.per_device_train_batch_size
+            size = self._pairing_size
             return dataset.map(rotate, batched=True, batch_size=size, **in_memory)
 
     return TokenisedKTOTrainer
