@@ -15,10 +15,12 @@ from tests.support.sequence_cases import VOCAB, weights_of
 __all__ = [
     "SAMPLING",
     "StageCase",
+    "build_ppo_trainer",
     "build_stage_model",
     "build_stage_trainer",
     "build_words",
     "preferences",
+    "reward_small_words",
     "train_stages",
 ]
 
@@ -199,8 +201,14 @@ def build_stage_trainer(case: StageCase) -> Any:
     return trainer
 
 
-def build_ppo_trainer(case: StageCase) -> Any:
-    """Returns the trainer of stage ppo: in full with a reward model, otherwise with functions."""
+def build_ppo_trainer(case: StageCase, rewards: Any = None, **numbers: Any) -> Any:
+    """Returns the trainer of stage ppo.
+
+    Args:
+        case: the training.
+        rewards: reward functions. None for a reward model in full, and two functions for adapters.
+        numbers: other values for `PPOSettings`.
+    """
     from types import SimpleNamespace
 
     from datasets import Dataset
@@ -216,7 +224,9 @@ def build_ppo_trainer(case: StageCase) -> Any:
     model, tokenizer = build_stage_model(case), build_words()
     # Before DeepSpeed's settings exist, with which transformers would make models in shards.
     reference = build_stage_model(case, seed=1)
-    reward_model = None if case.adapters else build_stage_model(replace(case, stage="rm"), seed=3)
+    if rewards is None and case.adapters:
+        rewards = [reward_small_words, {"tests.support.stage_cases:reward_length": {"weight": 0.5}}]
+    reward_model = None if rewards else build_stage_model(replace(case, stage="rm"), seed=3)
     add_value_head(model)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # so that values differ and matter
@@ -230,7 +240,8 @@ def build_ppo_trainer(case: StageCase) -> Any:
     settings = common_settings(case) | {"max_completion_length": 6, "shuffle_dataset": False}
     del settings["train_sampling_strategy"]
     settings |= {"num_iterations": 2, "beta": 0.2, "steps_per_generation": case.accumulate}
-    settings["reward_weights"] = [1.0, 0.5] if case.adapters else [1.0]
+    scorers = make_rewards(rewards) if rewards else []
+    settings["reward_weights"] = [each.weight for each in scorers] or [1.0]
     rows = [
         {"prompt": tokenizer(p["prompt"])["input_ids"], "question": "", "answer": None, "where": ""}
         for p in preferences()
@@ -246,20 +257,10 @@ def build_ppo_trainer(case: StageCase) -> Any:
         make_reference=lambda: reference,
     )
     assert set(Parts.__annotations__) == set(vars(parts))
-    numbers = PPOSettings(
-        init_kl_coef=0.2,
-        target=0.5,
-        horizon=100.0,
-        gamma=0.9,
-        lam=0.8,
-        cliprange=0.05,
-        cliprange_value=0.1,
-        vf_coef=0.5,
-        score_norm=True,
-        whiten_rewards=True,
-    )
-    scorers = make_rewards([reward_small_words, reward_length]) if case.adapters else []
-    trainer = PPOTrainer(scorers, parts, numbers, reward_model)
+    defaults: dict[str, Any] = {"init_kl_coef": 0.2, "target": 0.5, "horizon": 100.0}
+    defaults |= {"gamma": 0.9, "lam": 0.8, "cliprange": 0.05, "cliprange_value": 0.1}
+    defaults |= {"vf_coef": 0.5, "score_norm": True, "whiten_rewards": True}
+    trainer = PPOTrainer(scorers, parts, PPOSettings(**defaults | numbers), reward_model)
     if case.replays:
         answer_by_prompt(trainer)
     return trainer
