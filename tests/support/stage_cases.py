@@ -12,7 +12,19 @@ import torch
 from tests.support.forget import forget_last_trainer
 from tests.support.sequence_cases import VOCAB, weights_of
 
-__all__ = ["StageCase", "build_stage_trainer", "train_stages"]
+__all__ = [
+    "SAMPLING",
+    "StageCase",
+    "build_stage_model",
+    "build_stage_trainer",
+    "build_words",
+    "preferences",
+    "train_stages",
+]
+
+
+SAMPLING = ("grpo", "rloo", "ppo")
+"""Stages whose trainers sample answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +43,15 @@ class StageCase:
     accumulate: int = 1
     settings: tuple[tuple[str, Any], ...] = ()
     """More arguments of the trainer's config."""
+    replays: bool = False
+    """Whether a sampling trainer gets fixed answers: the groups' random numbers differ."""
 
     @property
     def label(self) -> str:
         engine = "ddp" if self.zero is None else f"zero{self.zero}"
         kind = "lora" if self.adapters else "full"
         more = "".join(f"-{key}={value}" for key, value in self.settings)
+        more += "-replayed" if self.replays else ""
         heads = f"h{self.heads}k{self.key_heads}"
         return (
             f"{self.stage}-{kind}-{heads}-{engine}-sp{self.size}x{self.groups}"
@@ -49,7 +64,7 @@ class StageCase:
         return replace(self, size=1, groups=1, zero=None, rows=self.rows * self.groups)
 
 
-def words() -> Any:
+def build_words() -> Any:
     """Returns a tokenizer of the words w2, w3, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -76,7 +91,7 @@ def preferences() -> list[dict[str, str]]:
     ]
 
 
-def build_model(case: StageCase, seed: int = 0) -> Any:
+def build_stage_model(case: StageCase, seed: int = 0) -> Any:
     """Returns a small Llama in float64, with a score head for stage rm."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -100,12 +115,7 @@ def build_model(case: StageCase, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).double()
 
 
-def build_stage_trainer(case: StageCase) -> Any:
-    import trl
-    from datasets import Dataset
-    from peft import LoraConfig
-
-    name = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "rm": "Reward"}[case.stage]
+def common_settings(case: StageCase) -> dict[str, Any]:
     deepspeed = {
         "zero_optimization": {"stage": case.zero},
         "train_micro_batch_size_per_gpu": "auto",
@@ -114,7 +124,7 @@ def build_stage_trainer(case: StageCase) -> Any:
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
     }
-    settings: dict[str, Any] = {
+    return {
         "output_dir": tempfile.mkdtemp(prefix="stage-"),
         "per_device_train_batch_size": case.rows,
         "per_device_eval_batch_size": 2,
@@ -135,32 +145,167 @@ def build_stage_trainer(case: StageCase) -> Any:
         "bf16": False,
         "deepspeed": None if case.zero is None else deepspeed,
     }
+
+
+def build_stage_trainer(case: StageCase) -> Any:
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    if case.stage == "ppo":
+        return build_ppo_trainer(case)
+    names = {
+        "sft": "SFT",
+        "dpo": "DPO",
+        "kto": "KTO",
+        "rm": "Reward",
+        "grpo": "GRPO",
+        "rloo": "RLOO",
+    }
+    name = names[case.stage]
+    settings = common_settings(case)
     if case.stage in ("dpo", "kto"):
         settings["disable_dropout"] = False
+    if case.stage in SAMPLING:
+        settings |= {"num_generations": 2, "max_completion_length": 6, "shuffle_dataset": False}
+        settings |= {"beta": 0.1}
+        del settings["train_sampling_strategy"]
     rows = _rows(case.stage)
     torch.manual_seed(0)
     task = "SEQ_CLS" if case.stage == "rm" else "CAUSAL_LM"
     # Not the reference from the start, whose differences would be nothing but rounding.
     adapters = LoraConfig(r=2, target_modules="all-linear", task_type=task, init_lora_weights=False)
-    more = {}
+    more: dict[str, Any] = {}
+    model = build_stage_model(case)
     if case.stage in ("dpo", "kto") and not case.adapters:
-        more["ref_model"] = build_model(case, seed=1)
+        more["ref_model"] = build_stage_model(case, seed=1)
+    if case.stage in SAMPLING:
+        more["reward_funcs"] = [reward_small_words, reward_length]
+        if not case.adapters:  # TRL loads the reference by the model's name
+            model.config._name_or_path = save_reference(case)
     trainer = getattr(trl, f"{name}Trainer")(
-        model=build_model(case),
+        model=model,
         args=getattr(trl, f"{name}Config")(**settings | dict(case.settings)),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:8]),
-        processing_class=words(),
+        processing_class=build_words(),
         peft_config=adapters if case.adapters else None,
         **more,
     )
     for param in trainer.model.parameters():  # PEFT makes adapters in float32
         param.data = param.data.double()
+    if case.replays:
+        answer_by_prompt(trainer)
     return trainer
+
+
+def build_ppo_trainer(case: StageCase) -> Any:
+    """Returns the trainer of stage ppo: in full with a reward model, otherwise with functions."""
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+
+    from ulysses_core.data import DatasetPair
+    from ulysses_core.rewards import make_rewards
+    from ulysses_core.trainers.ppo.config import PPOConfig
+    from ulysses_core.trainers.ppo.trainer import PPOSettings, PPOTrainer
+    from ulysses_core.trainers.ppo.value_head import add_value_head
+    from ulysses_core.trainers.stage import Parts
+
+    model, tokenizer = build_stage_model(case), build_words()
+    # Before DeepSpeed's settings exist, with which transformers would make models in shards.
+    reference = build_stage_model(case, seed=1)
+    reward_model = None if case.adapters else build_stage_model(replace(case, stage="rm"), seed=3)
+    add_value_head(model)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # so that values differ and matter
+        model.v_head.weight.normal_(std=0.3, generator=generator)
+    if case.adapters:
+        torch.manual_seed(0)
+        adapters = LoraConfig(
+            r=2, target_modules="all-linear", init_lora_weights=False, modules_to_save=["v_head"]
+        )
+        model = get_peft_model(model, adapters).double()
+    settings = common_settings(case) | {"max_completion_length": 6, "shuffle_dataset": False}
+    del settings["train_sampling_strategy"]
+    settings |= {"num_iterations": 2, "beta": 0.2, "steps_per_generation": case.accumulate}
+    settings["reward_weights"] = [1.0, 0.5] if case.adapters else [1.0]
+    rows = [
+        {"prompt": tokenizer(p["prompt"])["input_ids"], "question": "", "answer": None, "where": ""}
+        for p in preferences()
+    ]
+    parts: Any = SimpleNamespace(
+        config=SimpleNamespace(
+            finetuning=SimpleNamespace(finetuning_type="lora" if case.adapters else "full")
+        ),
+        args=PPOConfig(**settings | dict(case.settings)),
+        model=model,
+        tokenizer=tokenizer,
+        data=DatasetPair(Dataset.from_list(rows), Dataset.from_list(rows[:8]), {}),
+        make_reference=lambda: reference,
+    )
+    assert set(Parts.__annotations__) == set(vars(parts))
+    numbers = PPOSettings(
+        init_kl_coef=0.2,
+        target=0.5,
+        horizon=100.0,
+        gamma=0.9,
+        lam=0.8,
+        cliprange=0.05,
+        cliprange_value=0.1,
+        vf_coef=0.5,
+        score_norm=True,
+        whiten_rewards=True,
+    )
+    scorers = make_rewards([reward_small_words, reward_length]) if case.adapters else []
+    trainer = PPOTrainer(scorers, parts, numbers, reward_model)
+    if case.replays:
+        answer_by_prompt(trainer)
+    return trainer
+
+
+def save_reference(case: StageCase) -> str:
+    """Writes a reference model on every rank; `save_pretrained` does so on one."""
+    from safetensors.torch import save_file
+
+    folder = tempfile.mkdtemp(prefix="reference-")
+    model = build_stage_model(case, seed=1)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_file(model.state_dict(), f"{folder}/model.safetensors", {"format": "pt"})
+    return folder
+
+
+def reward_small_words(completions: list[str], **_: Any) -> list[float]:
+    """Returns the share of words w2 to w20; it is seldom the same for two answers."""
+    words = [text.split() for text in completions]
+    return [sum(int(w[1:]) <= 20 for w in row) / (1 + len(row)) for row in words]
+
+
+def reward_length(completions: list[str], **_: Any) -> list[float]:
+    return [len(text) / 50 for text in completions]
+
+
+def answer_by_prompt(trainer: Any) -> None:
+    """Replaces sampling, whose random numbers differ between groups, by answers to each prompt."""
+
+    def answer(prompts: list[list[int]], *_: Any) -> tuple[list[list[int]], Any]:
+        answers = []
+        for index, prompt in enumerate(prompts):
+            generator = torch.Generator().manual_seed(sum(prompt) * 2 + index % 2)
+            length = int(torch.randint(2, 7, (1,), generator=generator))
+            answers.append(torch.randint(2, VOCAB, (length,), generator=generator).tolist())
+        log_probs = [[-4.0] * len(answer) for answer in answers]
+        return answers, log_probs if hasattr(trainer, "reward_model") else None
+
+    trainer._generate_single_turn = answer
 
 
 def _rows(stage: str) -> list[dict[str, Any]]:
     pairs = preferences()
+    if stage in SAMPLING:
+        return [{"prompt": p["prompt"]} for p in pairs]
     if stage == "sft":
         return [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
     if stage == "kto":
@@ -183,7 +328,7 @@ def train_stage(case: StageCase) -> dict[str, Any]:
     uc.sequence_parallel(trainer, case.size)
     trainer.train()
     evaluation = trainer.evaluate()
-    timing = ("runtime", "second", "epoch", "flos")
+    timing = ("runtime", "second", "epoch", "flos", "step_time")
     logged = [
         {k: float(v) for k, v in entry.items() if not any(word in k for word in timing)}
         for entry in trainer.state.log_history

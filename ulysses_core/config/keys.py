@@ -22,10 +22,10 @@ buffer_size mix_strategy interleave_probs preprocessing_batch_size eval_num_beam
 eval_on_each_dataset tool_format enable_thinking preserve_thinking tokenized_path
 data_shared_file_system freeze_trainable_layers freeze_trainable_modules freeze_extra_modules
 loraplus_lr_ratio loraplus_lr_embedding pissa_iter pissa_convert create_new_adapter
-module_dropout oft_rank oft_block_size oft_target pref_bco_weight ppo_buffer_size
-ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards ref_model ref_model_adapters
-ref_model_quantization_bit reward_model reward_model_adapters reward_model_quantization_bit
-reward_model_type use_galore galore_target galore_rank galore_update_interval
+module_dropout oft_rank oft_block_size oft_target pref_bco_weight
+ref_model ref_model_adapters
+ref_model_quantization_bit reward_model_adapters reward_model_quantization_bit
+use_galore galore_target galore_rank galore_update_interval
 galore_scale galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank
 apollo_update_interval apollo_scale apollo_proj apollo_proj_type apollo_scale_type
 apollo_layerwise apollo_scale_front use_badam badam_mode badam_start_block badam_switch_mode
@@ -42,7 +42,6 @@ model_max_length block_diag_attn compute_dtype device_map
 UNSUPPORTED_KEYS = frozenset(_NAMES.split())
 
 UNSUPPORTED_VALUES = {
-    "stage": frozenset({"ppo"}),
     "finetuning_type": frozenset({"freeze", "oft"}),
 }
 """Values that LLaMA-Factory has, or that are planned, and that this version does not support."""

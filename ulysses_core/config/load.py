@@ -64,15 +64,13 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
     where = str(path)
     keys = _find_stage_keys(values, stages, where)
     sections = (*_SECTIONS, keys)
-    owners = {key: section for section in sections for key in _list_keys(section)}
-    _check_keys(values, [*owners, *training_keys()], where)
-    by_section: dict[type[BaseModel], dict[str, Any]] = {section: {} for section in sections}
-    training = {}
-    for key, value in values.items():
-        if key in owners:
-            by_section[owners[key]][key] = value
-        else:
-            training[key] = value
+    own = {key for section in sections for key in _list_keys(section)}
+    _check_keys(values, [*own, *training_keys()], where)
+    by_section = {  # a stage may have a key that a section has too, such as max_new_tokens
+        section: {key: values[key] for key in _list_keys(section) if key in values}
+        for section in sections
+    }
+    training = {key: value for key, value in values.items() if key not in own}
     settings = _validate(RunSettings, by_section[RunSettings], where)
     deepspeed, size = load_deepspeed(settings.deepspeed, where)
     if size is not None and "sequence_parallel_size" not in values:
@@ -96,11 +94,11 @@ def _find_stage_keys(
 ) -> type[BaseModel]:
     """Returns the keys of the config's stage, and refuses those of other stages by name."""
     stage = values.get("stage", FinetuningConfig.model_fields["stage"].default)
-    _check_value("stage", stage, stages, where)
     if stage not in stages:
         hint = nearest(str(stage), stages)
         raise InputError(f"{where}: stage is {stage!r}{hint}; allowed: {', '.join(stages)}")
-    own = _list_keys(stages[stage])
+    general = {key for section in _SECTIONS for key in _list_keys(section)}
+    own = general.union(_list_keys(stages[stage]))
     for key in values:
         others = [name for name, keys in stages.items() if key in _list_keys(keys)]
         if others and key not in own:
@@ -125,7 +123,7 @@ def _check_keys(values: Mapping[str, Any], known: list[str], where: str) -> None
         if key not in known:
             hint = nearest(str(key), known) or "; docs/training.md lists the keys"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
-        if key in UNSUPPORTED_VALUES and key != "stage":
+        if key in UNSUPPORTED_VALUES:
             _check_value(key, value, get_args(FinetuningConfig.model_fields[key].annotation), where)
 
 

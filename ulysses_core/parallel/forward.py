@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ __all__ = ["ForwardOptions", "split_rows_in_forward"]
 _FUSED = "fused_lm_head"
 """Argument with which TRL's trainers ask for log-probabilities instead of logits."""
 
-_PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""Fields [B, s] of the output that TRL's fused head returns."""
+_PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "token_values")
+"""Fields [B, s] of the output that TRL's fused head and our value head return."""
 
 
 @dataclass(kw_only=True)
@@ -206,17 +207,17 @@ class _Hooks:
                 "sequence parallel: output_router_logits is true, but the router's balance loss "
                 "would see slices of rows; set router_aux_loss_coef of the trainer to 0"
             )
-        names = [name for name in _PER_TOKEN if getattr(output, name) is not None]
-        dtype = output.log_probs.dtype
-        stacked = torch.stack([getattr(output, name).to(dtype) for name in names], dim=-1)
+        slices = {name: getattr(output, name, None) for name in _PER_TOKEN}
+        given = {name: field for name, field in slices.items() if field is not None}
+        floats = [field.dtype for field in given.values() if field.is_floating_point()]
+        dtype = reduce(torch.promote_types, floats)
+        stacked = torch.stack([field.to(dtype) for field in given.values()], dim=-1)
         mask = output.label_mask.to(dtype).unsqueeze(-1)
         rows = gather_tokens(torch.cat([stacked, mask], dim=-1), context.group)
         # The fused head gives S - 1 results for a row: none predicts the first token.
         rows = rows[:, : context.layout.length - (not context.has_shifted_labels)]
         *fields, mask = rows.unbind(-1)
-        whole = dict(zip(names, fields, strict=True))
-        if "is_top1" in whole:
-            whole["is_top1"] = whole["is_top1"].ne(0)
+        whole = {n: f.to(given[n].dtype) for n, f in zip(given, fields, strict=True)}
         count = kwargs.get("num_items_in_batch")
         whole["loss"] = -whole["log_probs"].sum() / (
             mask.sum().clamp(1) if count is None else count
@@ -256,7 +257,7 @@ def _check_same_rows(ids: Any, group: SequenceGroup) -> None:
     if any(not torch.equal(own, other) for other in others):
         raise InputError(
             "sequence parallel: the ranks of a group got different rows; use a trainer that takes "
-            "its rows from a dataset (not GRPO or RLOO, which sample them), and call "
+            "its rows from a dataset, or one of TRL's for GRPO and RLOO, and call "
             "sequence_parallel before a dataloader is made"
         )
 

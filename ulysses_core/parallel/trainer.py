@@ -19,6 +19,12 @@ from transformers import Trainer
 
 from ulysses_core.parallel.forward import ForwardOptions, split_rows_in_forward
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
+from ulysses_core.parallel.sampling import (
+    check_sampling,
+    samples_rows,
+    select_groups,
+    share_samples,
+)
 from ulysses_core.parallel.supported import check_trainer, choose_trainer_kernel, unwrap_peft
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
@@ -51,8 +57,8 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     """Splits every row of `trainer`'s batches over `size` ranks; call it before `train()`.
 
     Works with the Trainers of transformers and TRL whose models are causal language models or
-    sequence classifiers (SFT, DPO, KTO, Reward), and with any engine that averages gradients over
-    all ranks (DDP, DeepSpeed ZeRO, FSDP2). Every rank must call it.
+    sequence classifiers (SFT, DPO, KTO, Reward, GRPO, RLOO), and with any engine that averages
+    gradients over all ranks (DDP, DeepSpeed ZeRO, FSDP2). Every rank must call it.
 
     Args:
         trainer: the Trainer; its models, accelerator and methods are patched on the instance.
@@ -70,12 +76,14 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
     if size == 1:
         return SequenceParallelHandle(group, undos)
     check_trainer(trainer)
+    if samples_rows(trainer):
+        check_sampling(trainer, group)
     options = ForwardOptions(group=group, kernel=choose_trainer_kernel(trainer))
     patches = _Patches(trainer, group, options)
     try:
-        undos.append(_split_rows(trainer, trainer.model, options))
-        if getattr(trainer, "ref_model", None) is not None:
-            undos.append(_split_rows(trainer, trainer.ref_model, options))
+        names = ("model", "ref_model", "reward_model")
+        models = [getattr(trainer, name, None) for name in names]
+        undos.extend(_split_rows(trainer, each, options) for each in models if each is not None)
     except InputError:
         undo_all(undos)
         raise
@@ -91,6 +99,8 @@ def sequence_parallel(trainer: Trainer, size: int) -> SequenceParallelHandle:
         _use_patched_gather(trainer),
         _drop_eval_loaders(trainer),
     ]
+    if samples_rows(trainer):
+        undos.append(share_samples(trainer, group))
     return SequenceParallelHandle(group, undos)
 
 
@@ -175,14 +185,14 @@ class _Patches:
         accelerator = self.trainer.accelerator
         state = accelerator.gradient_state
 
-        def select_rows(gathered: Tensor) -> Tensor:
-            ranks = accelerator.num_processes
-            # [W * rows, ...] -> [W / n, rows, ...] -> [W / n * rows, ...]
-            rows: Tensor = gathered.unflatten(0, (ranks, -1))[:: self.group.size].flatten(0, 1)
+        def drop_filler(rows: Tensor) -> Tensor:
             has_filler = state.end_of_dataloader and state.remainder > 0
             return rows[: state.remainder] if has_filler else rows
 
-        return recursively_apply(select_rows, accelerator.gather(data))
+        gathered = accelerator.gather(data)
+        return recursively_apply(
+            drop_filler, select_groups(gathered, accelerator.num_processes, self.group)
+        )
 
 
 def _use_patched_gather(trainer: Trainer) -> Undo:

@@ -30,10 +30,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["causal", "score"]
-"""The head of a model: logits for each token, or one number a row."""
+Task = Literal["causal", "score", "value"]
+"""The head of a model: logits for each token, one number a row, or logits and a number a token."""
 
-_PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS"}
+_PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS", "value": "CAUSAL_LM"}
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 
 
@@ -142,7 +142,7 @@ def model_class(task: Task) -> Any:
     """Returns transformers' class that makes models of a task."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
+    return AutoModelForSequenceClassification if task == "score" else AutoModelForCausalLM
 
 
 def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -186,24 +186,29 @@ def build_architecture(entries: dict[str, Any], tokenizer: PreTrainedTokenizerBa
 
 
 def add_adapters(model: Any, config: FinetuningConfig, task: Task) -> Any:
-    """Wraps `model` with LoRA adapters; returns it unchanged for full fine-tuning.
+    """Adds a value head for task `value`, and LoRA adapters if `config` has them.
 
     Raises:
         InputError: a target matches no module.
     """
+    extra = _split_names(config.additional_target or "")
+    if task == "value":
+        from ulysses_core.trainers.ppo.value_head import NAME, add_value_head
+
+        add_value_head(model)
+        extra.append(NAME)
     if config.finetuning_type == "full":
         return model
     from peft import LoraConfig, get_peft_model
 
     targets = "all-linear" if config.lora_target == "all" else _split_names(config.lora_target)
-    extra = _split_names(config.additional_target) if config.additional_target else None
     lora = LoraConfig(
         task_type=_PEFT_TASKS[task],
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        modules_to_save=extra,
+        modules_to_save=extra or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights="pissa" if config.pissa_init else True,

@@ -97,7 +97,8 @@ class Stage:
         name: its name in a config.
         kind: what the rows of its datasets hold.
         keys: its YAML keys.
-        task: the model's head: `causal` for logits, `score` for one number a row.
+        task: the model's head: `causal` for logits, `score` for one number a row, `value` for
+            logits and a number a token.
         convert: makes an example of a row, or raises `InputError`.
         tokenize: makes rows of tokens, as the collator takes them, of examples.
         make_arguments: see `Arguments`.
@@ -107,7 +108,7 @@ class Stage:
     name: str
     kind: Kind
     keys: type[StageKeys] = NoKeys
-    task: Literal["causal", "score"] = "causal"
+    task: Literal["causal", "score", "value"] = "causal"
     convert: Callable[[Row, DatasetSpec], Any]
     tokenize: Callable[
         [Any, PreTrainedTokenizerBase, DataConfig], tuple[list[dict[str, Any]], DataStats]

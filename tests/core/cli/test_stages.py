@@ -39,6 +39,22 @@ SAMPLING: dict[str, dict[str, Any]] = {
         "num_iterations": 2,
     },
     "grpo": {"stage": "grpo", "finetuning_type": "lora", "beta": 0.1, "deepspeed": "zero3"},
+    "ppo-alone": {
+        "stage": "ppo",
+        "deepspeed": None,
+        "sequence_parallel_size": 1,
+        "reward_model": "runs/rm",
+        "reward_model_type": "full",
+        "ppo_epochs": 2,
+    },
+    "ppo": {
+        "stage": "ppo",
+        "finetuning_type": "lora",
+        "deepspeed": "zero2",
+        "ppo_score_norm": True,
+        "ppo_whiten_rewards": True,
+        "ppo_epochs": 2,
+    },
 }
 """Of the stages that sample answers: on one process in full, and on two that share rows."""
 REWARD = {"rm": "accuracy", "kto": "rewards/margins"}
@@ -101,10 +117,12 @@ def test_a_sampling_stage_trains_evaluates_and_records(world: Any, name: str) ->
         "output_dir": f"runs/{name}",
         "val_size": 4,
         "cutoff_len": 64,
-        "max_completion_length": 8,
-        "num_generations": 4,
         "reward_funcs": ["exact_answer", {"format": {"weight": 0.5}}, "rewards_of_mine:longer"],
     }
+    is_ppo = name.startswith("ppo")
+    settings |= (
+        {"max_new_tokens": 8} if is_ppo else {"max_completion_length": 8, "num_generations": 4}
+    )
     (world.path / "rewards_of_mine.py").write_text(
         "def longer(completions):\n    return [len(text) / 10 for text in completions]\n"
     )
@@ -126,7 +144,8 @@ def test_a_sampling_stage_trains_evaluates_and_records(world: Any, name: str) ->
         "clip_ratio/region_mean",
         "completions/mean_length",
         "completions/clipped_ratio",
-        "frac_reward_zero_std",
+        *(("value_loss", "explained_variance") if is_ppo else ("frac_reward_zero_std",)),
+        *(("rewards/reward_model/mean",) if name == "ppo-alone" else ()),
     ):
         assert frame[f"train/{metric}/total"].notna().any(), metric
     gap = frame["train/sampling/sampling_logp_difference/mean/total"].dropna()

@@ -84,10 +84,7 @@ def test_sequence_parallel_size_moves_from_the_deepspeed_json_to_the_settings(wr
         (["lora_rnk=3"], r"unknown key 'lora_rnk' \(did you mean 'lora_rank'\?\)"),
         (["learning_rte=3"], r"unknown key 'learning_rte' \(did you mean 'learning_rate'\?\)"),
         (["quantization_bit=4"], "a LLaMA-Factory key that this project does not support"),
-        (
-            ["stage=ppo"],
-            "stage is 'ppo', which this version does not support; allowed: dpo, kto, pt",
-        ),
+        (["stage=ppo"], "neither reward_model nor reward_funcs is set; set one of them"),
         (["pref_beta=1"], "pref_beta is a key of stage dpo and kto; stage is sft, so remove it"),
         (["stage=dpo", "kto_chosen_weight=1"], "is a key of stage kto; stage is dpo"),
         (
@@ -97,7 +94,7 @@ def test_sequence_parallel_size_moves_from_the_deepspeed_json_to_the_settings(wr
         (["stage=dpo", "pref_beta=0"], "pref_beta is 0; expected a number above 0"),
         (
             ["stage=sfft"],
-            r"stage is 'sfft' \(did you mean 'sft'\?\); allowed: dpo, kto, pt, rm, sft",
+            r"stage is 'sfft' \(did you mean 'sft'\?\); allowed: dpo, grpo, kto, ppo, pt, rm, sft",
         ),
         (["learning_rate=fast"], "learning_rate is 'fast'; expected a number"),
         (["eval_strategy=sometimes"], "eval_strategy is 'sometimes'; allowed: no, steps"),

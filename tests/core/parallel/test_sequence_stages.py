@@ -1,4 +1,4 @@
-"""TRL's SFT, DPO, KTO and Reward trainers with sequence parallelism against one process.
+"""TRL's trainers with sequence parallelism against one process: SFT, DPO, KTO, Reward, GRPO, RLOO.
 
 In float64, weights are compared after two SGD steps, for each parameter relative to its norm, and
 so is every number that the trainers log.
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.spawn import spawn
-from tests.support.stage_cases import StageCase, build_model, train_stages
+from tests.support.stage_cases import SAMPLING, StageCase, build_stage_model, train_stages
 
 STAGES = ("sft", "rm", "dpo", "kto")
 CASES = [
@@ -24,6 +24,13 @@ CASES = [
     StageCase(stage="sft", size=4, heads=12, key_heads=3),
     StageCase(stage="kto", size=4, heads=12, key_heads=3),
     StageCase(stage="dpo", size=2, groups=2, rows=2, zero=3, adapters=True),
+    StageCase(stage="grpo", settings=(("num_iterations", 2),)),
+    StageCase(stage="grpo", zero=3, adapters=True),
+    StageCase(stage="grpo", rows=2, accumulate=2, zero=2),
+    StageCase(stage="rloo", adapters=True),
+    StageCase(stage="ppo", zero=3),
+    StageCase(stage="ppo", zero=2, adapters=True),
+    StageCase(stage="ppo", rows=2, accumulate=2),
 ]
 MORE = [
     *(StageCase(stage=s, adapters=True, zero=z) for s in STAGES for z in (None, 3)),
@@ -37,6 +44,28 @@ MORE = [
     StageCase(stage="dpo", settings=(("loss_type", ("ipo",)), ("ld_alpha", 0.5))),
     StageCase(stage="kto", settings=(("loss_type", "apo_zero_unpaired"),), heads=3, key_heads=1),
     StageCase(stage="sft", settings=(("loss_type", "dft"),)),
+    *(
+        StageCase(stage=s, adapters=a, zero=z)
+        for s in SAMPLING
+        for a in (False, True)
+        for z in (None, 2, 3)
+    ),
+    *(
+        StageCase(stage=s, size=n, heads=12, key_heads=3, adapters=n == 3, zero=3)
+        for s in SAMPLING
+        for n in (2, 3, 4)
+    ),
+    *(
+        StageCase(stage=s, groups=2, rows=r, zero=z, replays=True)
+        for s in SAMPLING
+        for r, z in ((2, None), (1, 3))
+    ),
+    *(
+        StageCase(
+            stage="grpo", settings=(("loss_type", kind), ("mask_truncated_completions", True))
+        )
+        for kind in ("grpo", "dr_grpo", "cispo")
+    ),
 ]
 BOUND = 1e-6
 """TRL computes log-probabilities in float32, and ZeRO keeps its master weights in it."""
@@ -106,7 +135,8 @@ def evaluated(result: dict[str, Any], case: StageCase) -> dict[str, float]:
 
 def moved(weights: dict[str, Any], case: StageCase) -> list[float]:
     """Returns how far each weight is from its start, relative to its norm; adapters are new."""
-    start = build_model(case).state_dict()
+    start = build_stage_model(case).state_dict()
     if case.adapters:
         return [float(w.norm()) for n, w in weights.items() if "lora_B" in n]
-    return [float((w - start[n]).norm() / w.norm()) for n, w in weights.items()]
+    kept = {name: w for name, w in weights.items() if name in start}  # not a value head
+    return [float((w - start[name]).norm() / w.norm()) for name, w in kept.items()]

@@ -5,6 +5,7 @@ The checks run on the ranks of two child processes.
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,13 @@ from tests.support.sequence_cases import (
     build_trainer,
 )
 from tests.support.spawn import spawn
+from tests.support.stage_cases import (
+    StageCase,
+    build_stage_model,
+    build_stage_trainer,
+    build_words,
+    preferences,
+)
 from ulysses_core.parallel.exchange import plan_heads
 from ulysses_monitor.common.errors import InputError, UlyssesError
 
@@ -241,6 +249,64 @@ def check_settings_that_do_not_work_on_slices_are_refused() -> None:
         lambda: build_trainer(Case(), label_smoothing_factor=0.1),
         "label_smoothing_factor is 0.1; expected 0",
     )
+
+
+def check_a_trainer_that_samples_is_refused_if_its_batches_do_not_suit_groups() -> None:
+    def trainer(**settings: Any) -> Any:
+        case = StageCase(stage="grpo", adapters=True, rows=2, settings=tuple(settings.items()))
+        return build_stage_trainer(case)
+
+    assert_refused(
+        lambda: trainer(num_generations=4),
+        "num_generations is 4; expected a divisor of 2, the answers that all sequence groups",
+    )
+    assert_refused(
+        lambda: trainer(num_generations_eval=4),
+        "per_device_eval_batch_size is 2, in all sequence groups 2; expected a multiple of the 4",
+    )
+
+    def vllm() -> Any:
+        made = trainer()
+        made.args.use_vllm = True
+        return made
+
+    assert_refused(vllm, "use_vllm is true; expected false, because vLLM samples rows for each")
+
+
+def check_a_trainer_that_samples_is_as_before_after_restore() -> None:
+    import trl.trainer.grpo_trainer as module
+
+    trainer = build_stage_trainer(StageCase(stage="grpo", adapters=True))
+    before = vars(trainer).copy()
+    answers, gather = trainer.args.generation_batch_size, module.gather
+    handle = uc.sequence_parallel(trainer, 2)
+    assert trainer.args.generation_batch_size == answers // 2
+    trainer.args.max_steps = 1
+    trainer.train()
+    handle.restore()
+    assert trainer.args.generation_batch_size == answers
+    assert module.gather is gather
+    for name in ("_generate", "_prepare_inputs", "compute_loss", "accelerator"):
+        assert vars(trainer).get(name) is before.get(name)
+
+
+def check_trainers_that_need_logits_are_refused_by_name() -> None:
+    from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    def build(trainer: Any, config: Any) -> Any:
+        folder = tempfile.mkdtemp(prefix="needs-logits-")
+        args = config(output_dir=folder, use_cpu=True, report_to="none", bf16=False)
+        return trainer(
+            model=build_stage_model(StageCase(stage="dpo")),
+            args=args,
+            train_dataset=Dataset.from_list(preferences()),
+            processing_class=build_words(),
+        )
+
+    assert_refused(lambda: build(ORPOTrainer, ORPOConfig), "ORPOTrainer computes its loss from")
+    assert_refused(lambda: build(CPOTrainer, CPOConfig), "use stage dpo with pref_loss simpo")
 
 
 def check_a_streamed_dataset_is_refused() -> None:

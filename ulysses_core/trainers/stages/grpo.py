@@ -9,7 +9,6 @@ Legend: B rows (answers), T tokens of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +16,8 @@ from pydantic import Field, field_validator
 
 from ulysses_core.config import RunConfig
 from ulysses_core.data.prompts import to_prompt, tokenize_prompts
-from ulysses_core.rewards import Scorer, check_rewards, make_rewards
-from ulysses_core.trainers.rollouts import measure_ratios, record_log_probs, score_together
+from ulysses_core.rewards import check_rewards, make_rewards
+from ulysses_core.trainers.rollouts import measure_ratios
 from ulysses_core.trainers.stage import (
     Arguments,
     Parts,
@@ -30,7 +29,7 @@ from ulysses_core.trainers.stage import (
 from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import Trainer
 
 __all__ = ["STAGE", "GrpoKeys"]
 
@@ -152,83 +151,19 @@ def _explain_batch(keys: GrpoKeys) -> str:
 
 
 def _build(parts: Parts) -> Trainer:
-    keys, args = _keys(parts.config), parts.args
-    needs_reference = parts.config.finetuning.finetuning_type == "full" and keys.beta > 0
-    if needs_reference:
-        args.beta = 0.0  # otherwise TRL loads a reference by the model's name
-    trainer = _trainer_class()(make_rewards(keys.reward_funcs), parts)
-    if needs_reference:
-        _add_reference(trainer, parts.make_reference(), keys.beta)
+    keys = _keys(parts.config)
+    trainer = _trainer_class()(make_rewards(keys.reward_funcs), parts, keys.beta)
     return finish_trainer(trainer, parts.data)
-
-
-def _add_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
-    """Gives a trainer that was made without a reference model what TRL gives it."""
-    from trl.models import prepare_deepspeed, prepare_fsdp
-    from trl.trainer.utils import add_fused_lm_head
-
-    accelerator = trainer.accelerator
-    add_fused_lm_head(reference, temperature=trainer.temperature)
-    if trainer.is_deepspeed_enabled:
-        trainer.ref_model = prepare_deepspeed(reference, accelerator)
-    elif trainer.is_fsdp_enabled:
-        trainer.ref_model = prepare_fsdp(reference, accelerator)
-    else:
-        trainer.ref_model = accelerator.prepare_model(reference, evaluation_mode=True)
-    trainer.beta = trainer.args.beta = beta
 
 
 @cache
 def _trainer_class() -> Any:
-    from trl import GRPOTrainer
+    from ulysses_core.trainers.prompt_trainer import PromptTrainer
 
-    class PromptGRPOTrainer(GRPOTrainer):
-        """A GRPOTrainer of tokenised prompts, which also compares its sampler with itself."""
+    class MeasuredGRPOTrainer(PromptTrainer):
+        """A GRPOTrainer that also compares its own probabilities with its sampler's."""
 
-        def __init__(self, scorers: Sequence[Scorer], parts: Parts) -> None:
-            self._scorers = scorers
-            self._scores: dict[str, list[float | None]] = {}
-            self._log_probs: Any = None
-            super().__init__(
-                model=parts.model,
-                reward_funcs=[self._name_scores(scorer.name) for scorer in scorers],
-                args=parts.args,
-                train_dataset=parts.data.train,
-                eval_dataset=parts.data.eval,
-                processing_class=parts.tokenizer,
-            )
-
-        def _name_scores(self, name: str) -> Any:
-            def read_scores(**_: Any) -> list[float | None]:
-                return self._scores[name]
-
-            read_scores.__name__ = name
-            return read_scores
-
-        def _tokenize_prompts(self, prompts: list[list[int]]) -> Any:
-            return prompts, None, {}
-
-        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-            model = self.accelerator.unwrap_model(self.model)
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            with record_log_probs(base, self.temperature) as recorder:
-                answers, _ = super()._generate_single_turn(*args, **kwargs)
-            return answers, recorder.read([len(answer) for answer in answers])
-
-        def _calculate_rewards(
-            self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any
-        ) -> Any:
-            scores = score_together(
-                self._scorers,
-                prompts=[row["question"] for row in inputs],
-                completions=completions,
-                answers=[row["answer"] for row in inputs],
-                where=[row["where"] for row in inputs],
-                completion_ids=completion_ids,
-            )
-            names = [scorer.name for scorer in self._scorers]
-            self._scores = dict(zip(names, scores, strict=True))
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        _log_probs: Any = None
 
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -245,10 +180,10 @@ def _trainer_class() -> Any:
                 self.accelerator.gather,
             )
             for name, value in ratios.items():
-                self._metrics["train" if self.model.training else "eval"][name].append(value)
+                self._metrics[self.mode][name].append(value)
             return loss
 
-    return PromptGRPOTrainer
+    return MeasuredGRPOTrainer
 
 
 STAGE = Stage(

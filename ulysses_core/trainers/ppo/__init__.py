@@ -1,0 +1,1 @@
+"""Proximal policy optimisation: its mathematics, the value head and the trainer."""
