@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 __all__ = [
+    "ATTENTION",
     "add_adapters",
-    "attention_name",
     "build_architecture",
     "build_model",
     "build_reference",
@@ -34,7 +34,7 @@ Task = Literal["causal", "score", "value"]
 """The head of a model: logits for each token, one number a row, or logits and a number a token."""
 
 _PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS", "value": "CAUSAL_LM"}
-_ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -114,7 +114,7 @@ def _build_base_model(
     device: torch.device,
 ) -> Any:
     auto = model_class(task)
-    options = {"attn_implementation": attention_name(config), "dtype": dtype}
+    options = {"attn_implementation": ATTENTION[config.flash_attn], "dtype": dtype}
     if task == "score":
         options["num_labels"] = 1
     try:
@@ -131,11 +131,6 @@ def _build_base_model(
         path = config.model_name_or_path
         problem = f"model {path}: cannot load it" if path else "model_config: cannot build a model"
         raise InputError(f"{problem}: {_first_line(error)}") from error
-
-
-def attention_name(config: ModelConfig) -> str | None:
-    """Returns transformers' name of the attention; None for its default."""
-    return _ATTENTION[config.flash_attn]
 
 
 def model_class(task: Task) -> Any:
