@@ -25,7 +25,6 @@ __all__ = ["SECTIONS", "load_config", "read_values"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
-# A later section owns a key that an earlier one has too.
 SECTIONS: tuple[type[BaseModel], ...] = (
     AcceptedKeys,
     ExportConfig,
@@ -71,15 +70,13 @@ def _build(path: Path, values: dict[str, Any], stages: Mapping[str, type[BaseMod
     where = str(path)
     keys = _find_stage_keys(values, stages, where)
     sections = (*SECTIONS, keys)
-    owners = {key: section for section in sections for key in _list_keys(section)}
-    _check_keys(values, [*owners, *training_keys()], where)
-    by_section: dict[type[BaseModel], dict[str, Any]] = {section: {} for section in sections}
-    training = {}
-    for key, value in values.items():
-        if key in owners:
-            by_section[owners[key]][key] = value
-        elif key in training_keys():
-            training[key] = value
+    own = {key for section in sections for key in _list_keys(section)}
+    _check_keys(values, [*own, *training_keys()], where)
+    by_section = {  # a stage may have a key that a section has too, such as max_new_tokens
+        section: {key: values[key] for key in _list_keys(section) if key in values}
+        for section in sections
+    }
+    training = {key: values[key] for key in training_keys() if key in values and key not in own}
     _validate(AcceptedKeys, by_section[AcceptedKeys], where)
     settings = _validate(RunSettings, by_section[RunSettings], where)
     if settings.pure_bf16:
@@ -126,7 +123,8 @@ def _find_stage_keys(
     if stage not in stages:
         hint = nearest(str(stage), stages)
         raise InputError(f"{where}: stage is {stage!r}{hint}; allowed: {', '.join(stages)}")
-    own = _list_keys(stages[stage])
+    general = {key for section in SECTIONS for key in _list_keys(section)}
+    own = general.union(_list_keys(stages[stage]))
     for key in values:
         others = [name for name, keys in stages.items() if key in _list_keys(keys)]
         if others and key not in own:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ulysses_core.generate.config import GenerateConfig
-from ulysses_core.trainers.build import attention_name
+from ulysses_core.trainers.build import ATTENTION
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["load_model"]
@@ -26,7 +26,7 @@ def load_model(config: GenerateConfig) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path,
             trust_remote_code=config.trust_remote_code,
-            attn_implementation=attention_name(config.model),
+            attn_implementation=ATTENTION[config.flash_attn],
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         )
     except (OSError, ValueError, ImportError) as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "attention_name",
+    "ATTENTION",
     "build_architecture",
     "build_base_model",
     "build_model",
@@ -31,7 +31,7 @@ __all__ = [
 Task = Literal["causal", "score", "value"]
 """The head of a model: logits for each token, one number a row, or logits and a number a token."""
 
-_ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -144,7 +144,7 @@ def build_base_model(
         InputError: the model cannot be loaded or made.
     """
     auto = model_class(task)
-    options = {"attn_implementation": attention_name(config), "dtype": dtype}
+    options = {"attn_implementation": ATTENTION[config.flash_attn], "dtype": dtype}
     if task == "score":
         options["num_labels"] = 1
     try:
@@ -174,11 +174,6 @@ def load_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -
     if config.architecture is not None:
         return build_architecture(config.architecture, tokenizer)
     return AutoConfig.from_pretrained(config.model_name_or_path, **hub_options(config))
-
-
-def attention_name(config: ModelConfig) -> str | None:
-    """Returns transformers' name of the attention; None for its default."""
-    return _ATTENTION[config.flash_attn]
 
 
 def model_class(task: Task) -> Any:

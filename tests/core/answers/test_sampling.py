@@ -8,18 +8,18 @@ import pytest
 import torch
 from transformers import GenerationConfig, set_seed
 
-from tests.support.stage_cases import StageCase, build_model, words
+from tests.support.stage_cases import StageCase, build_stage_model, build_words
 from ulysses_core.answers import Sampling, answer_prompts, keep_random_state, stop_tokens
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return build_model(StageCase(stage="sft"))
+    return build_stage_model(StageCase(stage="sft"))
 
 
 def answer(model: Any, prompts: list[list[int]], **settings: Any) -> list[list[int]]:
     sampling = Sampling(**{"max_new_tokens": 6, **settings})
-    return answer_prompts(model, words(), prompts, sampling, stops=[1]).tolist()
+    return answer_prompts(model, build_words(), prompts, sampling, stops=[1]).tolist()
 
 
 def test_an_answer_does_not_depend_on_the_other_prompts_of_its_batch(model: Any) -> None:
@@ -74,7 +74,7 @@ def test_random_states_are_restored() -> None:
 
 
 def test_the_stop_of_a_template_counts_if_it_is_one_token() -> None:
-    tokenizer = words()
+    tokenizer = build_words()
     assert stop_tokens(tokenizer, "chatml") == [1]
     tokenizer.add_tokens(["<|im_end|>"])
     assert stop_tokens(tokenizer, "chatml") == [1, len(tokenizer) - 1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
+from pydantic import BaseModel
 
 from ulysses_core.config.keys import REFUSED, WITHOUT_EFFECT, AcceptedKeys, refuse_key
 from ulysses_core.config.load import SECTIONS
@@ -11,16 +14,16 @@ from ulysses_core.trainers.stage import find_stage, list_stages
 from ulysses_monitor.common.errors import InputError
 
 
-def served() -> set[str]:
-    sections = [section for section in SECTIONS if section is not AcceptedKeys]
-    sections += [find_stage(name).keys for name in list_stages()]
-    names = {f.alias or name for s in sections for name, f in s.model_fields.items()}
-    return names | set(training_keys())
+def keys_of(sections: Iterable[type[BaseModel]]) -> set[str]:
+    return {f.alias or name for s in sections for name, f in s.model_fields.items()}
 
 
 def test_no_key_is_both_served_and_refused_or_without_effect() -> None:
-    for kind in (REFUSED, WITHOUT_EFFECT, AcceptedKeys.model_fields):
-        assert not served() & set(kind), "a key that is served needs no other entry"
+    in_all = keys_of(s for s in SECTIONS if s is not AcceptedKeys) | set(training_keys())
+    in_one = keys_of(find_stage(name).keys for name in list_stages())
+    for kind in (REFUSED, WITHOUT_EFFECT):
+        assert not (in_all | in_one) & set(kind), "a key that is served needs no other entry"
+    assert not in_all & set(AcceptedKeys.model_fields)
     assert not set(REFUSED) & set(AcceptedKeys.model_fields)
     assert not set(WITHOUT_EFFECT) & {*REFUSED, *AcceptedKeys.model_fields}
 
