@@ -118,7 +118,7 @@ def _arguments(config: RunConfig) -> Arguments:
 
     keys = _keys(config)
     scorers = make_rewards(keys.reward_funcs)
-    values = keys.model_dump(exclude={"reward_funcs"})
+    values = keys.model_dump(exclude={"reward_funcs", *ReferenceKeys.model_fields})
     values |= {"reward_weights": [scorer.weight for scorer in scorers]}
     _, defaults = with_defaults(GRPOConfig, values)
     is_evaluated = bool(config.data.eval_dataset or config.data.val_size)
