@@ -21,8 +21,6 @@ written by `make test-clients`.
 
 - **GRPO**: with a learning rate of 1e-2, TRL's own norm, computed in float32, was 1.9e-6 away from
   the norm in float64, and the monitor's 3e-8. The case trains with 1e-3, where both agree to 1e-6.
-- **TRL's DPO**: numbers, weights and norms are equal, but a warning that transformers prints once
-  was printed a second time in the watched training, in one of two trials; that case fails for it.
 - **axolotl** was not run: it needs Python 3.12, for which the machine had no torch without CUDA.
 
 """

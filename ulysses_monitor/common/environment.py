@@ -46,9 +46,20 @@ def describe_environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": _platform(),
         "versions": package_versions(),
     }
+
+
+def _platform() -> str:
+    """Returns system, release, machine and C library.
+
+    `platform.platform` starts `uname -p`, and a process that is looked for in PATH resets the
+    warnings that Python has shown: the training would print them again.
+    """
+    libc = "".join(platform.libc_ver())
+    parts = (platform.system(), platform.release(), platform.machine(), libc)
+    return "-".join(filter(None, parts))
 
 
 def _user() -> str:

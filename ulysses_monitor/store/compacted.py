@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ulysses_monitor.common.files import replace_file
+from ulysses_monitor.store.arrays import to_arrow
 from ulysses_monitor.store.block import Block, DamagedError, merge, overlay_column
 from ulysses_monitor.store.names import COMPACTED, MetricsFile
 
@@ -177,7 +178,7 @@ def _fill(values: Any, present: Any, steps: Any, names: Sequence[str], read: Any
 
 def _table(merged: Block, names: Sequence[str], values: Any, present: Any) -> Any:
     """Returns a table over values and presence [M, N] on disk, with a checksum of each column."""
-    columns = {"step": pa.array(merged.steps), "time": pa.array(merged.times)}
+    columns = {"step": to_arrow(merged.steps), "time": to_arrow(merged.times)}
     sums = [_names_checksum(names), _checksum(merged.steps), _checksum(merged.times)]
     for name, column, has in zip(names, values, present, strict=True):
         bits = None

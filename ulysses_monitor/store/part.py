@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ulysses_monitor.common.files import replace_file, sync_directory
+from ulysses_monitor.store.arrays import to_arrow
 from ulysses_monitor.store.block import Block, DamagedError
 from ulysses_monitor.store.names import MetricsFile
 
@@ -55,7 +56,7 @@ def _schema(names: Sequence[str]) -> Any:
 def _batch(block: Block, values: npt.NDArray[np.float32]) -> tuple[Any, dict[bytes, bytes]]:
     rows, size = len(block.steps), values.itemsize * len(block.steps)
     buffer = pa.py_buffer(values)
-    columns = [pa.array(block.steps), pa.array(block.times)]
+    columns = [to_arrow(block.steps), to_arrow(block.times)]
     for i in range(len(values)):  # pa.array would take 50 times as long
         own = [None, buffer.slice(i * size, size)]
         columns.append(pa.Array.from_buffers(pa.float32(), rows, own))

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.store.appending import AppendFile
+from ulysses_monitor.store.arrays import to_arrow
 from ulysses_monitor.store.block import Block
 from ulysses_monitor.store.names import MetricsFile
 
@@ -86,9 +87,10 @@ class Tail:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite
             values = np.array([record.values for record in self._waiting], np.float32)
         lists = pa.FixedSizeListArray.from_arrays(
-            pa.array(values.reshape(-1)), type=self._arrow.field(3).type
+            to_arrow(values.reshape(-1)), type=self._arrow.field(3).type
         )
-        columns = [*map(pa.array, (steps, times, _row_checksums(steps, times, values))), lists]
+        sums = _row_checksums(steps, times, values)
+        columns = [to_arrow(steps), to_arrow(times), to_arrow(sums), lists]
         self._stream.write_batch(pa.record_batch(columns, schema=self._arrow))
         self._waiting.clear()
 
