@@ -20,11 +20,21 @@ import yaml
 
 from tests.support.forget import forget_last_trainer
 from tests.support.sequence_cases import VOCAB, weights_of, whole
-from tests.support.stage_cases import preferences, words
+from tests.support.stage_cases import build_words, preferences
 from ulysses_core.parallel.families.proof import Float64
 
 __all__ = ["ENGINES", "KINDS", "ParityCase", "build", "train_all", "write_rows"]
 
+SAMPLED: dict[str, Any] = {
+    "dataset": "conversations",
+    "cutoff_len": 16,
+    "shuffle_dataset": False,
+    "reward_funcs": [
+        "tests.support.stage_cases:reward_small_words",
+        {"tests.support.stage_cases:reward_length": {"weight": 0.5}},
+    ],
+}
+"""Of the kinds that sample answers, which they train on in both steps."""
 KINDS: dict[str, dict[str, Any]] = {
     "pt": {"stage": "pt", "dataset": "documents", "packing": False},
     "pt-packed": {"stage": "pt", "dataset": "documents", "cutoff_len": 24, "neat_packing": True},
@@ -35,6 +45,25 @@ KINDS: dict[str, dict[str, Any]] = {
     "dpo-orpo": {"stage": "dpo", "dataset": "pairs", "pref_loss": "orpo"},
     "dpo-simpo": {"stage": "dpo", "dataset": "pairs", "pref_loss": "simpo"},
     "kto": {"stage": "kto", "dataset": "tagged"},
+    "grpo": {
+        **SAMPLED,
+        "stage": "grpo",
+        "max_completion_length": 6,
+        "num_generations": 2,
+        "num_iterations": 2,
+        "beta": 0.1,
+        "entropy_coef": 0.1,  # without it the first loss is 0
+    },
+    "ppo": {
+        **SAMPLED,
+        "stage": "ppo",
+        "max_new_tokens": 6,
+        "ppo_epochs": 2,
+        "ppo_score_norm": True,
+        "ppo_whiten_rewards": True,
+        "ppo_target": 0.5,
+        "horizon": 100,
+    },
 }
 """Kinds of training, and the keys of their configs."""
 ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
@@ -88,7 +117,7 @@ def write_rows(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(rows))
     info = {name: {"file_name": f"{name}.json", **more} for name, more in columns.items()}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    tokenizer = words()
+    tokenizer = build_words()
     # Without words of its own, of which the tokenizer has none.
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }} "
@@ -114,14 +143,16 @@ def build_model(task: str, seed: int = 0) -> Any:
         bos_token_id=1,
         num_labels=1,
     )
-    kind = LlamaForCausalLM if task == "causal" else LlamaForSequenceClassification
+    kind = LlamaForSequenceClassification if task == "score" else LlamaForCausalLM
     return kind(config).double()
 
 
 def build(case: ParityCase, folder: str, *, model_seed: int = 0, **changes: Any) -> Any:
     """Builds the trainer of a stage from a config; `changes` are more keys."""
     from ulysses_core.data import load_datasets
-    from ulysses_core.trainers.build import add_adapters, build_tokenizer, build_training_arguments
+    from ulysses_core.trainers.adapters import add_adapters
+    from ulysses_core.trainers.arguments import build_training_arguments
+    from ulysses_core.trainers.build import build_tokenizer
     from ulysses_core.trainers.stage import Parts, find_stage, load_config
 
     keys: dict[str, Any] = {
@@ -145,12 +176,14 @@ def build(case: ParityCase, folder: str, *, model_seed: int = 0, **changes: Any)
     path.write_text(yaml.safe_dump(keys | KINDS[case.kind] | changes))
     config = load_config(path)
     stage = find_stage(config.finetuning.stage)
-    model = add_adapters(build_model(stage.task, model_seed), config.finetuning, stage.task)
+    model = add_adapters(build_model(stage.task, model_seed), config, stage.task)
     draw = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.double()
         if "lora_" in name:  # not zero, or the differences would be nothing but rounding
             parameter.data.normal_(std=0.1, generator=draw)
+        if "v_head" in name:  # so that values differ and matter
+            parameter.data.normal_(std=0.3, generator=draw)
     args = build_training_arguments(config, *stage.make_arguments(config))
     args.output_dir = keys["output_dir"]
     tokenizer = build_tokenizer(config.model)
@@ -241,7 +274,7 @@ def train(case: ParityCase, folder: str) -> dict[str, Any]:
     found = watch(trainer)
     with Float64():
         trainer.train()
-    timing = ("runtime", "second", "epoch", "flos")
+    timing = ("runtime", "second", "epoch", "flos", "step_time")
     found["logged"] = [
         {k: float(v) for k, v in entry.items() if not any(word in k for word in timing)}
         for entry in trainer.state.log_history

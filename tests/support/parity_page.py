@@ -31,7 +31,9 @@ All is computed in float64, also what models and TRL compute in float32, so that
 method cannot hide behind rounding. Where a cell has 1e-8 to 1e-6, a library rounds to float32: TRL
 in the backward pass of its chunked output layer, DeepSpeed in ZeRO-3's shards. 1e-12 stands for
 anything smaller. Rows named `packed` have several documents. Accelerate gives Trainers FSDP2 on
-GPUs only, so torch's `fully_shard` is applied here by hand.
+GPUs only, so torch's `fully_shard` is applied here by hand. In `grpo` and `ppo` the first step
+samples answers, and both steps train on them; tokens, rewards and the sampler's log-probabilities,
+which are float32, are the same on all ranks.
 
 `make test-full` trains all rows and writes this table; `make test` trains some of them.
 

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ulysses_core.rewards import Scorer
 from ulysses_core.trainers.reference import needs_reference
-from ulysses_core.trainers.rollouts import record_log_probs, score_together
+from ulysses_core.trainers.rollouts import gather_to_generate, record_log_probs, score_together
 from ulysses_core.trainers.stage import Parts
 from ulysses_monitor.common.errors import InputError
 
@@ -100,6 +100,7 @@ class PromptTrainer(GRPOTrainer):
         return prompts, None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        gather_to_generate(self.accelerator.unwrap_model(self.model), self.base_model)
         with record_log_probs(self.base_model, self.temperature) as recorder:
             answers, _ = super()._generate_single_turn(*args, **kwargs)
         return answers, recorder.read([len(answer) for answer in answers])

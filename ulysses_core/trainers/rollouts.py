@@ -16,7 +16,13 @@ from ulysses_monitor.common.patching import patch_method
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LogProbRecorder", "measure_ratios", "record_log_probs", "score_together"]
+__all__ = [
+    "LogProbRecorder",
+    "gather_to_generate",
+    "measure_ratios",
+    "record_log_probs",
+    "score_together",
+]
 
 
 def score_together(scorers: Sequence[Scorer], **columns: Sequence[Any]) -> list[list[float | None]]:
@@ -71,6 +77,21 @@ class LogProbRecorder:
 
         rows = torch.cat(self._columns, dim=1).tolist()
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def gather_to_generate(model: Any, base: Any) -> None:
+    """Makes `generate` of a PEFT model under FSDP2 gather the weights outside the layers.
+
+    FSDP2 gathers them in the outermost model's `forward`, which PEFT's `generate` goes around.
+
+    Args:
+        model: the outermost model, as FSDP2 cut it.
+        base: the model of transformers in it, or the same.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    if model is not base and "generate" not in vars(model):
+        register_fsdp_forward_method(model, "generate")
 
 
 @contextmanager

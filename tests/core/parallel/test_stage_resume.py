@@ -1,4 +1,4 @@
-"""A preference stage that is stopped and resumed ends with the weights of one that is not."""
+"""A stage that is stopped and resumed ends with the weights of one that is not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ CASES = [
     ParityCase(kind="rm", engine="zero2"),
     ParityCase(kind="dpo", engine="ddp", adapters=True),
     ParityCase(kind="kto", engine="zero3"),
+    ParityCase(kind="grpo", engine="ddp", adapters=True),
+    ParityCase(kind="ppo", engine="zero2"),
 ]
 MORE = [
     ParityCase(kind=kind, engine=engine, adapters=adapters)
-    for kind in ("rm", "dpo", "dpo-orpo", "dpo-simpo", "kto")
+    for kind in ("rm", "dpo", "dpo-orpo", "dpo-simpo", "kto", "grpo", "ppo")
     for engine in ("ddp", "zero2", "zero3")
     for adapters in (False, True)
 ]
