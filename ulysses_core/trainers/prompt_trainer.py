@@ -15,6 +15,7 @@ from ulysses_core.trainers.reference import needs_reference
 from ulysses_core.trainers.rollouts import gather_to_generate, record_log_probs, score_together
 from ulysses_core.trainers.stage import Parts
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.patching import Undo, patch_method
 
 __all__ = ["PromptTrainer"]
 
@@ -89,6 +90,20 @@ class PromptTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Leaves TRL's copy of the starting adapters out: ZeRO-3 gives no weights that are frozen.
+
+        A resumed training makes it anew.
+        """
+        undo: Undo | None = None
+        if "ref" in getattr(self.model, "peft_config", {}):
+            undo = patch_method(self.model, "save_pretrained", _save_trained)
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            if undo is not None:
+                undo()
+
     def _name_scores(self, name: str) -> Callable[..., list[float | None]]:
         def read_scores(**_: Any) -> list[float | None]:
             return self._scores[name]
@@ -119,3 +134,7 @@ class PromptTrainer(GRPOTrainer):
         names = [scorer.name for scorer in self._scorers]
         self._scores |= dict(zip(names, scores, strict=True))
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+
+
+def _save_trained(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return original(*args, selected_adapters=["default"], **kwargs)

@@ -17,6 +17,7 @@ CASES = [
     ParityCase(kind="kto", engine="zero3"),
     ParityCase(kind="grpo", engine="ddp", adapters=True),
     ParityCase(kind="ppo", engine="zero2"),
+    ParityCase(kind="ppo", engine="zero3", adapters=True),
 ]
 MORE = [
     ParityCase(kind=kind, engine=engine, adapters=adapters)
