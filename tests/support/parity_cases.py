@@ -193,7 +193,7 @@ def build(case: ParityCase, folder: str, *, model_seed: int = 0, **changes: Any)
             args=args,
             model=model,
             tokenizer=tokenizer,
-            data=load_datasets(config.data, stage, tokenizer, args.seed),
+            data=load_datasets(config.data, stage, tokenizer, args.seed, args.device),
             make_reference=lambda: build_model(stage.task, model_seed + 1).requires_grad_(False),
         )
     )
