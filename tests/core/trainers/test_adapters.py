@@ -266,6 +266,25 @@ def test_without_training_it_evaluates(world: Any, train: Any) -> None:
     assert evaluated.state.global_step == 0
 
 
+def test_ppo_scores_with_adapters_of_the_policys_base(world: Any, train: Any) -> None:
+    rows = [{"instruction": f"list {i}", "chosen": "sorts", "rejected": "holds"} for i in range(8)]
+    (world.path / "data/better.json").write_text(json.dumps(rows))
+    info = json.loads((world.path / "data/dataset_info.json").read_text())
+    columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    info["better"] = {"file_name": "better.json", "ranking": True, "columns": columns}
+    (world.path / "data/dataset_info.json").write_text(json.dumps(info))
+    rewarding = train("rewarding", stage="rm", dataset="better", template="default")
+    trainer = train(
+        "rewarded", stage="ppo", reward_model="runs/rewarding", reward_model_type="lora",
+        ref_model="other", template="default", max_new_tokens=4, max_steps=1,
+    )  # fmt: skip
+    found, expected = trainer.reward_model, rewarding.model.eval()
+    with torch.no_grad():
+        assert torch.allclose(found(input_ids=IDS).logits, expected(input_ids=IDS).logits)
+    assert not any(p.requires_grad for p in found.parameters())
+    assert "rewards/reward_model/mean" in trainer.state.log_history[0]
+
+
 def test_training_stops_early(train: Any) -> None:
     trainer = train(
         "early", dataset="pairs", eval_dataset="pairs", early_stopping_steps=1, max_steps=30,

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ulysses_core.config import RunConfig
 from ulysses_core.trainers.adapters import first_line
 from ulysses_core.trainers.build import build_reference
+from ulysses_core.trainers.stage import NoKeys
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["load_reward_model"]
@@ -39,7 +40,8 @@ def load_reward_model(
     source: dict[str, Any] = {"adapter_name_or_path": []}
     if not is_adapter:
         source |= {"model_name_or_path": path, "architecture": None, "train_from_scratch": False}
-    config = replace(config, model=config.model.model_copy(update=source))
+    # Not the keys of the stage, whose `ref_model` would be loaded instead.
+    config = replace(config, model=config.model.model_copy(update=source), stage_keys=NoKeys())
     model = build_reference(config, tokenizer, "score", device)
     if is_adapter:
         from peft import PeftModel
