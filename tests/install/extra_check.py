@@ -74,6 +74,7 @@ def try_optional_parts() -> None:
         "plots": ("matplotlib", lambda: run.plot("grad/norm/total")),
         "duckdb": ("duckdb", lambda: runs.sql("select count(*) from runs")),
         "core": ("peft", lambda: uc.sequence_parallel),
+        "text-metrics": ("sacrebleu", score),
     }
     for sink, (package, settings) in SINKS.items():
         parts[sink] = (package, partial(um.Monitor, "other", sinks=[{sink: settings}]))
@@ -81,9 +82,16 @@ def try_optional_parts() -> None:
         if has(package):
             call()
             sys.stdout.write(f"{extra}\n")
-        elif extra != "core":
+        elif extra not in ("core", "text-metrics"):  # which is part of the core
             said = refusal(call)
             assert f"pip install 'ulysses-toolkit[{extra}]'" in said, said
+
+
+def score() -> None:
+    """Compares answers with what they should be."""
+    from ulysses_core.answers import compare_texts
+
+    assert compare_texts(["four eggs"], ["four eggs"])["rouge_l"] == 100
 
 
 def attach() -> None:

@@ -24,7 +24,7 @@ from tests.install.matrix import TORCH
 __all__ = ["EXTRAS", "Installed", "format_row", "install_extra", "make_base"]
 
 EXTRAS = (
-    *("", "kernels", "plots", "tensorboard", "trainers", "duckdb"),
+    *("", "kernels", "plots", "tensorboard", "trainers", "duckdb", "text-metrics"),
     *("wandb", "mlflow", "prometheus", "opentelemetry", "trackio", "core", "all"),
 )
 """The extras that users install; the empty one is the wheel alone."""
