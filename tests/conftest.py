@@ -14,6 +14,7 @@ import pytest
 
 _TESTS = Path(__file__).parent
 _LONGEST_BUILD_SECONDS = 300
+_LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LONGEST_FILES = (
     "core/cli/test_training.py",
     "monitor/steering/acting/test_actions.py",
@@ -51,6 +52,18 @@ def _log_levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _launch_variables() -> Iterator[None]:
+    """Removes what DeepSpeed sets when a test trains in this process: later ones are no ranks."""
+    before = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -214,12 +214,13 @@ def build_ppo_trainer(case: StageCase, rewards: Any = None, **numbers: Any) -> A
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
 
+    from ulysses_core.config import FinetuningConfig
     from ulysses_core.data import DatasetPair
     from ulysses_core.rewards import make_rewards
     from ulysses_core.trainers.ppo.config import PPOConfig
     from ulysses_core.trainers.ppo.trainer import PPOSettings, PPOTrainer
     from ulysses_core.trainers.ppo.value_head import add_value_head
-    from ulysses_core.trainers.stage import Parts
+    from ulysses_core.trainers.stage import NoKeys, Parts
 
     model, tokenizer = build_stage_model(case), build_words()
     # Before DeepSpeed's settings exist, with which transformers would make models in shards.
@@ -248,7 +249,8 @@ def build_ppo_trainer(case: StageCase, rewards: Any = None, **numbers: Any) -> A
     ]
     parts: Any = SimpleNamespace(
         config=SimpleNamespace(
-            finetuning=SimpleNamespace(finetuning_type="lora" if case.adapters else "full")
+            finetuning=FinetuningConfig(finetuning_type="lora" if case.adapters else "full"),
+            stage_keys=NoKeys(),
         ),
         args=PPOConfig(**settings | dict(case.settings)),
         model=model,
