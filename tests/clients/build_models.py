@@ -1,6 +1,7 @@
 """Builds small models with a tokenizer; a script that the client's own Python runs.
 
-`python build_models.py FOLDER` writes ``llama`` and ``qwen2`` to FOLDER, the same each time.
+`python build_models.py FOLDER` writes ``llama``, ``qwen2`` and ``llama-scores`` (its head gives one
+score) to FOLDER, the same each time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -65,6 +67,7 @@ def main(folder: Path) -> None:
     for name, build, config in (
         ("llama", LlamaForCausalLM, LlamaConfig(**shape)),
         ("qwen2", Qwen2ForCausalLM, Qwen2Config(**shape)),
+        ("llama-scores", LlamaForSequenceClassification, LlamaConfig(**shape, num_labels=1)),
     ):
         torch.manual_seed(0)
         build(config).save_pretrained(folder / name)

@@ -85,6 +85,8 @@ GRPO = {
     "reward_funcs": "rewards.count_letters",
     "learning_rate": 1e-3,
 }
+# TRL 0.24 draws a new head before it sets a seed, so that no two trainings are equal.
+REWARD = {"model_name_or_path": "../llama-scores"}
 
 
 def make_case(client: Client, variant: str, command: str, **settings: object) -> Case:
@@ -113,7 +115,7 @@ OLD_CASES = [
     make_case(OLDEST, "dpo, full, oldest versions", "dpo"),
     make_case(OLDEST, "grpo, full, oldest versions", "grpo", **GRPO),
     make_case(OLDEST, "kto, full, oldest versions", "kto"),
-    make_case(OLDEST, "reward, full, oldest versions", "reward"),
+    make_case(OLDEST, "reward, full, oldest versions", "reward", **REWARD),
 ]
 
 

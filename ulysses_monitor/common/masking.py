@@ -26,8 +26,10 @@ _PLACES = ("dir", "path", "file", "name", "env")
 """Last words of names that tell where a secret is; the place itself is not a secret."""
 
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+")
-_IN_URL = re.compile(r"://[^\s\"']*@")
-_ASSIGNED = re.compile(r"([\w-]+)(['\"]?\s*[=:](?!//)\s*['\"]?)([^\s&\"',;)}]{4,})")
+# Each of these reads a text once: a word or an address is entered at its start alone.
+_ADDRESS = re.compile(r"://([^\s\"']+)")
+_NAME = re.compile(r"(?<![\w-])([\w-]+)['\"]?\s*[=:](?!//)\s*['\"]?")
+_VALUE = re.compile(r"[^\s&\"',;)}]{4,}")
 _KNOWN = re.compile(
     r"\b(bearer\s+|hooks\.slack\.com/|hf_|sk-|gh[pousr]_|xox[abp]-|AKIA)[\w./~+-]{8,}",
     re.IGNORECASE,
@@ -69,18 +71,22 @@ def mask_text(text: str) -> str:
         value = os.environ.get(name, "")
         if len(value) >= _SHORTEST and value in text and _is_secret_value(name, value):
             text = text.replace(value, _MASK)
-    text = _KNOWN.sub(rf"\1{_MASK}", _IN_URL.sub(f"://{_MASK}@", text))
-    return _mask_assigned(text)
+    return _mask_assigned(_KNOWN.sub(rf"\1{_MASK}", _ADDRESS.sub(_mask_user, text)))
+
+
+def _mask_user(address: re.Match[str]) -> str:
+    _, at, host = address[1].rpartition("@")
+    return f"://{_MASK}@{host}" if at else address[0]
 
 
 def _mask_assigned(text: str) -> str:
     """Masks what is assigned to a secret's name, also within a value, as in ``log: token=...``."""
-
-    def mask(found: re.Match[str]) -> str:
-        value = _MASK if _is_secret(found[1]) else _mask_assigned(found[3])
-        return f"{found[1]}{found[2]}{value}"
-
-    return _ASSIGNED.sub(mask, text)
+    parts, done = [], 0
+    while name := _NAME.search(text, done):
+        value = _VALUE.match(text, name.end()) if _is_secret(name[1]) else None
+        parts += [text[done : name.end()], _MASK if value else ""]
+        done = value.end() if value else name.end()
+    return "".join([*parts, text[done:]])
 
 
 def _is_secret(name: Any) -> bool:

@@ -98,3 +98,9 @@ def test_values_of_secret_variables_are_masked_wherever_they_occur(
 def test_a_secret_in_a_log_line_is_masked_behind_the_loggers_name() -> None:
     assert mask_text("ERROR mine: password=hunter2 url=x") == "ERROR mine: password=*** url=x"
     assert mask_text("mine: loss=0.123456") == "mine: loss=0.123456"
+
+
+@pytest.mark.parametrize("piece", ["x", "a:", "://", "log: ", "bearer ", "://a@ "])
+def test_a_long_text_is_read_to_its_end(piece: str) -> None:
+    long = piece * 20_000
+    assert mask_text(f"{long} token=abcd1234").endswith(" token=***")
