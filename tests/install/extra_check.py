@@ -26,7 +26,7 @@ SINKS = {
     "mlflow": ("mlflow", {"tracking_uri": "http://127.0.0.1:9"}),
     "prometheus": ("prometheus_client", {"port": 0}),
     "trackio": ("trackio", {}),
-    "opentelemetry": ("opentelemetry.sdk", {"endpoint": "http://127.0.0.1:9"}),
+    "opentelemetry": ("opentelemetry.exporter.otlp.proto.http", {"endpoint": "http://127.0.0.1:9"}),
 }
 """The package that each sink needs, and settings of it; making a sink opens nothing."""
 
