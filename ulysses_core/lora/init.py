@@ -16,6 +16,7 @@ from ulysses_core.lora.calibrate import calibrate
 from ulysses_core.lora.calibration_rows import TokenRows
 from ulysses_core.lora.inits import check_init_name, needs_rows
 from ulysses_core.lora.layers import adapter_layers, check_rank, require_linear
+from ulysses_monitor.common.errors import InputError
 
 __all__ = ["init_from_rows", "init_lora", "init_orthogonal_small"]
 
@@ -83,8 +84,15 @@ def init_from_rows(
     """Initialises A and B by what layers see in rows; see `init_lora`.
 
     Raises:
-        InputError: a layer, the rank or the rows do not suit it.
+        InputError: a layer, the rank or the rows do not suit it; or ZeRO-3 has cut the model.
     """
+    from peft.utils.integrations import check_deepspeed_zero3_enabled
+
+    if check_deepspeed_zero3_enabled():
+        raise InputError(
+            f"lora_init is {name}, which runs the whole model, and ZeRO-3 cuts it as it is loaded; "
+            "use ZeRO-2, or lora_init: default"
+        )
     for where, layer in adapter_layers(model, adapter):
         require_linear(where, layer, name)
     check_rank(model, name, adapter)

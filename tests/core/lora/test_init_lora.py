@@ -240,6 +240,19 @@ def test_every_initialisation_of_peft_is_served_or_refused() -> None:
             assert f"lora_init is {name!r}; PEFT " in str(error)  # noqa: PT017 - one of the two
 
 
+def test_a_model_that_zero3_has_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft.utils.integrations.check_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(InputError, match="lora_init is corda, which runs the whole model, and ZeR"):
+        uc.init_lora(adapt(make_base()), "corda", rows=ROWS)
+
+
+def test_a_layer_that_no_token_reaches_is_refused() -> None:
+    base = make_base().float()
+    base.model.layers[0].mlp.spare = torch.nn.Linear(16, 16)
+    with pytest.raises(InputError, match=r"no token of its rows reaches .*spare; leave it out"):
+        uc.init_lora(adapt(base).float(), "lora_ga", rows=ROWS)
+
+
 def test_a_layer_that_is_not_linear_is_refused() -> None:
     config = LoraConfig(r=4, target_modules=["embed_tokens"])
     model = get_peft_model(make_base(), config)
