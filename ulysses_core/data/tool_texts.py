@@ -110,7 +110,7 @@ def parse_tools(value: object) -> tuple[Tool, ...]:
     """
     if isinstance(value, str):
         value = json.loads(value) if value.strip() else []
-    listed = value if isinstance(value, list) else [value]
+    listed: list[Any] = value if isinstance(value, list) else [value]
     tools = tuple(tool for tool in listed if tool is not None)
     for number, tool in enumerate(tools, start=1):
         function = _unwrap(tool) if isinstance(tool, dict) else None

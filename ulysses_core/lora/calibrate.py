@@ -71,13 +71,15 @@ def _find_on_rank_0(
     modes = {module: module.training for module in model.modules()}
     try:
         if rank() == 0:
-            model.to(device)
+            if device != home:
+                model.to(device)
             with _explained(init):
                 found = _FIND[init](model, adapter, prepare_rows(rows, init))
     except Exception as problem:  # noqa: BLE001 - raised below, where no rank waits for another
         error = problem
     finally:
-        model.to(home)
+        if device != home:
+            model.to(home)
         for module, mode in modes.items():
             module.training = mode
     otherwise = InputError(f"lora_init is {init}: rank 0 could not compute it; see its message")
@@ -152,7 +154,7 @@ def _find_corda(model: Any, adapter: str, rows: TokenRows) -> Found:
 
     with model.disable_adapter():
         preprocess_corda(model, settings, run_model=run)
-    found = {}
+    found: Found = {}
     for name, layer in layers.items():
         eigens = layer.get_base_layer().eigens
         found[name] = (eigens.S_WC, eigens.U_WC, eigens.V_WC)
@@ -184,7 +186,7 @@ def _find_lora_ga(model: Any, adapter: str, rows: TokenRows) -> Found:
                 model(**row, use_cache=False).loss.backward()
 
     preprocess_loraga(model, settings, train)
-    found = {}
+    found: Found = {}
     for name, layer in layers.items():
         base = layer.get_base_layer()
         found[name] = (base._peft_loraga_grad,)
@@ -254,7 +256,7 @@ def _explained(init: str) -> Iterator[None]:
     """Makes what PEFT says of weights and numbers one line that names the initialisation."""
     try:
         yield
-    except (ValueError, TypeError, torch.linalg.LinAlgError) as error:
+    except (ValueError, TypeError) as error:
         line = str(error).strip().split("\n", 1)[0]
         raise InputError(f"lora_init is {init}: {line}") from error
 
