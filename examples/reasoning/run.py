@@ -177,6 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one road for each")
     parser.add_argument("--jobs", type=int, default=2, help="roads at a time, one thread each")
     arguments = parser.parse_args(argv)
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error(f"--seeds has {arguments.seeds}; expected each seed once")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs is {arguments.jobs}; expected 1 or more")
     if len(arguments.seeds) == 1:
         [seed] = arguments.seeds
         results = [run_road(Road(folder=arguments.out / f"seed{seed}", seed=seed), _say)]

@@ -69,6 +69,22 @@ CALLS = [
     }
     for n in range(20)
 ]
+MORE = {"x": 1, "unit": "m", "more": [2, {"y": None}], "is_short": True}
+SEVERAL = [
+    {
+        **row,
+        "conversations": [
+            {"from": "human", "value": f"add {n}"},
+            {
+                "from": "function_call",
+                "value": json.dumps([json.loads(CALL), {"name": "add", "arguments": MORE}]),
+            },
+            *row["conversations"][2:],
+        ],
+        "tools": json.dumps([ADD, {"type": "function", "function": ADD}]),
+    }
+    for n, row in enumerate(CALLS)
+]
 HISTORY = [
     {"q": f"third {n}", "i": "more" if n % 2 else "", "a": f"last {n}", "h": [["first", "one"]]}
     for n in range(20)
@@ -82,6 +98,7 @@ TEXTS = [{"text": f"a document with the number {n} " * (n % 4 + 1)} for n in ran
 FILES = {
     "chats": CHATS,
     "calls": CALLS,
+    "several": SEVERAL,
     "history": HISTORY,
     "pairs": PAIRS,
     "tagged": TAGGED,
@@ -101,6 +118,10 @@ INFO: dict[str, dict[str, Any]] = {
         "formatting": "sharegpt",
         "columns": {"system": "system", "messages": "conversations", "tools": "tools"},
     },
+    "several": {
+        "formatting": "sharegpt",
+        "columns": {"system": "system", "messages": "conversations", "tools": "tools"},
+    },
     "history": {"columns": {"prompt": "q", "query": "i", "response": "a", "history": "h"}},
     "pairs": {"ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
     "tagged": {"columns": {"prompt": "q", "response": "a", "kto_tag": "tag"}},
@@ -113,6 +134,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "sft, mask_history": {"stage": "sft", "dataset": "chats", "mask_history": True},
     "sft, history": {"stage": "sft", "dataset": "history"},
     "sft, tools": {"stage": "sft", "dataset": "calls"},
+    "sft, several calls": {"stage": "sft", "dataset": "several", "cutoff_len": 4096},
     "rm, pairs": {"stage": "rm", "dataset": "pairs"},
     "dpo, pairs, cut": {"stage": "dpo", "dataset": "pairs", **SHORT},
     "kto, alpaca": {"stage": "kto", "dataset": "tagged"},
@@ -167,7 +189,8 @@ def make_cases() -> dict[str, dict[str, Any]]:
         f"{form}: {name}": {**settings, "template": name}
         for name in TEMPLATES
         for form, settings in FORMS.items()
-    }
+        if not (settings["dataset"] == "several" and TEMPLATES[name].tool_style == "glm4")
+    }  # glm4 has one call in a turn
     if DEMO.is_dir():
         for name in DEMO_TEMPLATES:
             demo = {"template": name, "dataset_dir": str(DEMO), "cutoff_len": 512}
@@ -180,7 +203,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
     LLaMA-Factory would add those that end an answer.
     """
-    tags = re.findall(r"<\|?[^<>{}\s]+>|\[/?[A-Z_]{3,}\]", repr(TEMPLATES))
+    tags = re.findall(r"<\|?[^<>{}\s]+>|\[/?[A-Z_]{3,}\]|\[e~\[", repr(TEMPLATES))
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

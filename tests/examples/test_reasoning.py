@@ -103,6 +103,23 @@ def test_each_seed_has_a_process_of_its_own_with_one_thread(
     assert "| cold-start SFT | 30 (20 to 40) |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--seeds", "1", "2", "1"], "--seeds has [1, 2, 1]; expected each seed once"),
+        (["--jobs", "0"], "--jobs is 0; expected 1 or more"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--out", str(tmp_path)])
+    assert caught.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.timeout(300)
 def test_the_road_runs_in_miniature(tmp_path: Path) -> None:
     result = run_road(MINIATURE, tmp_path, seed=5, timeout=240)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ulysses_core.config.schema import RunConfig
+from ulysses_core.lora.inits import needs_rows
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["check_agreement"]
@@ -54,6 +55,13 @@ def _find_adapters(config: RunConfig) -> Iterator[str]:
             f"adapter_name_or_path is set, and stage {finetuning.stage} takes the base below the "
             "adapters as its reference; set create_new_adapter: true, which merges them into it"
         )
+    if is_new and needs_rows(finetuning.init) and finetuning.finetuning_type == "lora":
+        zero = (config.deepspeed or {}).get("zero_optimization", {})
+        if zero.get("stage") == 3:
+            yield (
+                f"lora_init is {finetuning.init}, which runs the whole model before training "
+                "starts, and ZeRO-3 cuts it as it is loaded; use zero2, or lora_init: default"
+            )
     if takes_base and finetuning.changes_base:
         yield (
             f"lora_init is {finetuning.init}, which changes the base, and stage "

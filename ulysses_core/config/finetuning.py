@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ulysses_core.data.config import Names
-from ulysses_core.lora.inits import changes_base, check_init_name
+from ulysses_core.lora.inits import changes_base, check_init_name, needs_rows
 from ulysses_monitor.common.errors import InputError
 
 __all__ = ["FinetuningConfig"]
@@ -36,6 +36,8 @@ class FinetuningConfig(BaseModel):
     """How A and B start: see `ulysses_core.lora.inits`."""
     lora_init_correct_base: bool = True
     """With `orthogonal_small`: take B A from the base, so that training starts at its output."""
+    lora_init_rows: int = Field(default=256, gt=0)
+    """`eva`, `corda`, `lora_ga`: look at this many rows to train on, the first ones."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
     use_dora: bool = False
@@ -107,6 +109,7 @@ class FinetuningConfig(BaseModel):
         """Names a key of LoRA in another kind of fine-tuning."""
         lora_only = {
             "lora_init": self.lora_init != "default",
+            "lora_init_rows": "lora_init_rows" in self.model_fields_set,
             "pissa_init": self.pissa_init,
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
@@ -137,6 +140,16 @@ class FinetuningConfig(BaseModel):
             return (
                 f"lora_init_correct_base is false, which only lora_init orthogonal_small takes; "
                 f"lora_init is {self.init}, so remove it"
+            )
+        if "lora_init_rows" in self.model_fields_set and not needs_rows(self.init):
+            return (
+                f"lora_init_rows is set, which lora_init eva, corda and lora_ga take; lora_init is "
+                f"{self.init}, so remove it"
+            )
+        if self.init == "lora_ga" and self.stage not in ("pt", "sft"):
+            return (
+                f"lora_init is lora_ga, which takes the gradients of stages pt and sft; stage is "
+                f"{self.stage}, so use eva or corda"
             )
         if self.init == "orthogonal" and self.lora_rank % 2:
             return (

@@ -8,6 +8,7 @@ import jinja2
 
 from ulysses_core.data.messages import Example, Message
 from ulysses_core.data.tool_calls import parse_calls
+from ulysses_core.data.tool_texts import wrap_tool
 from ulysses_monitor.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def render_chat_template(
     opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     options: dict[str, Any] = {}
     if example.tools:
-        options["tools"] = [_wrap(tool) for tool in example.tools]
+        options["tools"] = [wrap_tool(tool) for tool in example.tools]
     if enable_thinking is False:
         options["enable_thinking"] = False
 
@@ -88,12 +89,8 @@ def _as_dicts(message: Message) -> list[dict[str, Any]]:
         return [{"role": message.role, "content": message.content}]
     before, calls = parse_calls(message.content)
     functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
-    tool_calls = [_wrap(function) for function in functions]
+    tool_calls = [wrap_tool(function) for function in functions]
     return [{"role": "assistant", "content": before, "tool_calls": tool_calls}]
-
-
-def _wrap(function: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": function}
 
 
 def _describe_place(example: Example) -> str:

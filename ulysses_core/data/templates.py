@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ulysses_core.data.tool_calls import ToolStyle
+from ulysses_core.data.template import Template
 from ulysses_monitor.common.errors import InputError, nearest
 
-__all__ = ["TEMPLATES", "Template", "get_template"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """How to write each turn. `{content}` is the turn's text; `{bos}` and `{eos}` are tokens."""
-
-    user: str
-    assistant: str = "{content}{eos}"
-    system: str = "{content}"
-    observation: str | None = None
-    """None writes observations as user turns."""
-    function: str | None = None
-    """None writes function calls as assistant turns."""
-    prefix: str = ""
-    """Text at the start of every conversation."""
-    default_system: str = ""
-    system_in_user: bool = False
-    """Whether the system text goes inside the first user turn; otherwise it goes before it."""
-    tool_style: ToolStyle = "default"
-    has_thoughts: bool = False
-    """Whether answers begin with a thought; one without it gets an empty thought."""
-    thought: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
-    """What begins and what ends a thought."""
-    ends_with_eos: bool = False
-    """Whether one end-of-sequence token follows the last answer, instead of one in each answer.
-
-    What follows an earlier answer takes its place: there the label is that token.
-    """
-    stop: str | None = None
-    """Text that ends an answer and should be a single token of the tokenizer."""
+__all__ = ["TEMPLATES", "get_template"]
 
 
 _CHATML = Template(
@@ -76,6 +46,7 @@ _GLM4 = Template(
     tool_style="glm4",
     ends_with_eos=True,
 )
+_QWEN3_5 = replace(_QWEN, tool_style="qwen3_5")
 _GRANITE3 = Template(
     user=(
         "<|start_of_role|>user<|end_of_role|>{content}<|end_of_text|>\n"
@@ -131,6 +102,17 @@ TEMPLATES: dict[str, Template] = {
             "Write a response that appropriately completes the request.\n\n"
         ),
     ),
+    "bailing_v2": Template(
+        user="<role>HUMAN</role>{content}<|role_end|><role>ASSISTANT</role>",
+        assistant="{content}<|role_end|>",
+        system="<role>SYSTEM</role>{content}<|role_end|>",
+        observation=(
+            "<role>OBSERVATION</role>\n<tool_response>\n{content}\n</tool_response><|role_end|>"
+            "<role>ASSISTANT</role>"
+        ),
+        tool_style="ling",
+        ends_with_eos=True,
+    ),
     "chatml": _CHATML,
     "chatml_de": replace(
         _CHATML, default_system="Du bist ein freundlicher und hilfsbereiter KI-Assistent."
@@ -167,6 +149,7 @@ TEMPLATES: dict[str, Template] = {
     "gemma2": replace(_GEMMA, ends_with_eos=True),
     "gemma3": _GEMMA,
     "glm4": _GLM4,
+    "glm4_moe": replace(_GLM4, tool_style="glm4_moe", has_thoughts=True),
     "glmz1": replace(_GLM4, has_thoughts=True),
     "gpt_oss": Template(
         user="<|start|>user<|message|>{content}<|end|><|start|>assistant",
@@ -193,6 +176,33 @@ TEMPLATES: dict[str, Template] = {
     "llama3": _llama3("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "llama4": _llama3("<|header_start|>", "<|header_end|>", "<|eot|>"),
     "mimo": replace(_QWEN, default_system="You are a helpful assistant.", has_thoughts=True),
+    "minimax1": Template(
+        user=(
+            "<beginning_of_sentence>user name=user\n{content}<end_of_sentence>\n"
+            "<beginning_of_sentence>ai name=assistant\n"
+        ),
+        assistant="{content}<end_of_sentence>\n",
+        system=("<beginning_of_sentence>system ai_setting=assistant\n{content}<end_of_sentence>\n"),
+        observation=(
+            "<beginning_of_sentence>tool name=tools\n{content}<end_of_sentence>\n"
+            "<beginning_of_sentence>ai name=assistant\n"
+        ),
+        default_system="You are a helpful assistant.",
+        tool_style="minimax1",
+        stop="<end_of_sentence>",
+    ),
+    "minimax2": Template(
+        user="]~b]user\n{content}[e~[\n]~b]ai\n",
+        assistant="{content}[e~[\n",
+        system="]~!b[]~b]system\n{content}[e~[\n",
+        observation="]~b]tool\n<response>{content}</response>[e~[\n]~b]ai\n",
+        default_system=(
+            "You are a helpful assistant. Your name is MiniMax-M2.1 and is built by MiniMax."
+        ),
+        tool_style="minimax2",
+        has_thoughts=True,
+        stop="[e~[",
+    ),
     "ministral": _MINISTRAL,
     "mistral": replace(
         _MINISTRAL,
@@ -224,7 +234,18 @@ TEMPLATES: dict[str, Template] = {
         default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     ),
     "qwen3": replace(_QWEN, has_thoughts=True),
+    "qwen3_5": replace(_QWEN3_5, has_thoughts=True),
+    "qwen3_5_nothink": _QWEN3_5,
+    "qwen3_6": replace(_QWEN3_5, has_thoughts=True),
     "qwen3_nothink": _QWEN,
+    "seed_oss": Template(
+        user="{bos}user\n{content}{eos}{bos}assistant\n",
+        system="{bos}system\n{content}{eos}",
+        function="{bos}\n{content}{eos}",
+        tool_style="seed_oss",
+        has_thoughts=True,
+        thought=("<seed:think>", "</seed:think>"),
+    ),
     "smollm": _CHATML_PLAIN,
     "smollm2": replace(
         _CHATML_PLAIN,

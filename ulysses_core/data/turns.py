@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from ulysses_core.data.chat_template import render_chat_template
 from ulysses_core.data.messages import Example, Message
-from ulysses_core.data.templates import Template, get_template
+from ulysses_core.data.template import Template
+from ulysses_core.data.templates import get_template
 from ulysses_core.data.thoughts import Thinking, has_thought, prepare_messages
 from ulysses_core.data.tool_calls import ToolStyle, parse_calls, render_calls
 from ulysses_core.data.tool_texts import join_observations, render_tools
@@ -193,7 +194,7 @@ class _Writer:
         if message.role == "observation":
             results = join_observations((message.content, *message.more), template.tool_style)
             return self._fill(template.observation or template.user, results)
-        before, calls = parse_calls(message.content)
+        before, calls = parse_calls(message.content, template.thought)
         try:
             content = before + render_calls(calls, template.tool_style)
         except ValueError as error:

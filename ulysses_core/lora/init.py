@@ -7,23 +7,32 @@ W [out, in], A [r, in], B [out, r]; the layer computes (W + s B A) x.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from ulysses_core.lora.inits import changes_base, check_init_name
+from ulysses_core.lora.calibrate import calibrate
+from ulysses_core.lora.calibration_rows import TokenRows
+from ulysses_core.lora.inits import check_init_name, needs_rows
+from ulysses_core.lora.layers import adapter_layers, check_rank, require_linear
 from ulysses_monitor.common.errors import InputError
 
-__all__ = ["adapter_layers", "init_lora", "init_orthogonal_small"]
+__all__ = ["init_from_rows", "init_lora", "init_orthogonal_small"]
 
 _STD_A = 0.005
 _GAIN_B = 0.01
 
 
 def init_lora(
-    model: Any, name: str, *, correct_base: bool = True, seed: int = 0, adapter: str = "default"
+    model: Any,
+    name: str,
+    *,
+    correct_base: bool = True,
+    seed: int = 0,
+    adapter: str = "default",
+    rows: TokenRows = (),
+    device: torch.device | None = None,
 ) -> Any:
     """Initialises the adapters of `model` anew, before training starts.
 
@@ -34,36 +43,60 @@ def init_lora(
         model: a PEFT model with LoRA adapters that are not trained yet.
         name: see `ulysses_core.lora.inits`.
         correct_base: with `orthogonal_small`, whether to take B A from the base.
-        seed: of `orthogonal_small`, whose numbers do not depend on torch's random state.
+        seed: of `orthogonal_small`, `eva`, `corda` and `lora_ga`, whose numbers do not depend on
+            torch's random state.
         adapter: the adapter's name.
+        rows: for `eva`, `corda` and `lora_ga`: rows to train on, each with `input_ids`, and
+            `labels` and `position_ids` if it has them. Rank 0 runs the whole model on all of them.
+        device: where it runs; None for the model's.
 
     Returns:
         The model.
 
     Raises:
-        InputError: the name is unknown or not served, or a layer does not suit it.
+        InputError: the name is unknown or not served, or a layer, the rank or the rows do not suit
+            it.
     """
     check_init_name(name)
+    if needs_rows(name):
+        init_from_rows(model, name, rows, adapter=adapter, seed=seed, device=device)
+        return model
     if name == "orthogonal_small":
         init_orthogonal_small(model, adapter=adapter, correct_base=correct_base, seed=seed)
         return model
     for where, layer in adapter_layers(model, adapter):
-        _require_linear(where, layer, name)
+        require_linear(where, layer, name)
         with _gathered(layer.get_base_layer().weight):
             _init_layer(layer, adapter, name)
     model.peft_config[adapter].init_lora_weights = True
     return model
 
 
-def adapter_layers(model: nn.Module, adapter: str = "default") -> Iterator[tuple[str, Any]]:
-    """Yields the names and the layers of `model` that have the adapter."""
-    from peft.tuners.lora import LoraLayer
+def init_from_rows(
+    model: Any,
+    name: str,
+    rows: TokenRows,
+    *,
+    adapter: str,
+    seed: int,
+    device: torch.device | None,
+) -> None:
+    """Initialises A and B by what layers see in rows; see `init_lora`.
 
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            held = (*module.lora_A, *module.lora_embedding_A)
-            if adapter in held:
-                yield name, module
+    Raises:
+        InputError: a layer, the rank or the rows do not suit it; or ZeRO-3 has cut the model.
+    """
+    from peft.utils.integrations import check_deepspeed_zero3_enabled
+
+    if check_deepspeed_zero3_enabled():
+        raise InputError(
+            f"lora_init is {name}, which runs the whole model, and ZeRO-3 cuts it as it is loaded; "
+            "use ZeRO-2, or lora_init: default"
+        )
+    for where, layer in adapter_layers(model, adapter):
+        require_linear(where, layer, name)
+    check_rank(model, name, adapter)
+    calibrate(model, name, rows, adapter=adapter, seed=seed, device=device)
 
 
 def init_orthogonal_small(model: Any, *, adapter: str, correct_base: bool, seed: int) -> None:
@@ -73,7 +106,7 @@ def init_orthogonal_small(model: Any, *, adapter: str, correct_base: bool, seed:
         InputError: an adapted layer is not linear.
     """
     for name, layer in adapter_layers(model, adapter):
-        _require_linear(name, layer, "orthogonal_small")
+        require_linear(name, layer, "orthogonal_small")
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         # The name, not torch's random state: alike on every rank, engine and order of layers.
         generator = torch.Generator().manual_seed(seed * 0x9E3779B1 + zlib.crc32(name.encode()))
@@ -98,16 +131,6 @@ def _init_layer(layer: Any, adapter: str, name: str) -> None:
         getattr(layer, f"{name}_init")(adapter)
     else:
         layer.reset_lora_parameters(adapter, True if name == "default" else name)
-
-
-def _require_linear(where: str, layer: Any, name: str) -> None:
-    from transformers.pytorch_utils import Conv1D
-
-    base = layer.get_base_layer()
-    if (changes_base(name) or name == "mica") and not isinstance(base, nn.Linear | Conv1D):
-        raise InputError(
-            f"lora_init is {name}, and {where} is a {type(base).__name__}; expected linear layers"
-        )
 
 
 def _gathered(weight: nn.Parameter) -> Any:

@@ -6,9 +6,14 @@
 | `gaussian` | A normal of std 1 / r, B 0 | as it is |
 | `orthogonal` | both orthogonal to one another, so that B A = 0 | as it is |
 | `mica` | A 0, B the r smallest left singular vectors, frozen (arXiv 2604.01694) | as it is |
+| `eva` | A the main directions of a layer's inputs, B 0 (arXiv 2410.07170) | as it is |
 | `pissa`, `pissa_niter_N` | the r largest singular vectors (arXiv 2404.02948) | less B A |
 | `olora` | QR decomposition (arXiv 2406.01775) | less B A |
+| `corda` | singular vectors, weighted by a layer's inputs (arXiv 2406.05223) | less B A |
+| `lora_ga` | singular vectors of the weight's gradient (arXiv 2407.05000) | less B A |
 | `orthogonal_small` | A normal of std 0.005, B orthogonal of gain 0.01 | less B A |
+
+`eva`, `corda` and `lora_ga` run the model on rows to train on.
 """
 
 from __future__ import annotations
@@ -17,7 +22,15 @@ import re
 
 from ulysses_monitor.common.errors import InputError, nearest
 
-__all__ = ["NAMES", "changes_base", "check_init_name", "needs_weights"]
+__all__ = [
+    "NAMES",
+    "changes_base",
+    "check_init_name",
+    "find_largest_rank",
+    "needs_linear",
+    "needs_rows",
+    "needs_weights",
+]
 
 NAMES = (
     "default",
@@ -28,13 +41,14 @@ NAMES = (
     "olora",
     "pissa",
     "pissa_niter_N",
+    "eva",
+    "corda",
+    "lora_ga",
 )
 
 _REFUSED = {
-    "eva": "it runs the model on data before training starts, which the engines here do not",
-    "corda": "it runs the model on data before training starts, which the engines here do not",
-    "lora_ga": "it needs gradients before training starts, which the engines here do not give",
-    "loftq": "it approximates a quantised base, and this one is not; use quantization_bit",
+    "loftq": "PEFT computes it with bitsandbytes and only on CUDA or XPU devices, where this "
+    "project has not tried it",
 }
 """Initialisations of PEFT that are not served, and why."""
 
@@ -57,9 +71,28 @@ def check_init_name(name: str) -> None:
 
 def changes_base(name: str) -> bool:
     """Whether an initialisation takes B A from the base, to start at the base's output."""
-    return name in ("olora", "orthogonal_small") or name.startswith("pissa")
+    return name in ("olora", "corda", "lora_ga", "orthogonal_small") or name.startswith("pissa")
 
 
 def needs_weights(name: str) -> bool:
     """Whether an initialisation computes with the base's weights."""
-    return changes_base(name) or name == "mica"
+    return changes_base(name) or name in ("mica", "eva")
+
+
+def needs_rows(name: str) -> bool:
+    """Whether an initialisation runs the model on rows to train on."""
+    return name in ("eva", "corda", "lora_ga")
+
+
+def needs_linear(name: str) -> bool:
+    """Whether an initialisation knows linear layers only."""
+    return needs_weights(name)
+
+
+def find_largest_rank(name: str, inputs: int, outputs: int) -> tuple[int, str]:
+    """Returns the largest rank that an initialisation of a layer gives, and what it is of it."""
+    if name == "eva":  # PEFT computes 4 r directions and keeps up to 2 r
+        return inputs // 4, "a quarter of the inputs"
+    if name == "lora_ga":  # A and B take r singular vectors each
+        return min(inputs, outputs) // 2, "half of the smaller side"
+    return min(inputs, outputs), "the smaller side"

@@ -22,6 +22,9 @@ __all__ = ["INITIAL", "convert_adapter", "find_initial", "mark_adapter", "read_a
 INITIAL = "initial_adapter"
 """Folder in the run directory with the adapter from which training started."""
 
+_REFUSED_BY_PEFT = {"lora_ga": "lora_ga_on_its_own_base"}
+"""What a checkpoint calls an initialisation that PEFT takes without changing the base."""
+
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -46,10 +49,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def mark_adapter(folder: Path, init: str) -> None:
     """Writes into a checkpoint that its adapter is for a changed base.
 
-    PEFT then repeats `pissa` and `olora` on the original base, and refuses `orthogonal_small`.
+    PEFT then repeats `pissa` and `olora` on the original base, and refuses the others.
     """
     config = read_adapter_config(folder)
-    (folder / _CONFIG).write_text(json.dumps(config | {"init_lora_weights": init}, indent=2))
+    config["init_lora_weights"] = _REFUSED_BY_PEFT.get(init, init)
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2))
 
 
 def find_initial(folder: Path) -> Path | None:
@@ -58,7 +62,8 @@ def find_initial(folder: Path) -> Path | None:
     None if the adapter in `folder` is for the original base, or a run did not keep its start.
     """
     init = read_adapter_config(folder).get("init_lora_weights")
-    if not isinstance(init, str) or not changes_base(init):
+    is_refused = init in _REFUSED_BY_PEFT.values()
+    if not isinstance(init, str) or not (is_refused or changes_base(init)):
         return None
     return next((p / INITIAL for p in (folder, folder.parent) if (p / INITIAL).is_dir()), None)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ulysses_core.config import FinetuningConfig, ModelConfig, RunConfig
-from ulysses_core.lora.inits import needs_weights
+from ulysses_core.lora.calibration_rows import TokenRows
+from ulysses_core.lora.inits import needs_rows, needs_weights
 from ulysses_core.lora.saved import convert_adapter, find_initial, read_adapter_config
 from ulysses_core.trainers.freezing import count_layers, freeze_layers, trained_layers
 from ulysses_monitor.common.errors import InputError
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 _PEFT_TASKS = {"causal": "CAUSAL_LM", "score": "SEQ_CLS", "value": "CAUSAL_LM"}
 
 
-def add_adapters(model: Any, config: RunConfig, task: str) -> Any:
+def add_adapters(
+    model: Any, config: RunConfig, task: str, rows: TokenRows = (), device: Any = None
+) -> Any:
     """Makes `model` train what the config says.
 
     Full fine-tuning trains all of it, `freeze` some layers. Otherwise it gets adapters: new ones,
@@ -34,6 +37,8 @@ def add_adapters(model: Any, config: RunConfig, task: str) -> Any:
         model: the base, with its weights.
         config: the run's.
         task: the head of the model: `causal`, `score` or `value`.
+        rows: rows to train on, if the initialisation looks at them.
+        device: where the model then runs on them.
 
     Raises:
         InputError: a target matches no module, or an adapter cannot be loaded.
@@ -50,7 +55,12 @@ def add_adapters(model: Any, config: RunConfig, task: str) -> Any:
     if last is not None:
         return _load(model, last, is_trainable=True)
     seed = config.training.get("seed", 42)
-    return _create(_add_head(model, task), finetuning, task, seed)
+    adapted = _create(_add_head(model, task), finetuning, task, seed)
+    if finetuning.finetuning_type == "lora" and needs_rows(finetuning.init):
+        from ulysses_core.lora import init_lora
+
+        init_lora(adapted, finetuning.init, seed=seed, rows=rows, device=device)
+    return adapted
 
 
 def _add_head(model: Any, task: str) -> Any:
@@ -69,6 +79,8 @@ def rehearse_adapters(model: Any, config: RunConfig, task: str) -> Any:
     """
     from peft import PeftConfig, get_peft_model
 
+    from ulysses_core.lora.layers import check_rank
+
     finetuning = config.finetuning
     for folder in find_adapters(config.model):
         read_adapter_config(folder)
@@ -84,20 +96,8 @@ def rehearse_adapters(model: Any, config: RunConfig, task: str) -> Any:
     empty = config.model.model_copy(update={"adapter_name_or_path": []})
     model = add_adapters(model, replace(config, finetuning=plain, model=empty), task)
     if finetuning.finetuning_type == "lora" and needs_weights(finetuning.init):
-        _check_rank(model, finetuning)
+        check_rank(model, finetuning.init)
     return model
-
-
-def _check_rank(model: Any, config: FinetuningConfig) -> None:
-    from ulysses_core.lora.init import adapter_layers
-
-    for name, layer in adapter_layers(model):
-        least = min(layer.in_features, layer.out_features)
-        if config.lora_rank > least:
-            raise InputError(
-                f"lora_rank is {config.lora_rank}; expected at most {least}, the smaller side of "
-                f"{name}, with lora_init {config.init}"
-            )
 
 
 def find_adapters(config: ModelConfig) -> list[Path]:
@@ -195,7 +195,8 @@ def _create(model: Any, config: FinetuningConfig, task: str, seed: int) -> Any:
 def _lora_config(model: Any, config: FinetuningConfig, task: str) -> Any:
     from peft import LoraConfig
 
-    init: Any = True if config.init in ("default", "orthogonal_small") else config.init
+    is_ours = config.init in ("default", "orthogonal_small") or needs_rows(config.init)
+    init: Any = True if is_ours else config.init  # what is not PEFT's happens afterwards
     return LoraConfig(
         task_type=_PEFT_TASKS[task],
         r=config.lora_rank,

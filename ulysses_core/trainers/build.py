@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
 from ulysses_core.config import ModelConfig, RunConfig
+from ulysses_core.lora.calibration_rows import TokenRows
 from ulysses_core.trainers.adapters import add_adapters, find_adapters, first_line, merge_adapter
 from ulysses_core.trainers.deepspeed import build_alike
 from ulysses_core.trainers.quantised import quantise
@@ -69,7 +70,11 @@ def hub_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def build_model(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    device: torch.device,
+    rows: TokenRows = (),
 ) -> PreTrainedModel:
     """Loads the model, or makes it with random weights and the run's seed, and adds adapters.
 
@@ -80,6 +85,7 @@ def build_model(
         tokenizer: gives a made model its vocabulary.
         task: the head of the model.
         device: where tensors are that the process group communicates.
+        rows: rows to train on, if the initialisation of the adapters looks at them.
 
     Raises:
         InputError: the model cannot be loaded or made, or a LoRA target matches no module.
@@ -87,7 +93,7 @@ def build_model(
     model = _build_seeded(config, config.model, tokenizer, task, device)
     if config.training.get("gradient_checkpointing"):
         model.enable_input_require_grads()
-    return add_adapters(model, config, task)
+    return add_adapters(model, config, task, rows, device)
 
 
 def build_reference(

@@ -112,6 +112,7 @@ class UlyssesTrainingManager:
             build_reference,
             build_tokenizer,
         )
+        from ulysses_core.trainers.init_rows import read_init_rows
 
         config, stage = self.config, find_stage(self.config.finetuning.stage)
         args = build_training_arguments(config, *stage.make_arguments(config))
@@ -133,7 +134,7 @@ class UlyssesTrainingManager:
             Parts(
                 config=config,
                 args=args,
-                model=build_model(*model),
+                model=build_model(*model, read_init_rows(config, data.train)),
                 tokenizer=tokenizer,
                 data=data,
                 make_reference=lambda: build_reference(*model),

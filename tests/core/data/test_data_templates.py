@@ -43,11 +43,19 @@ GPT_OSS_THOUGHT = (
     "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>"
 )
 QWEN_CALL = '<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>'
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 QWEN_CHAT = [
     "<|im_start|>system\nSYS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
     "A1<|im_end|>\n",
     "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n",
     "A2<|im_end|>\n",
+]
+THINKING_QWEN_CHAT = [f"{EMPTY_THOUGHT}{text}" if text[0] == "A" else text for text in QWEN_CHAT]
+GLM_CHAT = [
+    "[gMASK]<sop><|system|>\nSYS<|user|>\nQ1<|assistant|>",
+    f"{EMPTY_THOUGHT}\nA1",
+    "<|user|>\nQ2<|assistant|>",
+    f"{EMPTY_THOUGHT}\nA2",
 ]
 # The texts of prompt, answer, prompt, answer. <s> and </s> are the tokenizer's control tokens.
 CHAT_TEXTS = {
@@ -56,6 +64,12 @@ CHAT_TEXTS = {
         "A1</s>\n\n",
         "### Instruction:\nQ2\n\n### Response:\n",
         "A2</s>\n\n",
+    ],
+    "bailing_v2": [
+        "<role>SYSTEM</role>SYS<|role_end|><role>HUMAN</role>Q1<|role_end|><role>ASSISTANT</role>",
+        "A1<|role_end|>",
+        "<role>HUMAN</role>Q2<|role_end|><role>ASSISTANT</role>",
+        "A2<|role_end|>",
     ],
     "chatml": QWEN_CHAT,
     "chatml_de": QWEN_CHAT,
@@ -74,11 +88,31 @@ CHAT_TEXTS = {
     ],
     "falcon": ["SYSUser: Q1\nFalcon:", "A1\n", "User: Q2\nFalcon:", "A2\n"],
     "fewshot": ["SYSQ1", "A1\n\n", "Q2", "A2\n\n"],
-    "glmz1": [
-        "[gMASK]<sop><|system|>\nSYS<|user|>\nQ1<|assistant|>",
-        "<think>\n\n</think>\n\n\nA1",
-        "<|user|>\nQ2<|assistant|>",
-        "<think>\n\n</think>\n\n\nA2",
+    "glm4_moe": GLM_CHAT,
+    "glmz1": GLM_CHAT,
+    "minimax1": [
+        "<beginning_of_sentence>system ai_setting=assistant\nSYS<end_of_sentence>\n"
+        "<beginning_of_sentence>user name=user\nQ1<end_of_sentence>\n"
+        "<beginning_of_sentence>ai name=assistant\n",
+        "A1<end_of_sentence>\n",
+        "<beginning_of_sentence>user name=user\nQ2<end_of_sentence>\n"
+        "<beginning_of_sentence>ai name=assistant\n",
+        "A2<end_of_sentence>\n",
+    ],
+    "minimax2": [
+        "]~!b[]~b]system\nSYS[e~[\n]~b]user\nQ1[e~[\n]~b]ai\n",
+        f"{EMPTY_THOUGHT}A1[e~[\n",
+        "]~b]user\nQ2[e~[\n]~b]ai\n",
+        f"{EMPTY_THOUGHT}A2[e~[\n",
+    ],
+    "qwen3_5_nothink": QWEN_CHAT,
+    "qwen3_5": THINKING_QWEN_CHAT,
+    "qwen3_6": THINKING_QWEN_CHAT,
+    "seed_oss": [
+        "<s>system\nSYS</s><s>user\nQ1</s><s>assistant\n",
+        "<seed:think></seed:think>A1</s>",
+        "<s>user\nQ2</s><s>assistant\n",
+        "<seed:think></seed:think>A2</s>",
     ],
     "gpt_oss": [
         "<|start|>system<|message|>SYS<|end|><|start|>user<|message|>Q1<|end|><|start|>assistant",

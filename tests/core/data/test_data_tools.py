@@ -137,6 +137,111 @@ def test_a_template_writes_tools_in_the_way_of_its_family(
     assert result in observation
 
 
+ARGUMENTS = {"x": 1, "unit": "m", "more": [1, {"y": None}]}
+TWO_CALLS = json.dumps([{"name": "add", "arguments": ARGUMENTS}, json.loads(CALL)])
+MANY = replace(
+    CHAT, messages=(CHAT.messages[0], Message("function", TWO_CALLS), *CHAT.messages[2:])
+)
+MORE = json.dumps(ARGUMENTS["more"])
+FORMS: dict[str, tuple[str, str, str, str]] = {
+    "glm4_moe": (
+        f"<tools>\n{json.dumps(WRAPPED)}\n</tools>\n\nFor each function call, output the function "
+        "name and arguments within the following XML format:\n<tool_call>{function-name}\n",
+        "...\n</tool_call>\n<|user|>",
+        "\n<tool_call>add\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n<arg_key>unit</arg_key>\n"
+        f"<arg_value>m</arg_value>\n<arg_key>more</arg_key>\n<arg_value>{MORE}</arg_value>\n\n"
+        "<tool_call>add\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>",
+        "<|observation|>\nR1\nR2<|assistant|>",
+    ),
+    "qwen3_5": (
+        f"You have access to the following functions:\n\n<tools>\n{json.dumps(ADD)}\n</tools>\n\n",
+        "</IMPORTANT><|im_end|>\n",
+        "<tool_call>\n<function=add>\n<parameter=x>\n1\n</parameter>\n<parameter=unit>\nm\n"
+        f"</parameter>\n<parameter=more>\n{MORE}\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=add>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+        "<|im_end|>\n",
+        "<tool_response>\nR1\n</tool_response>\n<tool_response>\nR2\n</tool_response><|im_end|>",
+    ),
+    "seed_oss": (
+        "You are Doubao, a helpful AI assistant. You may call one or more functions to assist with "
+        "the user query.Tool List:\nYou are authorized to use",
+        f"these tools.\n{json.dumps([ADD])}\n工具调用请遵循如下格式:\n<seed:tool_call>\n",
+        "<s>\n\n<seed:tool_call>\n<function=add\n<parameter=x>1</parameter>\n"
+        f"<parameter=unit>m</parameter>\n<parameter=more>{MORE}</parameter>\n</function>\n"
+        "</seed:tool_call>\n\n<seed:tool_call>\n<function=add\n<parameter=x>1</parameter>\n"
+        "</function>\n</seed:tool_call></s>",
+        "<s>user\nR1\nR2</s><s>assistant\n",
+    ),
+    "bailing_v2": (
+        "SYS# Tools\n\nYou may call one or more functions",
+        f"\n{json.dumps(WRAPPED)}\n</tools>\n\nFor each function call, return a json object",
+        f'<tool_call>\n{{"name": "add", "arguments": {json.dumps(ARGUMENTS)}}}\n</tool_call>\n'
+        f"<tool_call>\n{CALL}\n</tool_call><|role_end|>",
+        "<tool_response>\nR1\n</tool_response>\n<tool_response>\nR2\n</tool_response><|role_end|>",
+    ),
+    "minimax1": (
+        f"SYSYou are provided with these tools:\n<tools>\n{json.dumps(ADD)}\n</tools>\n\n",
+        '{"name": <tool-name-1>, "arguments": <args-json-object-1>}\n...\n</tool_calls>',
+        f'<tool_calls>\n{{"name": "add", "arguments": {json.dumps(ARGUMENTS)}}}\n{CALL}\n'
+        "</tool_calls><end_of_sentence>\n",
+        "tool name=tools\nR1\nR2<end_of_sentence>",
+    ),
+    "minimax2": (
+        f"JSONSchema format:\n\n<tools>\n<tool>{json.dumps(ADD)}</tool>\n</tools>\n\n",
+        "...\n</invoke>\n</minimax:tool_call>[e~[\n",
+        '<invoke name="add">\n<parameter name="x">1</parameter>\n<parameter name="unit">m'
+        f'</parameter>\n<parameter name="more">{MORE}</parameter>\n</invoke>\n'
+        '<invoke name="add">\n<parameter name="x">1</parameter>\n</invoke>[e~[\n',
+        "]~b]tool\n<response>R1</response>\n<response>R2</response>[e~[\n",
+    ),
+}
+"""Two parts of the first prompt, the calls, and a part of the results."""
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_template_writes_several_calls_and_results(
+    tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    first, second, calls, results = FORMS[name]
+    prompt, answer, observation, _ = texts(tokenizer, name, MANY)
+    assert first in prompt
+    assert second in prompt
+    assert (
+        answer.removeprefix("<think>\n\n</think>\n\n").removeprefix("<seed:think></seed:think>")
+        == calls
+    )
+    assert results in observation
+
+
+def test_calls_may_follow_a_thought_in_the_templates_own_words(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    thought = "<seed:think>hm</seed:think>"
+    example = replace(CHAT, messages=(CHAT.messages[0], Message("function", thought + CALL)))
+    _, answer = texts(tokenizer, "seed_oss", example)
+    assert answer.startswith(f"<s>\n{thought}\n<seed:tool_call>\n<function=add")
+
+
+@pytest.mark.parametrize("name", ["seed_oss", "phi4_mini", "qwen3_5", "qwen", "default"])
+def test_tools_may_be_wrapped(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    wrapped, plain = (
+        texts(tokenizer, name, replace(CHAT, tools=(tool,))) for tool in (WRAPPED, ADD)
+    )
+    if name in ("seed_oss", "phi4_mini"):  # which show them as they are
+        assert json.dumps([WRAPPED]) in wrapped[0]
+    else:
+        assert wrapped == plain
+
+
+def test_arguments_that_are_not_an_object_are_refused_where_each_is_written(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    call = Message("function", '{"name": "add", "arguments": "x"}')
+    example = replace(CHAT, messages=(CHAT.messages[0], call), where="f, row 3")
+    with pytest.raises(InputError, match="f, row 3: the arguments of add are not a JSON object"):
+        texts(tokenizer, "qwen3_5", example)
+
+
 def test_tool_format_replaces_the_templates_own_way(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt, answer, *_ = texts(tokenizer, "chatml", CHAT, tool_format="qwen")
     assert QWEN_TOOLS in prompt

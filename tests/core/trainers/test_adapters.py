@@ -77,16 +77,17 @@ INITS: dict[str, dict[str, Any]] = {
     "orthogonal_small-dora": {"lora_init": "orthogonal_small", "use_dora": True},
     "pissa_niter": {"pissa_init": True, "pissa_iter": 2, "pissa_convert": True},
     "olora": {"lora_init": "olora"},
+    "eva": {"lora_init": "eva", "lora_init_rows": 16},
+    "corda": {"lora_init": "corda", "lora_init_rows": 16},
+    "lora_ga": {"lora_init": "lora_ga"},
     "mica": {"lora_init": "mica"},
     "orthogonal": {"lora_init": "orthogonal"},
 }
 
 
+IN_DEFAULT_RUN = ("orthogonal_small", "pissa_niter", "eva", "corda", "lora_ga")
 TRIED_INITS = [
-    pytest.param(
-        name, marks=() if name in ("orthogonal_small", "pissa_niter") else pytest.mark.full
-    )
-    for name in INITS
+    pytest.param(name, marks=() if name in IN_DEFAULT_RUN else pytest.mark.full) for name in INITS
 ]
 
 
@@ -111,21 +112,32 @@ def test_the_base_may_stay_uncorrected(world: Any, train: Any) -> None:
     torch.testing.assert_close(logits(loaded), logits(trainer.model), rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_resumes_and_starts_another_training(world: Any, train: Any) -> None:
-    init = {"lora_init": "orthogonal_small", "save_strategy": "steps", "save_steps": 2}
-    whole = logits(train("whole", **init).model)
-    checkpoint = world.path / "runs/whole/checkpoint-2"
-    marked = json.loads((checkpoint / "adapter_config.json").read_text())
-    assert marked["init_lora_weights"] == "orthogonal_small"  # PEFT refuses it on the original base
-    with pytest.raises(ValueError, match="orthogonal_small"):
-        load(world, "runs/whole/checkpoint-2")
-    resumed = train("whole", resume_from_checkpoint=str(checkpoint), **init)
+@pytest.mark.parametrize(
+    ("name", "refusal"),  # of PEFT, on the original base
+    [
+        ("orthogonal_small", "orthogonal_small"),
+        ("corda", "`eigens` attribute not found"),
+        ("lora_ga", "lora_ga_on_its_own_base"),
+    ],
+)
+def test_a_checkpoint_resumes_and_starts_another_training(
+    world: Any, train: Any, name: str, refusal: str
+) -> None:
+    init = {"lora_init": name, "save_strategy": "steps", "save_steps": 2}
+    whole = logits(train(f"whole-{name}", **init).model)
+    checkpoint = world.path / f"runs/whole-{name}/checkpoint-2"
+    with pytest.raises(ValueError, match=refusal):
+        load(world, f"runs/whole-{name}/checkpoint-2")
+    resumed = train(f"whole-{name}", resume_from_checkpoint=str(checkpoint), **init)
     torch.testing.assert_close(logits(resumed.model), whole, rtol=0, atol=1e-6)
-    again = train("again", adapter_name_or_path=str(checkpoint), max_steps=1, learning_rate=0.0)
+    again = train(
+        f"again-{name}", adapter_name_or_path=str(checkpoint), max_steps=1, learning_rate=0.0
+    )
     assert again.model.peft_config["default"].r == 8
-    for_base = logits(load(world, "runs/again"))
+    for_base = logits(load(world, f"runs/again-{name}"))
     torch.testing.assert_close(for_base, logits(again.model), rtol=0, atol=1e-5)
-    assert losses(again)[0] < losses(train("zero", max_steps=1, learning_rate=0.0))[0]
+    zero = train(f"zero-{name}", max_steps=1, learning_rate=0.0)
+    assert losses(again)[0] < losses(zero)[0]
 
 
 def test_resuming_with_another_start_is_refused(train: Any) -> None:
@@ -251,6 +263,9 @@ def test_another_reference_model_decides_the_first_loss(world: Any, train: Any) 
     assert losses(pissa)[0] == pytest.approx(0.6931, abs=1e-3)
     loaded = logits(load(world, "runs/pissa-dpo"))
     torch.testing.assert_close(loaded, logits(pissa.model), rtol=0, atol=1e-5)
+    eva = train("eva-dpo", lora_init="eva", **dpo)  # whose layers have ranks of their own
+    assert losses(eva)[0] == pytest.approx(0.6931, abs=1e-3)
+    torch.testing.assert_close(logits(load(world, "runs/eva-dpo")), logits(eva.model))
 
 
 def test_without_training_it_evaluates(world: Any, train: Any) -> None:

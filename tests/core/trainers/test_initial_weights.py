@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
+ROWS = [{"input_ids": [(3 + i * i + 7 * i * j + j) % 31 for j in range(12)]} for i in range(8)]
+"""What initialisations look at."""
+
+
 class Words:
     """What `build_model` asks of a tokenizer."""
 
@@ -101,7 +106,7 @@ def start(folder: str, name: str, values: dict[str, Any]) -> dict[str, torch.Ten
     args = build_training_arguments(config, *find_stage("pt").make_arguments(config))
     args.output_dir = f"{folder}/{name}"
     args.save_strategy = "no"
-    model: Any = build_model(config, Words(), "causal", args.device)
+    model: Any = build_model(config, Words(), "causal", args.device, ROWS)
     held = {"state/random": torch.get_rng_state().clone()}
 
     class Looks(TrainerCallback):
@@ -183,6 +188,18 @@ def test_so_they_are_under_every_initialisation_and_so_is_the_base(
     init: dict[str, Any], engine: str, tmp_path: Path
 ) -> None:
     compare("llama", engine, {**LORA, **init}, tmp_path)
+
+
+IN_DEFAULT_RUN = (("eva", "ddp"), ("corda", "zero2"), ("lora_ga", "fsdp2"))
+FROM_ROWS = [
+    pytest.param(*case, marks=() if case in IN_DEFAULT_RUN else pytest.mark.full)
+    for case in product(("eva", "corda", "lora_ga"), ("ddp", "zero2", "fsdp2", "ddp-sp2"))
+]
+
+
+@pytest.mark.parametrize(("init", "engine"), FROM_ROWS)
+def test_so_they_are_if_rank_0_looked_at_rows(init: str, engine: str, tmp_path: Path) -> None:
+    compare("llama", engine, {**LORA, "lora_init": init}, tmp_path)
 
 
 @pytest.mark.parametrize("engine", ["zero3", pytest.param("ddp", marks=pytest.mark.full)])

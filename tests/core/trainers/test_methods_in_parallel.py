@@ -1,4 +1,4 @@
-"""DFT's loss and LoRA+ on ranks that share rows, against one process."""
+"""DFT's loss, LoRA+ and initialisations from rows on ranks that share rows, against one process."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ STEPS = {
 METHODS: dict[str, dict[str, Any]] = {
     "dft": {"use_dft_loss": True},
     "dft-lora": {"use_dft_loss": True, "finetuning_type": "lora", "loraplus_lr_ratio": 4.0},
+    **{
+        name: {"finetuning_type": "lora", "lora_rank": 4, "lora_init": name, "lora_init_rows": 16}
+        for name in ("eva", "corda", "lora_ga")
+    },
 }
 
 
@@ -50,6 +54,9 @@ def train(folder: str, name: str, values: dict[str, Any]) -> list[tuple[float, f
         ("dft", None),
         pytest.param("dft", "zero3", marks=pytest.mark.full),
         ("dft-lora", "zero2"),
+        ("lora_ga", "zero2"),
+        pytest.param("eva", None, marks=pytest.mark.full),
+        pytest.param("corda", "zero2", marks=pytest.mark.full),
     ],
 )
 def test_two_ranks_that_share_rows_train_as_one(
