@@ -114,11 +114,13 @@ def shares_weights(model: Any) -> bool:
 
     Processes must then generate together: each goes on until the longest answer of all ends.
     """
+    from torch.distributed.fsdp import FSDPModule
+
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return False
-    return any(
-        hasattr(each, "ds_id") or hasattr(each, "full_tensor") for each in model.parameters()
-    )
+    # Modules: FSDP2 leaves whole parameters in the outermost one after an evaluation.
+    is_cut = any(isinstance(module, FSDPModule) for module in model.modules())
+    return is_cut or any(hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def _pad_left(

@@ -65,18 +65,24 @@ def serve_log_probs(trainer: Any, model: Any) -> Undo:
         trainer: the trainer.
         model: its model, without PEFT around it.
     """
-    logger.warning(
-        "sequence parallel: logits/chosen and logits/rejected are not logged: %s averages the "
-        "logits of whole rows and of their padding, which no rank holds",
-        type(trainer).__name__,
-    )
-    served = _LogProbs(trainer, is_orpo="ORPO" in str(find_pair_trainer(trainer)))
+    if trainer.is_world_process_zero():
+        logger.warning(
+            "sequence parallel: logits/chosen and logits/rejected are not logged: %s averages the "
+            "logits of whole rows and of their padding, which no rank holds",
+            type(trainer).__name__,
+        )
+    served = _LogProbs(trainer, is_orpo=_is_orpo(trainer))
     undos = [
         _add_fused_head(model),
         patch_method(trainer, "concatenated_forward", served.run_pairs),
         patch_method(trainer, "store_metrics", served.store_metrics),
     ]
     return lambda: undo_all(undos)
+
+
+def _is_orpo(trainer: Any) -> bool:
+    kind = find_pair_trainer(trainer)
+    return kind is not None and kind.__name__ == "ORPOTrainer"
 
 
 def _add_fused_head(model: Any) -> Undo:
