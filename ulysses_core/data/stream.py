@@ -66,10 +66,11 @@ def _check_together(
     Raises:
         InputError: something is wrong, and `bad_rows` is `refuse`.
     """
-    first, count, is_right = None, 0, False
+    first: Any = None
+    count, is_right = 0, False
     for row in rows:
         if not is_right:
-            first, count = first or row["example"], count + 1
+            first, count = row["example"] if first is None else first, count + 1
             is_right = not plan.find_problem([first, row["example"]])
             if not is_right and count == config.buffer_size:
                 _warn(f"so far, {plan.find_problem([first] * count)}")
