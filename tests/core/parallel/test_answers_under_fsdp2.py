@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.support.forget import forget_last_trainer
 from tests.support.parity_cases import ParityCase, build, find_engine, shard, write_rows
@@ -47,7 +48,8 @@ def train(settings: dict[str, Any], folder: str, answers: bool) -> dict[str, Any
     found: dict[str, Any] = {"answers": []}
     session = SimpleNamespace(event=lambda _, about: found["answers"].append(about["answers"]))
     if answers:
-        record_answers(trainer, SimpleNamespace(session=session), config)  # type: ignore[arg-type] - all that it uses
+        monitor: Any = SimpleNamespace(session=session)
+        record_answers(trainer, monitor, config)
         compare_in_evaluations(trainer, config)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "eval_bleu" in entry]
@@ -59,12 +61,12 @@ def train(settings: dict[str, Any], folder: str, answers: bool) -> dict[str, Any
 
 
 def train_sampled(settings: dict[str, Any], folder: str) -> str:
-    """The child: two steps of stage grpo, whose answers seldom have one length on two ranks."""
+    """The child: two steps of stage grpo with short answers on one rank, long on the other."""
     case = ParityCase(**settings)
-    trainer = build(case, folder, max_completion_length=12)
+    trainer = build(case, folder)
 
     def like(_: Any, __: Any, logits: Any) -> None:
-        logits[..., 1] += 2  # the eos token
+        logits[..., 1] += 30 if dist.get_rank() == 0 else -30  # the eos token
 
     trainer.model.get_output_embeddings().register_forward_hook(like)
     shard(trainer)
