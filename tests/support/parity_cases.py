@@ -23,7 +23,17 @@ from tests.support.sequence_cases import VOCAB, weights_of, whole
 from tests.support.stage_cases import build_words, preferences
 from ulysses_core.parallel.families.proof import Float64
 
-__all__ = ["ENGINES", "KINDS", "ParityCase", "build", "train_all", "write_rows"]
+__all__ = [
+    "ENGINES",
+    "KINDS",
+    "ParityCase",
+    "build",
+    "find_engine",
+    "shard",
+    "train_all",
+    "train_watched",
+    "write_rows",
+]
 
 SAMPLED: dict[str, Any] = {
     "dataset": "conversations",
@@ -264,12 +274,12 @@ def find_engine(trainer: Any) -> str:
     return "ddp" if hasattr(wrapped, "require_backward_grad_sync") else "plain"
 
 
-def train(case: ParityCase, folder: str) -> dict[str, Any]:
+def train_watched(trainer: Any, *, size: int, engine: str) -> dict[str, Any]:
+    """Trains in float64; returns losses, first gradients, logged numbers and weights."""
     import ulysses_core as uc
 
-    trainer = build(case, folder)
-    uc.sequence_parallel(trainer, case.size)
-    if case.engine == "fsdp2":
+    uc.sequence_parallel(trainer, size)
+    if engine == "fsdp2":
         shard(trainer)
     found = watch(trainer)
     with Float64():
@@ -290,7 +300,8 @@ def train_all(cases: list[dict[str, Any]], folder: str) -> dict[str, Any]:
     for settings in cases:
         case = ParityCase(**settings)
         try:
-            results[case.label] = train(case, folder)
+            trainer = build(case, folder)
+            results[case.label] = train_watched(trainer, size=case.size, engine=case.engine)
         except Exception:  # noqa: BLE001 - the test of this case reports it
             results[case.label] = {"error": traceback.format_exc()}
         forget_last_trainer()

@@ -35,6 +35,9 @@ GPUs only, so torch's `fully_shard` is applied here by hand. In `grpo` and `ppo`
 samples answers, and both steps train on them; tokens, rewards and the sampler's log-probabilities,
 which are float32, are the same on all ranks.
 
+TRL's own ORPO and CPO trainers are compared in the same way, with every loss, by
+`tests/core/parallel/test_pair_trainers.py`.
+
 `make test-full` trains all rows and writes this table; `make test` trains some of them.
 
 """

@@ -13,6 +13,7 @@ from tests.support.forget import forget_last_trainer
 from tests.support.sequence_cases import VOCAB, weights_of
 
 __all__ = [
+    "PAIRS",
     "SAMPLING",
     "StageCase",
     "build_ppo_trainer",
@@ -27,6 +28,10 @@ __all__ = [
 
 SAMPLING = ("grpo", "rloo", "ppo")
 """Stages whose trainers sample answers."""
+
+
+PAIRS = ("orpo", "cpo")
+"""Stages of TRL's trainers that compute their loss from logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,24 +154,23 @@ def common_settings(case: StageCase) -> dict[str, Any]:
     }
 
 
+def stage_classes(stage: str) -> tuple[Any, Any]:
+    """Returns TRL's trainer of a stage, and the class of its arguments."""
+    import importlib
+
+    name = "Reward" if stage == "rm" else stage.upper()
+    module = importlib.import_module(f"trl.experimental.{stage}" if stage in PAIRS else "trl")
+    return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
+
+
 def build_stage_trainer(case: StageCase) -> Any:
-    import trl
     from datasets import Dataset
     from peft import LoraConfig
 
     if case.stage == "ppo":
         return build_ppo_trainer(case)
-    names = {
-        "sft": "SFT",
-        "dpo": "DPO",
-        "kto": "KTO",
-        "rm": "Reward",
-        "grpo": "GRPO",
-        "rloo": "RLOO",
-    }
-    name = names[case.stage]
     settings = common_settings(case)
-    if case.stage in ("dpo", "kto"):
+    if case.stage in ("dpo", "kto", *PAIRS):
         settings["disable_dropout"] = False
     if case.stage in SAMPLING:
         settings |= {"num_generations": 2, "max_completion_length": 6, "shuffle_dataset": False}
@@ -185,9 +189,10 @@ def build_stage_trainer(case: StageCase) -> Any:
         more["reward_funcs"] = [reward_small_words, reward_length]
         if not case.adapters:  # TRL loads the reference by the model's name
             model.config._name_or_path = save_reference(case)
-    trainer = getattr(trl, f"{name}Trainer")(
+    kind, make_args = stage_classes(case.stage)
+    trainer = kind(
         model=model,
-        args=getattr(trl, f"{name}Config")(**settings | dict(case.settings)),
+        args=make_args(**settings | dict(case.settings)),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:8]),
         processing_class=build_words(),
@@ -249,6 +254,7 @@ def build_ppo_trainer(case: StageCase, rewards: Any = None, **numbers: Any) -> A
     ]
     parts: Any = SimpleNamespace(
         config=SimpleNamespace(
+            data=SimpleNamespace(template=None),
             finetuning=FinetuningConfig(finetuning_type="lora" if case.adapters else "full"),
             stage_keys=NoKeys(),
         ),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ulysses_core.data.templates import get_template
@@ -21,7 +22,14 @@ from ulysses_core.data.templates import get_template
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-__all__ = ["Sampling", "answer_prompts", "keep_random_state", "stop_tokens"]
+__all__ = [
+    "Sampling",
+    "answer_prompts",
+    "gather_to_generate",
+    "keep_random_state",
+    "shares_weights",
+    "stop_tokens",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +58,18 @@ def answer_prompts(
     sampling: Sampling,
     *,
     stops: Sequence[int],
-    shares_weights: bool = False,
 ) -> Tensor:
     """Answers one batch of prompts; random numbers come from torch's global generator.
 
+    If processes share the weights (ZeRO-3, FSDP2), each must call this equally often.
+
     Args:
-        model: a causal language model of transformers, with or without adapters; it may be in
-            training, and is again after it.
+        model: a causal language model of transformers, with or without adapters, as the engine cut
+            it; it may be in training, and is again after it.
         tokenizer: gives the pad token.
         prompts: B lists of at most S token ids.
         sampling: how to sample.
         stops: tokens that end an answer.
-        shares_weights: whether every process holds a part of the weights (ZeRO-3, FSDP2); each must
-            then call this equally often.
 
     Returns:
         Token ids [B * N, T] without the prompts; the N answers of a prompt follow one another, and
@@ -73,6 +80,7 @@ def answer_prompts(
     config = _generation_config(sampling, int(tokenizer.pad_token_id or 0), stops)
     _fit_positions(config, model, ids.shape[1])
     was_training = model.training
+    gather_to_generate(model)
     model.eval()
     try:
         with torch.no_grad(), _own_defaults(model):
@@ -80,11 +88,39 @@ def answer_prompts(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                synced_gpus=shares_weights,
+                synced_gpus=shares_weights(model),
             )
     finally:
         model.train(was_training)
     return output[:, ids.shape[1] :]
+
+
+def gather_to_generate(model: Any) -> None:
+    """Makes `generate` of a PEFT model under FSDP2 gather the weights outside the layers.
+
+    FSDP2 gathers them in the outermost model's `forward`, which PEFT's `generate` goes around.
+
+    Args:
+        model: the outermost model, as FSDP2 cut it.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    if hasattr(model, "get_base_model") and "generate" not in vars(model):
+        register_fsdp_forward_method(model, "generate")
+
+
+def shares_weights(model: Any) -> bool:
+    """Returns whether every process holds a part of the weights, as under ZeRO-3 and FSDP2.
+
+    Processes must then generate together: each goes on until the longest answer of all ends.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    # Modules: FSDP2 leaves whole parameters in the outermost one after an evaluation.
+    is_cut = any(isinstance(module, FSDPModule) for module in model.modules())
+    return is_cut or any(hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def _pad_left(
@@ -142,12 +178,20 @@ def _own_defaults(model: Any) -> Iterator[None]:
             each.generation_config = config
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[int]:
-    """Returns the tokens that end an answer: the eos token, and the template's own stop."""
-    stops = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    stop = None if template is None else get_template(template).stop
-    ids = tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
-    return sorted({*stops, *(ids if len(ids) == 1 else [])})
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None, model: Any) -> list[int]:
+    """Returns the tokens that end an answer, wherever one is sampled.
+
+    These are the eos token and the stop of the named template; without a template, which says it,
+    the tokens that the model's own generation config names.
+    """
+    stops = {tokenizer.eos_token_id}
+    if template is None:
+        own = model.generation_config.eos_token_id
+        stops |= set(own) if isinstance(own, list) else {own}
+    elif stop := get_template(template).stop:
+        ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
+        stops |= set(ids) if len(ids) == 1 else set()
+    return sorted(int(token) for token in stops - {None})
 
 
 @contextmanager

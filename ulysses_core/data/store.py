@@ -1,17 +1,21 @@
 """Tokenised rows on disk: one process writes them, every process maps them into memory.
 
-A folder of rows has an Arrow file for each split, and `rows.json`, which says what the rows were
-made with. It is written under another name and renamed, so a folder is whole or absent.
+A folder of rows has an Arrow file for each split, and `rows.json`, which names these files and says
+what the rows were made with. It is written under another name and renamed, so a folder is whole or
+absent. Rows that take the place of others come in files of other names, and `rows.json` changes at
+once: readers have all of the old rows or all of the new ones, whoever writes meanwhile.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +80,7 @@ def is_written(folder: Path) -> bool:
 
 
 def write_rows(folder: Path, splits: Mapping[str, Split], description: Mapping[str, Any]) -> None:
-    """Writes splits into a folder, which takes the place of an older one.
+    """Writes splits into a folder; rows that it holds are replaced. Of two at once, the later wins.
 
     Raises:
         InputError: The folder cannot be written, or holds something else.
@@ -91,7 +95,7 @@ def write_rows(folder: Path, splits: Mapping[str, Split], description: Mapping[s
         raise InputError(f"{folder}: cannot write tokenised rows: {error}") from None
     try:
         _fill(made, splits, description)
-        _replace(folder, made)
+        _publish(folder, made)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -101,7 +105,7 @@ def _fill(folder: Path, splits: Mapping[str, Split], description: Mapping[str, A
 
     entries = {}
     for number, (name, split) in enumerate(splits.items()):
-        file = f"rows-{number}.arrow"
+        file = f"rows-{folder.name[-8:]}-{number}.arrow"
         with (
             pa.OSFile(str(folder / file), "wb") as sink,
             pa.ipc.new_stream(sink, split.rows.schema) as writer,
@@ -112,15 +116,41 @@ def _fill(folder: Path, splits: Mapping[str, Split], description: Mapping[str, A
     (folder / _FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _replace(folder: Path, made: Path) -> None:
-    """Renames `made` to `folder`; another process that was faster has written the same rows."""
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
+def _publish(folder: Path, made: Path) -> None:
+    """Gives the content of `made` to `folder`, which is absent, empty or holds rows."""
     try:
-        made.rename(folder)
+        made.rename(folder)  # fails unless it is absent or empty
     except OSError:
         if not is_written(folder):
             raise
+        with _locked(folder):
+            before = _files(folder)
+            for file in _files(made):
+                (made / file).replace(folder / file)
+            (made / _FILE).replace(folder / _FILE)
+            for file in before:  # who has it open keeps it
+                (folder / file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process replaces the rows of a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # without locks, files of rows may be left that nothing names
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[str]:
+    """Returns the names of the files that hold the rows of a folder; none if it is damaged."""
+    try:
+        entries = read_description(folder)["splits"].values()
+    except InputError:
+        return []
+    return [Path(str(entry["file"])).name for entry in entries]
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -149,10 +179,21 @@ def open_rows(folder: Path) -> DatasetPair:
     Raises:
         InputError: The folder or a file in it is missing or damaged.
     """
+    while True:
+        described = read_description(folder)
+        try:
+            return _open(folder, described)
+        except InputError:
+            # Others may have replaced the rows since; then their files are there.
+            if read_description(folder) == described:
+                raise
+
+
+def _open(folder: Path, description: Mapping[str, Any]) -> DatasetPair:
     import datasets
 
     found, stats = {}, {}
-    for name, entry in read_description(folder)["splits"].items():
+    for name, entry in description["splits"].items():
         file = folder / Path(str(entry["file"])).name
         try:
             found[name] = datasets.Dataset.from_file(str(file))

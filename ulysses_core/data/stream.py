@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from ulysses_core.data.config import DataConfig
@@ -48,6 +48,47 @@ def stream_examples(config: DataConfig, plan: RowPlan, seed: int) -> IterableDat
 
 
 def _iterate_all(
+    specs: tuple[DatasetSpec, ...], config: DataConfig, plan: RowPlan, seed: int
+) -> Iterator[dict[str, Any]]:
+    rows = _mix(specs, config, plan, seed)
+    yield from islice(rows, int(config.val_size))  # held out; `load` checks them
+    yield from _check_together(rows, config, plan)
+
+
+def _check_together(
+    rows: Iterator[dict[str, Any]], config: DataConfig, plan: RowPlan
+) -> Iterator[dict[str, Any]]:
+    """Yields rows, and says what is wrong with all of them together once that is known.
+
+    That is at the end of the stream, which comes before the first step if it is no longer than the
+    buffer that rows are drawn from. A longer one gets a warning when the buffer is full.
+
+    Raises:
+        InputError: something is wrong, and `bad_rows` is `refuse`.
+    """
+    first: Any = None
+    count, is_right = 0, False
+    for row in rows:
+        if not is_right:
+            first, count = row["example"] if first is None else first, count + 1
+            is_right = not plan.find_problem([first, row["example"]])
+            if not is_right and count == config.buffer_size:
+                _warn(f"so far, {plan.find_problem([first] * count)}")
+        yield row
+    if is_right or first is None:
+        return
+    problem = plan.find_problem([first] * count)
+    if config.bad_rows == "refuse":
+        raise InputError(f"{problem}; change it, or set bad_rows: skip")
+    _warn(problem)
+
+
+def _warn(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("%s", message)
+
+
+def _mix(
     specs: tuple[DatasetSpec, ...], config: DataConfig, plan: RowPlan, seed: int
 ) -> Iterator[dict[str, Any]]:
     if len(specs) == 1 or config.mix_strategy == "concat":
@@ -94,9 +135,9 @@ def _iterate(spec: DatasetSpec, config: DataConfig, plan: RowPlan) -> Iterator[d
 
 def _tell_once(told: set[str], what: str, where: str) -> None:
     """Logs the first of what is wrong in a stream, whose end may never come."""
-    if where and what not in told and os.environ.get("RANK", "0") == "0":
+    if where and what not in told:
         told.add(what)
-        logger.warning("%s; the first: %s", what, where)
+        _warn(f"{what}; the first: {where}")
 
 
 def tokenise_stream(

@@ -164,7 +164,7 @@ def _sample(
         top_k=config.top_k,
     )
     set_seed((config.seed * 1_000_003 + batch) % 2**32)
-    stops = stop_tokens(tokenizer, config.template)
+    stops = stop_tokens(tokenizer, config.template, model)
     tokens = answer_prompts(model, tokenizer, prompts, sampling, stops=stops)
     texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     count = config.num_answers

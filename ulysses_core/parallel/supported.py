@@ -29,13 +29,6 @@ def unwrap_peft(model: Any) -> PreTrainedModel:
     return model
 
 
-_NEED_LOGITS = {
-    "ORPOTrainer": "use stage dpo with pref_loss orpo",
-    "CPOTrainer": "use stage dpo with pref_loss simpo, or TRL's DPOTrainer",
-}
-"""Trainers of TRL that ask a model for logits to train on, and what to use instead."""
-
-
 def check_trainer(trainer: Trainer) -> None:
     """Refuses settings of a Trainer that do not work on slices of rows.
 
@@ -46,13 +39,6 @@ def check_trainer(trainer: Trainer) -> None:
         raise InputError(
             "sequence parallel: label_smoothing_factor is "
             f"{trainer.args.label_smoothing_factor}; expected 0"
-        )
-    names = {kind.__name__ for kind in type(trainer).__mro__}
-    if named := names & _NEED_LOGITS.keys():
-        [name] = named
-        raise InputError(
-            f"sequence parallel: {name} computes its loss from the logits of whole rows, which no "
-            f"rank holds; {_NEED_LOGITS[name]}"
         )
     if trainer.compute_loss_func is not None:
         raise InputError(

@@ -19,6 +19,7 @@ from transformers import Trainer
 
 from ulysses_core.parallel.forward import ForwardOptions, split_rows_in_forward
 from ulysses_core.parallel.groups import SequenceGroup, make_groups
+from ulysses_core.parallel.preferences import check_pairs, find_pair_trainer, serve_log_probs
 from ulysses_core.parallel.sampling import (
     check_sampling,
     samples_rows,
@@ -64,8 +65,8 @@ def sequence_parallel(
     """Splits every row of `trainer`'s batches over `size` ranks; call it before `train()`.
 
     Works with the Trainers of transformers and TRL whose models are causal language models or
-    sequence classifiers (SFT, DPO, KTO, Reward, GRPO, RLOO), and with any engine that averages
-    gradients over all ranks (DDP, DeepSpeed ZeRO, FSDP2). Every rank must call it.
+    sequence classifiers (SFT, DPO, KTO, ORPO, CPO, Reward, GRPO, RLOO), and with any engine that
+    averages gradients over all ranks (DDP, DeepSpeed ZeRO, FSDP2). Every rank must call it.
 
     Args:
         trainer: the Trainer; its models, accelerator and methods are patched on the instance.
@@ -87,6 +88,9 @@ def sequence_parallel(
     check_trainer(trainer)
     if samples_rows(trainer):
         check_sampling(trainer, group)
+    is_of_pairs = find_pair_trainer(trainer) is not None
+    if is_of_pairs:
+        check_pairs(trainer)
     options = ForwardOptions(group=group, rows=check_model(trainer) if check_family else None)
     options.kernel = choose_trainer_kernel(trainer)
     patches = _Patches(trainer, group, options)
@@ -111,6 +115,9 @@ def sequence_parallel(
     ]
     if samples_rows(trainer):
         undos.append(share_samples(trainer, group))
+    if is_of_pairs:
+        base = unwrap_peft(trainer.accelerator.unwrap_model(trainer.model))
+        undos.append(serve_log_probs(trainer, base))
     return SequenceParallelHandle(group, undos)
 
 

@@ -127,7 +127,7 @@ class _Writer:
 
         self._trainer = trainer
         self._tokenizer: PreTrainedTokenizerBase = trainer.processing_class
-        self._stops = stop_tokens(self._tokenizer, config.data.template)
+        self._stops = stop_tokens(self._tokenizer, config.data.template, self._model)
         self._sampling = Sampling(max_new_tokens=config.answers.max_new_tokens)
 
     def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
@@ -157,6 +157,10 @@ class _Writer:
         return [text.strip() for text in texts]
 
     @property
+    def _model(self) -> Any:
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+    @property
     def _pad(self) -> int:
         return int(self._tokenizer.pad_token_id)
 
@@ -166,22 +170,14 @@ class _Writer:
         size = self._trainer.args.per_device_eval_batch_size
         return [
             answer_prompts(
-                self._trainer.accelerator.unwrap_model(self._trainer.model),
+                self._model,
                 self._tokenizer,
                 prompts[start : start + size],
                 self._sampling,
                 stops=self._stops,
-                shares_weights=_shares_weights(self._trainer),
             )
             for start in range(0, len(prompts), size)
         ]
-
-
-def _shares_weights(trainer: Trainer) -> bool:
-    accelerator = trainer.accelerator
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    shards = trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
-    return bool(shards) and accelerator.num_processes > 1
 
 
 # -- answers as events -----------------------------------------------------------------------------

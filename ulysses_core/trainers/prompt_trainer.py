@@ -10,9 +10,10 @@ from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head
 
+from ulysses_core.answers import gather_to_generate, stop_tokens
 from ulysses_core.rewards import Scorer
 from ulysses_core.trainers.reference import needs_reference
-from ulysses_core.trainers.rollouts import gather_to_generate, record_log_probs, score_together
+from ulysses_core.trainers.rollouts import record_log_probs, score_together
 from ulysses_core.trainers.stage import Parts
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, patch_method
@@ -50,6 +51,10 @@ class PromptTrainer(GRPOTrainer):
             eval_dataset=parts.data.eval,
             processing_class=parts.tokenizer,
         )
+        self.eos_token_ids = stop_tokens(
+            parts.tokenizer, parts.config.data.template, self.base_model
+        )
+        self.generation_config.eos_token_id = self.eos_token_ids
         if has_own:
             reference = parts.make_reference()
             add_fused_lm_head(reference, temperature=self.temperature)
@@ -115,7 +120,7 @@ class PromptTrainer(GRPOTrainer):
         return prompts, None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        gather_to_generate(self.accelerator.unwrap_model(self.model), self.base_model)
+        gather_to_generate(self.accelerator.unwrap_model(self.model))
         with record_log_probs(self.base_model, self.temperature) as recorder:
             answers, _ = super()._generate_single_turn(*args, **kwargs)
         return answers, recorder.read([len(answer) for answer in answers])

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LogProbRecorder",
-    "gather_to_generate",
     "measure_ratios",
     "record_log_probs",
     "score_together",
@@ -79,24 +78,11 @@ class LogProbRecorder:
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-def gather_to_generate(model: Any, base: Any) -> None:
-    """Makes `generate` of a PEFT model under FSDP2 gather the weights outside the layers.
-
-    FSDP2 gathers them in the outermost model's `forward`, which PEFT's `generate` goes around.
-
-    Args:
-        model: the outermost model, as FSDP2 cut it.
-        base: the model of transformers in it, or the same.
-    """
-    from torch.distributed.fsdp import register_fsdp_forward_method
-
-    if model is not base and "generate" not in vars(model):
-        register_fsdp_forward_method(model, "generate")
-
-
 @contextmanager
 def record_log_probs(model: Any, temperature: float) -> Iterator[LogProbRecorder]:
     """Records the log-probabilities of what `model.generate` samples, before top-k and top-p.
+
+    Processes that share weights generate together.
 
     Args:
         model: a model of transformers, not the PEFT model around it.
@@ -107,8 +93,11 @@ def record_log_probs(model: Any, temperature: float) -> Iterator[LogProbRecorder
     def generate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         from transformers import LogitsProcessorList
 
+        from ulysses_core.answers import shares_weights
+
         processors = LogitsProcessorList([*(kwargs.pop("logits_processor", None) or []), recorder])
-        rows = original(*args, logits_processor=processors, **kwargs)
+        together = {"synced_gpus": shares_weights(model)}
+        rows = original(*args, logits_processor=processors, **kwargs | together)
         recorder.finish(rows)
         return rows
 

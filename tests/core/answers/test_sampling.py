@@ -73,8 +73,17 @@ def test_random_states_are_restored() -> None:
     assert draw() == expected
 
 
-def test_the_stop_of_a_template_counts_if_it_is_one_token() -> None:
+def test_the_stop_of_a_template_counts_if_it_is_one_token(model: Any) -> None:
     tokenizer = build_words()
-    assert stop_tokens(tokenizer, "chatml") == [1]
+    assert stop_tokens(tokenizer, "chatml", model) == [1]
     tokenizer.add_tokens(["<|im_end|>"])
-    assert stop_tokens(tokenizer, "chatml") == [1, len(tokenizer) - 1]
+    assert stop_tokens(tokenizer, "chatml", model) == [1, len(tokenizer) - 1]
+
+
+def test_without_a_template_the_model_says_what_ends_an_answer(model: Any) -> None:
+    before = model.generation_config
+    for own, expected in ((None, [1]), (7, [1, 7]), ([1, 8, 7], [1, 7, 8])):
+        model.generation_config = GenerationConfig(eos_token_id=own)
+        assert stop_tokens(build_words(), None, model) == expected
+        assert stop_tokens(build_words(), "default", model) == [1]
+    model.generation_config = before

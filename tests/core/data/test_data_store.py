@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from tests.core.data.conftest import build_tokenizer
 from tests.support.spawn import spawn
 from ulysses_core.data import DataConfig, load_datasets
+from ulysses_core.data.stats import DataStats
+from ulysses_core.data.store import Split, open_rows, write_rows
 from ulysses_core.trainers.stage import Stage, find_stage
 from ulysses_monitor.common.errors import InputError
 
@@ -158,8 +162,9 @@ def test_damaged_rows_are_named(
 ) -> None:
     kept = changed(config, tokenized_path=tmp_path / "rows")
     load_datasets(kept, find_stage("sft"), tokenizer)
-    (tmp_path / "rows" / "rows-0.arrow").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"rows-0.arrow: cannot read the tokenised rows"):
+    [file] = (tmp_path / "rows").glob("*.arrow")
+    file.write_bytes(b"no")
+    with pytest.raises(InputError, match=rf"{file.name}: cannot read the tokenised rows"):
         load_datasets(kept, find_stage("sft"), tokenizer)
     (tmp_path / "rows" / "rows.json").write_text("[]")
     with pytest.raises(InputError, match=r"rows.json: it does not describe tokenised rows"):
@@ -192,3 +197,44 @@ def test_one_rank_tokenises_and_a_wrong_row_stops_all(
     assert second[0] == {"calls": 0, "rows": 30, "error": ""}
     assert "broken.json, row 31: column 'output' (response) is missing" in first[1]["error"]
     assert second[1]["error"] == "another process could not read the data"
+
+
+def counted(examples: int) -> DataStats:
+    return DataStats(
+        examples=examples, dropped=0, truncated=0, rows=50, tokens=50, trained_tokens=50
+    )
+
+
+def write_and_read(folder: str, rounds: int) -> list[list[int]]:
+    """The child: writes rows of its own over those of others; returns what it read meanwhile."""
+    rank, path, seen = dist.get_rank(), Path(folder), []
+    for number in range(rounds):
+        mark = 2 * number + rank
+        rows = pa.table({"mark": [mark] * 50})
+        splits = {name: Split(rows, counted(mark)) for name in ("train", "eval")}
+        write_rows(path, splits, {})
+        pair = open_rows(path)
+        assert pair.train is not None
+        marks = {*pair.train["mark"], *pair.eval["mark"]}
+        seen.append(sorted(marks | {stats.examples for stats in pair.stats.values()}))
+    return seen
+
+
+def test_two_processes_write_one_folder_and_readers_see_the_rows_of_one(tmp_path: Path) -> None:
+    for seen in spawn(write_and_read, 2, args=[str(tmp_path / "rows"), 40]):
+        assert all(len(marks) == 1 for marks in seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+    left = sorted(path.suffix for path in (tmp_path / "rows").iterdir())
+    assert left == [".arrow", ".arrow", ".json"]  # the later rows, and no others
+
+
+def test_a_reader_keeps_the_rows_that_it_opened(tmp_path: Path) -> None:
+    def write(mark: int) -> None:
+        table = pa.table({"mark": [mark] * 5})
+        write_rows(tmp_path / "rows", {"train": Split(table, counted(5))}, {})
+
+    write(1)
+    first = open_rows(tmp_path / "rows").train
+    write(2)
+    assert list(first["mark"]) == [1] * 5
+    assert list(open_rows(tmp_path / "rows").train["mark"]) == [2] * 5

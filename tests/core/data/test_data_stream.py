@@ -171,3 +171,39 @@ def test_the_first_cut_answer_of_a_stream_is_named(
     [record] = caplog.records
     assert "an answer is cut off at cutoff_len; the first: " in record.message
     assert record.message.endswith("row 21")
+
+
+TAGGED = [{"instruction": "q", "output": f"{n:04d}", "tag": True} for n in range(30)]
+
+
+@pytest.fixture
+def tagged(write_dataset: Callable[..., Path]) -> Callable[[list[dict[str, Any]]], Path]:
+    columns = {"prompt": "instruction", "response": "output", "kto_tag": "tag"}
+    return lambda rows: write_dataset(rows, columns=columns)
+
+
+def test_a_stream_whose_answers_all_have_one_tag_is_refused_at_its_end(
+    tagged: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    kto = find_stage("kto")
+    rows = load_datasets(stream(tagged(TAGGED)), kto, tokenizer).train
+    with pytest.raises(InputError, match=r"true in all 30 examples; .* bad_rows: skip"):
+        next(iter(rows))  # the buffer is larger than the stream
+    mixed = [*TAGGED[:-1], TAGGED[-1] | {"tag": False}]
+    assert len(list(load_datasets(stream(tagged(mixed)), kto, tokenizer).train)) == 30
+    # The one of the other kind is held out, so all others are of one.
+    mixed = [TAGGED[0] | {"tag": False}, *TAGGED[1:]]
+    config = stream(tagged(mixed), val_size=1, bad_rows="skip")
+    assert len(list(load_datasets(config, kto, tokenizer).train)) == 29
+
+
+def test_it_is_told_as_soon_as_the_buffer_is_full_and_at_the_end(
+    tagged: Any, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = stream(tagged(TAGGED), buffer_size=20, bad_rows="skip")
+    rows = iter(load_datasets(config, find_stage("kto"), tokenizer).train)
+    with caplog.at_level(logging.WARNING, logger="ulysses_core"):
+        next(rows)
+        assert "so far, kto_tag is true in all 20 examples" in caplog.text
+        assert len(list(rows)) == 29
+    assert caplog.messages[-1].startswith("kto_tag is true in all 30 examples; expected desirable")

@@ -27,10 +27,7 @@ from tests.support.sequence_cases import (
 from tests.support.spawn import spawn
 from tests.support.stage_cases import (
     StageCase,
-    build_stage_model,
     build_stage_trainer,
-    build_words,
-    preferences,
 )
 from ulysses_core.parallel.exchange import plan_heads
 from ulysses_monitor.common.errors import InputError, UlyssesError
@@ -290,23 +287,47 @@ def check_a_trainer_that_samples_is_as_before_after_restore() -> None:
         assert vars(trainer).get(name) is before.get(name)
 
 
-def check_trainers_that_need_logits_are_refused_by_name() -> None:
-    from datasets import Dataset
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+def check_a_trainer_of_pairs_is_refused_what_it_cannot_do_on_slices() -> None:
+    from trl.experimental.cpo import CPOTrainer
 
-    def build(trainer: Any, config: Any) -> Any:
-        folder = tempfile.mkdtemp(prefix="needs-logits-")
-        args = config(output_dir=folder, use_cpu=True, report_to="none", bf16=False)
-        return trainer(
-            model=build_stage_model(StageCase(stage="dpo")),
-            args=args,
-            train_dataset=Dataset.from_list(preferences()),
-            processing_class=build_words(),
-        )
+    def of_experts(is_balanced: bool) -> Any:
+        trainer = build_stage_trainer(StageCase(stage="orpo"))
+        trainer.aux_loss_enabled = is_balanced
+        trainer.model.config.output_router_logits = not is_balanced
+        return trainer
 
-    assert_refused(lambda: build(ORPOTrainer, ORPOConfig), "ORPOTrainer computes its loss from")
-    assert_refused(lambda: build(CPOTrainer, CPOConfig), "use stage dpo with pref_loss simpo")
+    class ReadsLogits(CPOTrainer):
+        def concatenated_forward(self, *args: Any) -> Any:
+            return super().concatenated_forward(*args)
+
+    def reads_logits() -> Any:
+        trainer = build_stage_trainer(StageCase(stage="cpo"))
+        trainer.__class__ = ReadsLogits
+        return trainer
+
+    assert_refused(lambda: of_experts(is_balanced=False), "output_router_logits is true, but the")
+    assert_refused(
+        lambda: of_experts(is_balanced=True),
+        "ORPOTrainer: output_router_logits was true when the trainer was made",
+    )
+    assert_refused(reads_logits, "CPOTrainer: ReadsLogits has its own concatenated_forward")
+
+
+def check_a_trainer_of_pairs_is_as_before_after_restore() -> None:
+    trainer = build_stage_trainer(StageCase(stage="orpo", adapters=True))
+    ids = torch.arange(1, 12).repeat(2, 1)
+    before, model = vars(trainer).copy(), trainer.model.get_base_model()
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids).logits
+    handle = uc.sequence_parallel(trainer, 2)
+    assert "forward" in vars(model)
+    handle.restore()
+    assert "forward" not in vars(model)
+    for name in ("concatenated_forward", "store_metrics"):
+        assert name not in vars(trainer)
+        assert name not in before
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, logits)
 
 
 def check_a_streamed_dataset_is_refused() -> None:
@@ -376,7 +397,6 @@ def check_gradients_under_fsdp2_equal_one_process() -> None:
 
 
 def check_the_exchange_is_measured_in_training_but_not_in_evaluations() -> None:
-    import tempfile
 
     import ulysses_monitor as um
     from ulysses_core.parallel.trainer import SP_METRICS
