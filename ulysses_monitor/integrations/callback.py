@@ -108,6 +108,7 @@ class TrainerWatcher(TrainerCallback):
         batches = BatchPatch(trainer, session)
         self._undos = [
             batches.undo,
+            session.rows.hook(trainer.model_wrapped),
             *end_when_it_fails(trainer, self._fail),
             patch_method(accelerator, "backward", observe_loss(session)),
         ]

@@ -33,6 +33,7 @@ from ulysses_monitor.integrations.lightning_trainer import (
 )
 from ulysses_monitor.session.opening import Training
 from ulysses_monitor.session.process_exit import Status
+from ulysses_monitor.session.row_indices import RowIndices
 from ulysses_monitor.session.session import Session
 
 __all__ = ["LightningCallback"]
@@ -79,6 +80,7 @@ class LightningCallback:
         self._requests: dict[str, str] = {}
         self._is_shifted = self._has_begun = False
         self._before_evaluation: dict[str, Any] = {}
+        self._indices: RowIndices | None = None
 
     def __reduce__(self) -> Any:
         """Lets Lightning hand it to the processes that it spawns."""
@@ -98,6 +100,11 @@ class LightningCallback:
             patch_method(trainer.precision_plugin, "clip_gradients", _read_first(session)),
             patch_method(trainer, "save_checkpoint", _note_checkpoint(session)),
         ]
+        self._indices = session.guarded(
+            "finding the loader", lambda: RowIndices(trainer.train_dataloader), None
+        )
+        if self._indices is not None:
+            self._undos.append(self._indices.undo)
         by_hand = not pl_module.automatic_optimization
         session.hook_step(lambda: self._end_step(session, trainer), sees_clipping=by_hand)
 
@@ -131,6 +138,8 @@ class LightningCallback:
             count = _count(self._session, batch, self._is_shifted)
             if not self._session.guarded("counting tokens", count, False):
                 self._session.miss(counts=True)
+            indices = None if self._indices is None else self._indices.take()
+            self._session.rows.see(batch, indices=indices, is_shifted=self._is_shifted)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Observes a micro-batch's loss, as it is scaled for accumulation."""

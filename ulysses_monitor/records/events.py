@@ -18,6 +18,7 @@ EVENT_KINDS = (
     "control",
     "eval",
     "answers",
+    "rows",
     "checkpoint",
     "monitor",
 )
@@ -60,6 +61,7 @@ class Alert:
         page: the page about the rule, as a path in the repository.
         command: words of ``ulysses control`` that the training obeys at its next step, such as
             ``save``, ``stop`` or ``policy.zclip=active``.
+        rows: rows that the step trained on, the most suspicious first, as `Row.to_dict` gives them.
     """
 
     rule: str
@@ -75,6 +77,7 @@ class Alert:
     causes: tuple[str, ...] = ()
     page: str = ""
     command: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
 
     def to_event(self, time: float) -> Event:
         """Returns the alert as an event of kind ``alert``."""
@@ -93,6 +96,7 @@ class Alert:
             "causes": list(self.causes),
             "page": self.page,
             "command": list(self.command),
+            "rows": [dict(row) for row in self.rows],
         }
         data |= {key: value for key, value in optional.items() if value}
         return Event(kind="alert", step=self.step, time=time, data=data)
