@@ -278,10 +278,14 @@ class RowLog:
             "rows": [row.to_dict() for row in rows],
         }
 
-    def close(self) -> list[dict[str, Any]]:
-        """Writes the ring; returns what no later step could gather: this rank's rows alone."""
+    def flush(self) -> None:
+        """Writes what the ring has not written yet."""
         if self._file is not None:
             self._guarded(self._file.flush)
+
+    def close(self) -> list[dict[str, Any]]:
+        """Writes the ring; returns what no later step could gather: this rank's rows alone."""
+        self.flush()
         left = []
         for step in list(self._asked):
             pack = partial(self._pack, step)
