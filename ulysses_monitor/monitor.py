@@ -16,6 +16,7 @@ from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.validation import validate
 from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.engines.support import is_compiled
 from ulysses_monitor.session.open_sessions import choose_first_dir, start_session
 from ulysses_monitor.session.opening import Ended, Training, describe_model
 from ulysses_monitor.session.places import choose_place
@@ -125,6 +126,7 @@ class Monitor:
                 max_steps=max_steps,
                 info={"model": describe_model(model)},
                 abilities=("stop",) if save is None else ("save", "stop"),
+                no_rerun="torch.compile" if is_compiled(model) else "",
             ),
         )
         loop = PlainLoop(session, model, loader, save)

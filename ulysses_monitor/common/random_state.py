@@ -1,12 +1,18 @@
-"""Leaves Python's global random numbers to the user's script."""
+"""The state of the random numbers that a training draws: kept, and put back."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["keep_random_state"]
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RandomState", "keep_random_state"]
 
 
 @contextmanager
@@ -20,3 +26,44 @@ def keep_random_state() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of Python's, NumPy's and torch's global generators.
+
+    Attributes:
+        python: of `random`.
+        numpy: of NumPy's global generator.
+        torch: of torch's generator on the host.
+        device: of torch's generator on a GPU, if there is one; on the host.
+    """
+
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
+    torch: Tensor
+    device: Tensor | None
+
+    @classmethod
+    def take(cls, device: torch.device) -> RandomState:
+        """Returns the state as it is now, without making the host wait for a GPU.
+
+        Args:
+            device: the GPU whose generator is meant; nothing more where it is none.
+        """
+        of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - the user's code draws from it
+        return cls(random.getstate(), numpy, torch.get_rng_state(), of_device)
+
+    def restore(self, device: torch.device) -> None:
+        """Puts the state back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002 - likewise
+        torch.set_rng_state(self.torch)
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.device, device)
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return 2500 * 2 + sum(t.numel() for t in (self.torch, self.device) if t is not None)

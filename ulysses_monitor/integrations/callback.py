@@ -42,6 +42,7 @@ from ulysses_monitor.integrations.trainer_description import describe_trainer
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
     engine_of,
+    find_obstacle,
     read_on_rank_0,
     resumed_checkpoint,
 )
@@ -248,6 +249,7 @@ class TrainerWatcher(TrainerCallback):
             abilities=("save", "stop"),
             scheduler=str(getattr(kind, "value", kind)),
             policy_state=checkpoint,
+            no_rerun=find_obstacle(trainer),
         )
 
     def _state_file(self, trainer: Trainer) -> str:

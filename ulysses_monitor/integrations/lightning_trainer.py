@@ -100,6 +100,7 @@ def describe_training(trainer: Any, module: Any) -> Training:
         },
         abilities=("save", "stop"),
         scheduler=_describe_schedule(trainer),
+        no_rerun="Lightning's Trainer",
     )
 
 

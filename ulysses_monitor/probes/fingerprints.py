@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 from ulysses_monitor.records.rows import HASH_BITS
 
-__all__ = ["hash_rows", "label_mask", "row_losses", "row_numbers"]
+__all__ = ["hash_rows", "label_mask", "losses_of_call", "row_losses", "row_numbers"]
 
 _TOKENS = (
     (("input_ids", "attention_mask"),),
@@ -112,6 +112,41 @@ def hash_rows(values: Tensor, mask: Tensor | None = None) -> Tensor:
     sums = (mixed if mask is None else mixed * mask).sum(1)  # int64 wraps around
     sums = (sums ^ (sums >> 32)) * _A
     return (sums ^ (sums >> 29)) & ((1 << HASH_BITS) - 1)
+
+
+_SHIFTED = {"ForCausalLM": True, "ForMaskedLM": False, "ForTokenClassification": False}
+"""Losses of transformers that are means over labelled tokens, and whether they shift the labels."""
+
+
+def losses_of_call(model: nn.Module, given: Mapping[str, Any], output: Any) -> Tensor | None:
+    """Returns the loss of each row [R] of a call of one of transformers' models; None if unknown.
+
+    It is computed from the logits, or, where a fused loss or sequence parallelism leaves none, is
+    that of the call, if it has one row.
+
+    Args:
+        model: what is trained, without wrappers.
+        given: the arguments of the call, by name.
+        output: what it returned.
+    """
+    is_shifted = _SHIFTED.get(str(getattr(model, "loss_type", None)))
+    if is_shifted is None or not isinstance(output, Mapping):
+        return None
+    shifted = given.get("shift_labels")
+    labels = given.get("labels") if shifted is None else shifted
+    is_shifted = is_shifted and shifted is None
+    if not _is_table(labels):
+        return None
+    losses = row_losses(output.get("logits"), labels, is_shifted=is_shifted)
+    loss, count = output.get("loss"), given.get("num_items_in_batch")
+    if losses is not None or len(labels) != 1 or not isinstance(loss, Tensor) or loss.numel() != 1:
+        return losses
+    if output.get("aux_loss") is not None:  # of a router, which is a part of the loss
+        return None
+    if count is None:
+        return loss.detach().double().reshape(1)
+    labelled = labels[:, int(is_shifted) :].ne(IGNORE_INDEX).sum(1)
+    return torch.where(labelled == 0, -torch.inf, loss.detach().double() * count / labelled)
 
 
 def row_losses(logits: Any, labels: Any, *, is_shifted: bool = True) -> Tensor | None:

@@ -19,6 +19,7 @@ EVENT_KINDS = (
     "eval",
     "answers",
     "rows",
+    "rerun",
     "checkpoint",
     "monitor",
 )
@@ -60,7 +61,7 @@ class Alert:
         causes: likely causes, the most likely first.
         page: the page about the rule, as a path in the repository.
         command: words of ``ulysses control`` that the training obeys at its next step, such as
-            ``save``, ``stop`` or ``policy.zclip=active``.
+            ``save``, ``stop`` or ``policy.zclip=active``; and ``rerun``, which was done at `step`.
         rows: rows that the step trained on, the most suspicious first, as `Row.to_dict` gives them.
     """
 

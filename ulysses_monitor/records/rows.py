@@ -84,7 +84,7 @@ class Row:
         """Returns the row in a few words."""
         which = f"hash {self.hash}" if self.index is None else f"row {self.index}"
         loss = "" if self.loss is None else f", loss {self.loss:.4g}"
-        return f"rank {self.rank} {which} ({self.length} tokens{loss})"
+        return f"rank {self.rank} {which} (length {self.length}{loss})"
 
 
 def sort_rows(rows: Iterable[Row]) -> list[Row]:

@@ -16,18 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ulysses_monitor.common.again import is_computing_again
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import Undo
 from ulysses_monitor.common.ranks import gather_bytes, rank, world_size
-from ulysses_monitor.engines import do_nothing
+from ulysses_monitor.engines import Engine, do_nothing
 from ulysses_monitor.probes import Probe
-from ulysses_monitor.probes.fingerprints import row_losses, row_numbers
+from ulysses_monitor.probes.fingerprints import losses_of_call, row_numbers
 from ulysses_monitor.probes.rows import RowProbe, rows_of
 from ulysses_monitor.records import Alert
-from ulysses_monitor.records.rows import Row, name_rows, sort_rows
+from ulysses_monitor.records.rows import COLUMNS, Row, name_rows, sort_rows
 from ulysses_monitor.store import RowsFile
 
 __all__ = ["RowLog"]
@@ -49,7 +51,7 @@ class RowLog:
 
     Args:
         keep: steps to keep; 0 switches everything off.
-        device: device of the step's vector.
+        engine: what is trained.
         guard: calls what sees a batch.
 
     Attributes:
@@ -59,9 +61,9 @@ class RowLog:
             model's calls.
     """
 
-    def __init__(self, keep: int, device: torch.device, guard: Guard) -> None:
-        self._keep, self._device, self._guard = keep, device, guard
-        self._probe = RowProbe(lambda: self._table, device) if keep else None
+    def __init__(self, keep: int, engine: Engine, guard: Guard) -> None:
+        self._keep, self._engine, self._guard = keep, engine, guard
+        self._probe = RowProbe(lambda: self._table, engine.device) if keep else None
         self.probes: list[Probe] = [] if self._probe is None else [self._probe]
         self.is_given = False
         self.find_index: Callable[[int], int | None] = lambda _: None
@@ -140,7 +142,8 @@ class RowLog:
             return do_nothing
 
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
-            if module.training and torch.is_grad_enabled():
+            is_trained = module.training and torch.is_grad_enabled()
+            if is_trained and not is_computing_again():
                 self._guarded(lambda: self._see_call(args, kwargs, output))
 
         return model.register_forward_hook(see, with_kwargs=True).remove
@@ -151,11 +154,8 @@ class RowLog:
         if not self.is_given:
             self._see((*args, dict(kwargs)) if args else kwargs, None, None, True)
             number = len(self._batches) - 1
-        shifted = kwargs.get("shift_labels")
-        labels = kwargs.get("labels") if shifted is None else shifted
-        logits = output.get("logits") if isinstance(output, Mapping) else None
         with torch.no_grad():
-            losses = row_losses(logits, labels, is_shifted=shifted is None)
+            losses = losses_of_call(self._engine.model, kwargs, output)
         if losses is not None:
             self._losses_of_calls[number] = losses
 
@@ -211,9 +211,7 @@ class RowLog:
         if self._probe is not None:
             self._probe.shared = []
         self._shared = {step: shared, **dict([*self._shared.items()][:3])}
-        if host is None:
-            return
-        table = host.numpy()
+        table = host.numpy() if host is not None else np.empty((0, len(COLUMNS)))
         rows = [self._complete(row) for row in rows_of(rank(), table)]
         self._ring.append((step, rows))
         indices = {row.hash: row.index for row in rows}
@@ -254,7 +252,7 @@ class RowLog:
     def _gather(self, step: int) -> dict[str, Any]:
         """Brings the rows of `step` together; every rank calls it at the same step."""
         own = self._guard.call("fingerprints of rows", lambda: self._pack(step), b"[]")
-        found = gather_bytes(own, self._device)
+        found = gather_bytes(own, self._engine.device)
         rules = self._asked.pop(step, [])
         return self._describe(step, [json.loads(each) for each in found], rules)
 

@@ -28,8 +28,9 @@ from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.rows import RowLog
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
-from ulysses_monitor.session.step_reader import StepReader
+from ulysses_monitor.session.step_reader import StepReader, explainer
 from ulysses_monitor.session.training_step import TrainingStep
+from ulysses_monitor.steering.rerun import make_rerun
 
 __all__ = ["Session"]
 
@@ -93,8 +94,9 @@ class Session:
         guard = self.guard = Guard(lambda about: self.event("monitor", about))
         self._steering = make_steering(engine, settings, parts, training, guard)
         obey, rules = self._steering.inbox.obey, RuleSet(parts.rules, guard)
-        self.rows = RowLog(settings.rows, engine.device, guard)
-        self._publisher = Publisher(rules, engine, obey, guard, self.rows.name_in)
+        self.rows = RowLog(settings.rows, engine, guard)
+        rerun = make_rerun(engine, parts.rules, training.no_rerun, guard)
+        self._publisher = Publisher(rules, engine, obey, guard, explainer(self.rows, rerun))
         self.sources = Sources(guard)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
@@ -109,7 +111,10 @@ class Session:
         self._reader = StepReader(
             engine, self._capture, self._steering, self._publisher, self.sources, self.rows, guard
         )
+        self._reader.rerun = rerun
         self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
+        if rerun is not None:
+            self._undos.append(rerun.close)
         try:
             self._publisher.recorder, self.run_dir = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes import FollowingCapture
-from ulysses_monitor.records import Event, StepRecord
+from ulysses_monitor.records import Alert, Event, StepRecord
 from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.rows import RowLog
 from ulysses_monitor.session.sources import Sources
 from ulysses_monitor.session.training_step import TrainingStep, as_part
 from ulysses_monitor.steering import Steering
+from ulysses_monitor.steering.rerun import Rerun
 
-__all__ = ["StepReader"]
+__all__ = ["StepReader", "explainer"]
 
 
 class StepReader:
@@ -27,6 +32,9 @@ class StepReader:
         sources: metrics of every step from elsewhere.
         rows: the rows that steps train on.
         guard: calls what publishes.
+
+    Attributes:
+        rerun: computes a step again where an alert asks for it; None if none does.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class StepReader:
         self._engine, self._capture, self._steering = engine, capture, steering
         self._publisher, self._sources, self._rows = publisher, sources, rows
         self._guard = guard
+        self.rerun: Rerun | None = None
         self._is_first = True
 
     def read(self, step: TrainingStep, last: int) -> InputError | None:
@@ -60,6 +69,7 @@ class StepReader:
         step.parts, step.sums = captured.parts, captured.extra
         step.sources = {name: step.sums[name] for name in sources}
         self._publisher.publish_rows(self._rows.end_reading(last + 1, step.sums))
+        self._compute_again(step, last + 1)
         try:
             events = self._steer(step, last + 1)
         except InputError as error:
@@ -72,15 +82,24 @@ class StepReader:
             self._guard.call("recording", lambda: publish(captured, step, events, last), None)
         return None
 
+    def _make_record(self, step: TrainingStep, number: int) -> StepRecord:
+        """Makes the record of what is known before the optimizer's step."""
+        own = as_part(step.metrics(self._engine))
+        return self._publisher.build([*(step.parts or ()), own], number)
+
+    def _compute_again(self, step: TrainingStep, number: int) -> None:
+        """Computes the step again if an alert asks for it; on every rank, with the same numbers."""
+        if self.rerun is not None:
+            look = partial(self.rerun.look, partial(self._make_record, step, number))
+            about = self._guard.call("computing a step again", look, None, stays_on=True)
+            if about is not None:
+                self._publisher.publish_event("rerun", about, number)
+
     def _steer(self, step: TrainingStep, number: int) -> list[Event]:
         """Lets policies and people act; on every rank, with the same numbers."""
-
-        def make_record() -> StepRecord:
-            own = as_part(step.metrics(self._engine))
-            return self._publisher.build([*(step.parts or ()), own], number)
-
+        make = partial(self._make_record, step, number)
         try:
-            return self._steering.steer(make_record, step.sums, self._capture.names)
+            return self._steering.steer(make, step.sums, self._capture.names)
         except TrainingStoppedError:
             raise
         except Exception as error:
@@ -89,3 +108,19 @@ class StepReader:
             self._guard.note_failure("steering", error, is_last=True)
             self._steering.turn_off()
             return []
+
+
+def explainer(rows: RowLog, rerun: Rerun | None) -> Callable[[Alert], Alert]:
+    """Returns a function that adds to an alert what is known of its step.
+
+    That is the rows that the step trained on, and what computing it again showed.
+    """
+
+    def explain(alert: Alert) -> Alert:
+        alert = rows.name_in(alert)
+        verdict = "" if rerun is None else rerun.explain(alert)
+        if not verdict:
+            return alert
+        return replace(alert, message=f"{alert.message} Computed again, {verdict}.")
+
+    return explain

@@ -16,6 +16,7 @@ import ulysses_monitor as um
 from tests.support.hf_cases import run_checks
 from tests.support.row_cases import FIRST_STEP, check_trainer_rows, train_plain
 from tests.support.spawn import spawn
+from ulysses_monitor.probes.fingerprints import hash_rows, row_losses
 from ulysses_monitor.store import Location, read_steps
 
 CHECKS = {"rows": check_trainer_rows}
@@ -169,3 +170,28 @@ def test_lines_that_a_killed_writer_left_are_left_out(tmp_path: Path) -> None:
     (folder / "rank-0.jsonl").write_text(f"{line}\n[4,[[0,8\n{line.replace('7', '9')}\n")
     (row,) = read_steps(Location.of(tmp_path))[3]
     assert (row.index, row.hash, row.trained) == (9, "0000000000063", None)
+
+
+def test_losses_of_rows_are_those_of_each_row_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 7, generator=generator)
+    labels = torch.randint(0, 7, (3, 5), generator=generator)
+    labels[0, 2:], labels[2] = -100, -100
+    losses = row_losses(logits, labels)
+    assert losses is not None
+    for i in range(2):
+        alone = nn.functional.cross_entropy(logits[i, :-1], labels[i, 1:])
+        assert losses[i].item() == pytest.approx(alone.item(), abs=1e-6)
+    assert losses[2] == -torch.inf  # no label, no loss
+    assert row_losses(logits[:, :4], labels) is None
+    assert row_losses(None, labels) is None
+
+
+def test_a_hash_depends_on_tokens_and_their_order_and_not_on_padding() -> None:
+    ids = torch.tensor([[5, 6, 7, 0], [0, 5, 6, 7], [6, 5, 7, 0], [5, 6, 7, 0]])
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]])
+    left, right, other, longer = hash_rows(ids, mask).tolist()
+    assert left == right == hash_rows(torch.tensor([[5, 6, 7]])).item()
+    assert len({left, other, longer}) == 3
+    assert hash_rows(torch.tensor([[5, 6, 7, 0]])).item() == longer
+    assert len(set(hash_rows(torch.randn(500, 3)).tolist())) == 500
