@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import ulysses_monitor as um
 from tests.support.hf_cases import build_trainer, rank, weights, world
 from ulysses_monitor.probes.fingerprints import hash_rows
+from ulysses_monitor.store import Location, read_steps
 
 __all__ = [
     "FIRST_STEP",
+    "check_resumed_rows",
     "check_trainer_rows",
     "train_loop",
     "train_plain",
@@ -120,3 +122,27 @@ def train_loop(folder: str, model: Any, loader: Any, bad: Tensor, steps: int) ->
             if step == steps:
                 break
     return seen
+
+
+def check_resumed_rows(engine: str, folder: Path) -> None:
+    """A training that resumes inside an epoch knows which rows come next."""
+
+    def train(**more: Any) -> None:
+        monitor = um.Monitor(folder / "run", tensorboard=False, rules="off")
+        settings = {"save_strategy": "steps", "save_steps": 2, "dataloader_num_workers": 1}
+        trainer = build_trainer(engine, folder, **settings, max_steps=more.pop("steps"))
+        monitor.attach(trainer)
+        trainer.train(**more)
+
+    train(steps=2)
+    train(steps=4, resume_from_checkpoint=True)
+    whole = um.Monitor(folder / "whole", tensorboard=False, rules="off")
+    trainer = build_trainer(engine, folder)
+    whole.attach(trainer)
+    trainer.train()
+    if rank() == 0:
+        found, expected = (read_steps(Location.of(folder / name)) for name in ("run", "whole"))
+        assert sorted(found) == sorted(expected) == [1, 2, 3, 4]
+        for step, rows in expected.items():
+            assert [(r.index, r.hash) for r in found[step]] == [(r.index, r.hash) for r in rows]
+            assert all(r.index is not None for r in rows)

@@ -14,26 +14,31 @@ from torch.utils.data import DataLoader
 
 import ulysses_monitor as um
 from tests.support.hf_cases import run_checks
-from tests.support.row_cases import FIRST_STEP, check_trainer_rows, train_plain
+from tests.support.row_cases import (
+    FIRST_STEP,
+    check_resumed_rows,
+    check_trainer_rows,
+    train_plain,
+)
 from tests.support.spawn import spawn
 from ulysses_monitor.probes.fingerprints import hash_rows, row_losses
 from ulysses_monitor.store import Location, read_steps
 
-CHECKS = {"rows": check_trainer_rows}
-
 
 def run_trainers(root: str, engines: list[str]) -> dict[str, str]:
-    return run_checks(CHECKS, root, engines)
+    words = run_checks({"rows": check_trainer_rows}, root, engines)
+    return words | run_checks({"resumed": check_resumed_rows}, root, engines[:1])
 
 
 def test_the_trainer_on_one_process_names_its_rows(tmp_path: Path) -> None:
     (words,) = spawn(run_trainers, 1, args=(str(tmp_path), ["plain"]))
-    assert words == {"plain-rows": ""}
+    assert words == {"plain-rows": "", "plain-resumed": ""}
 
 
 def test_trainers_on_two_processes_name_the_rows_of_both(tmp_path: Path) -> None:
+    expected = dict.fromkeys(("ddp-rows", "zero2-rows", "zero3-rows", "ddp-resumed"), "")
     for words in spawn(run_trainers, 2, args=(str(tmp_path), ["ddp", "zero2", "zero3"])):
-        assert words == {"ddp-rows": "", "zero2-rows": "", "zero3-rows": ""}
+        assert words == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2])
