@@ -85,8 +85,8 @@ def _losses_by_index(trainer: Any) -> dict[int, float]:
         }
 
 
-def train_plain(folder: str, bad: int, steps: int = 6) -> list[int]:
-    """A loop of one's own under DDP, or alone, with one broken row.
+def train_plain(engine: str, folder: str, bad: int, steps: int) -> list[int]:
+    """A loop of one's own, with one broken row.
 
     Returns:
         The step at which this rank saw the broken row, and the number of batches drawn.
@@ -98,8 +98,17 @@ def train_plain(folder: str, bad: int, steps: int = 6) -> list[int]:
     sampler = DistributedSampler(data, seed=5) if world() > 1 else None
     loader = DataLoader(data, batch_size=2, sampler=sampler, num_workers=0)
     model: Any = nn.Linear(4, 1)
-    if world() > 1:
+    if engine == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
+    elif engine == "fsdp2":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model, mesh=init_device_mesh("cpu", (world(),)))
+    elif engine == "accelerate":
+        from accelerate import Accelerator
+
+        model, loader = Accelerator(cpu=True).prepare(model, loader)
     seen = train_loop(folder, model, loader, values[bad], steps)
     return [seen, len(loader)]
 

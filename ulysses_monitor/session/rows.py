@@ -179,7 +179,9 @@ class RowLog:
             parts.append(torch.cat([numbers, self._losses_of(i).unsqueeze(1)], dim=1))
         if parts:
             self._table = torch.cat(parts)[:_MOST_ROWS]
-            self._host = self._table.to("cpu", non_blocking=True)
+            # Only on the device of the step's vector is this copy done when that one is.
+            is_there = self._table.device == self._engine.device
+            self._host = self._table.to("cpu", non_blocking=is_there)
 
     def _losses_of(self, number: int) -> Tensor:
         """Returns the losses of a micro-batch's rows [R], minus infinity for unknown."""

@@ -119,8 +119,6 @@ def explainer(rows: RowLog, rerun: Rerun | None) -> Callable[[Alert], Alert]:
     def explain(alert: Alert) -> Alert:
         alert = rows.name_in(alert)
         verdict = "" if rerun is None else rerun.explain(alert)
-        if not verdict:
-            return alert
-        return replace(alert, message=f"{alert.message} Computed again, {verdict}.")
+        return replace(alert, message=f"{alert.message} {verdict}") if verdict else alert
 
     return explain

@@ -41,11 +41,13 @@ def test_trainers_on_two_processes_name_the_rows_of_both(tmp_path: Path) -> None
         assert words == expected
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("engine", "processes"), [("plain", 1), ("accelerate", 1), ("ddp", 2), ("fsdp2", 2)]
+)
 def test_a_plain_loop_finds_the_broken_row_on_whichever_rank(
-    tmp_path: Path, processes: int
+    tmp_path: Path, engine: str, processes: int
 ) -> None:
-    results = spawn(train_plain, processes, args=(str(tmp_path), 17, 12))
+    results = spawn(train_plain, processes, args=(engine, str(tmp_path), 17, 12))
     ((owner, step),) = [(r, seen) for r, (seen, _) in enumerate(results) if seen]
     (alert,) = um.open_run(tmp_path / "run").event_list("alert")
     (event,) = um.open_run(tmp_path / "run").event_list("rows")

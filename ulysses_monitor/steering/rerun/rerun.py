@@ -119,10 +119,11 @@ class Rerun:
         about: dict[str, Any] = {"of_step": record.step, "rules": [a.rule for a in alerts]}
         if any_rank(again is None, self._engine.device) or again is None:
             reason = error or "it failed on another rank"
-            return {**about, "error": f"the step could not be computed again: {reason}"}
+            self._verdicts = {record.step: f"The step could not be computed again: {reason}."}
+            return {**about, "error": reason}
         about |= self._compare(record, again)
         about |= {"calls": len(self._calls.kept), "kept_bytes": size}
-        self._verdicts = {record.step: about["verdict"]}
+        self._verdicts = {record.step: f"Computed again, {about['verdict']}."}
         return {**about, "seconds": time.perf_counter() - began}
 
     # -- computing -----------------------------------------------------------------------------
