@@ -45,9 +45,9 @@ class RowIndices:
         self.loader = loader
         self._drawn: deque[list[Any]] = deque()
         self._undo: Undo = lambda: None
-        inner = getattr(loader, "base_dataloader", loader)
-        if isinstance(inner, DataLoader) and _has_indices(inner):
-            self._undo = patch_method(inner, "_get_iterator", self._get_iterator)
+        self._inner = getattr(loader, "base_dataloader", loader)
+        if isinstance(self._inner, DataLoader) and _has_indices(self._inner):
+            self._undo = patch_method(self._inner, "_get_iterator", self._get_iterator)
 
     def undo(self) -> None:
         """Puts the loader's method back."""
@@ -63,7 +63,7 @@ class RowIndices:
     def _get_iterator(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Lets the loader take its indices from a sampler that notes them."""
         self._drawn.clear()
-        inner = original.__self__  # type: ignore[attr-defined]
+        inner = self._inner
         sampler = inner.batch_sampler
         # A DataLoader refuses a new sampler; it asks for this one once, to make its iterator.
         object.__setattr__(inner, "batch_sampler", _Noting(sampler, self._drawn))
@@ -97,9 +97,11 @@ class HashedIndices(RowIndices):
         found = self._by_hash.get(digest)
         if not found:
             return None
-        return found.popleft() if len(found) > 1 else found[0]
+        # Equal rows are used in the order in which they were drawn; one row may be used twice.
+        return found.popleft() if len(set(found)) > 1 else found[0]
 
     def _get_iterator(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._by_hash.clear()
         iterator = super()._get_iterator(original, *args, **kwargs)
         self._undo_iterator = patch_method(iterator, "_next_data", self._next_data)
         return iterator
@@ -128,8 +130,12 @@ class _Noting:
         self._sampler, self._drawn = sampler, drawn
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
-        for indices in self._sampler:
-            self._drawn.append([*indices])
+        # A sampler may draw random numbers as soon as it is asked for its iterator.
+        return self._note(iter(self._sampler))
+
+    def _note(self, drawing: Iterator[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        for indices in drawing:
+            self._drawn.append([*indices] if isinstance(indices, list | tuple) else [])
             yield indices
 
     def __len__(self) -> int:

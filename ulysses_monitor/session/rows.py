@@ -168,12 +168,14 @@ class RowLog:
         """Returns this rank's number for the step's vector; starts the copy of its rows."""
         if not self._keep:
             return {}
+        self._table = self._host = None
         self._guarded(self._join)
+        self._batches, self._losses = [], []
+        self._calls, self._losses_of_calls = 0, {}
         return {_ASKED: float(next(iter(self._asked), 0))}
 
     def _join(self) -> None:
         """Makes the table of the step [n, C], where the batches are and on the host."""
-        self._table = self._host = None
         parts = []
         for i, numbers in enumerate(self._batches):
             parts.append(torch.cat([numbers, self._losses_of(i).unsqueeze(1)], dim=1))
@@ -207,8 +209,6 @@ class RowLog:
 
     def _keep_step(self, step: int) -> None:
         host, self._host, self._table = self._host, None, None
-        self._batches, self._losses = [], []
-        self._calls, self._losses_of_calls = 0, {}
         shared = self._probe.shared if self._probe else []
         if self._probe is not None:
             self._probe.shared = []

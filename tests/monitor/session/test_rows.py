@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,50 @@ def test_random_numbers_and_the_order_of_rows_are_those_of_an_unwatched_loop(
         order, *_ = watched_run = run(path, workers)
         assert watched_run == run(None, workers)
         steps = read_steps(Location.of(path))
+        assert [[r.index for r in steps[s]] for s in sorted(steps)] == order
+
+
+class Eager:
+    """A batch sampler that draws its random numbers when it is asked for its iterator."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(12).tolist()
+        return iter([order[i : i + 3] for i in range(0, 12, 3)])
+
+    def __len__(self) -> int:
+        return 4
+
+
+def test_two_monitors_know_the_rows_of_one_loader_whose_sampler_draws_at_once(
+    tmp_path: Path,
+) -> None:
+    data = [torch.full((4,), float(i)) for i in range(12)]
+
+    def draw() -> tuple[list[list[int]], float]:
+        loader: Any = DataLoader(data, batch_sampler=Eager())  # type: ignore[arg-type]
+        monitors = [watched(tmp_path / name, rules="off") for name in ("one", "two")]
+        torch.manual_seed(4)
+        (first, model, optimizer), (second, *_) = monitors
+        with (
+            first.watch(model, optimizer, loader=loader),
+            second.watch(model, optimizer, loader=loader),
+        ):
+            order = []
+            for x in loader:
+                order.append(x[:, 0].int().tolist())
+                model(x).sum().backward()
+                optimizer.step()
+        return order, torch.rand(1).item()
+
+    order, after = draw()
+    torch.manual_seed(4)
+    bare = [
+        x[:, 0].int().tolist()
+        for x in DataLoader(data, batch_sampler=Eager())  # type: ignore[arg-type, arg-type]
+    ]
+    assert (order, after) == (bare, torch.rand(1).item())
+    for name in ("one", "two"):
+        steps = read_steps(Location.of(tmp_path / name))
         assert [[r.index for r in steps[s]] for s in sorted(steps)] == order
 
 

@@ -46,6 +46,25 @@ def watched(folder: Path, model: Any, rules: Any = ASKS) -> tuple[um.Monitor, An
     return um.Monitor(folder / "run", tensorboard=False, rules=rules), optimizer
 
 
+def test_a_loss_scale_that_is_divided_out_before_clipping_is_counted_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    monitor, optimizer = watched(tmp_path, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with monitor.watch(model, optimizer, scaler=scaler):
+        loss = model(torch.ones(2, 4)).square().mean()
+        monitor.observe(loss=loss)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    (event,) = um.open_run(tmp_path / "run").event_list("rerun")
+    assert event["repeats"]
+    assert event["grad_norm_again"] == pytest.approx(event["grad_norm"], rel=1e-6)
+    assert scaler.get_scale() == 1024.0
+
+
 def test_an_input_changed_in_place_is_said_and_training_continues(tmp_path: Path) -> None:
     model = nn.Linear(4, 1)
     monitor, optimizer = watched(tmp_path, model)

@@ -173,7 +173,7 @@ class Rerun:
 
     def _compare(self, record: StepRecord, again: _Again) -> dict[str, Any]:
         """Averages over ranks what they computed again, and compares it; every rank calls it."""
-        scale = float(self._engine.grad_scale())
+        scale = float(self._engine.loss_scale())
         norm = self._reduced_norm(again.gradients) / scale
         first, second, count = again.losses
         counts = torch.tensor([count, again.differing]).to(first)
