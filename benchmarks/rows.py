@@ -4,7 +4,7 @@
 
 Four loops train the same small Llama in turn, step by step: without fingerprints, with them, with
 each step kept so that it could be computed again, and with each step computed again. It prints for
-each the median CPU time of a step, which other programs of the machine hardly change, and the median
+each the median CPU time of a step, which other programs hardly change, and the median
 difference from the same step of the first loop; what the parts of a fingerprint take alone (hashes,
 losses of rows from the logits); and the bytes that are kept of a step.
 """

@@ -136,10 +136,11 @@ class LightningCallback:
         self._has_begun = True
         if self._session is not None:
             count = _count(self._session, batch, self._is_shifted)
-            if not self._session.guarded("counting tokens", count, False):
-                self._session.miss(counts=True)
             indices = None if self._indices is None else self._indices.take()
-            self._session.rows.see(batch, indices=indices, is_shifted=self._is_shifted)
+            if self._session.guarded("counting tokens", count, False):
+                self._session.rows.see(batch, indices=indices, is_shifted=self._is_shifted)
+            else:
+                self._session.miss(counts=True)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Observes a micro-batch's loss, as it is scaled for accumulation."""

@@ -135,4 +135,6 @@ def test_a_config_gives_the_text_that_was_trained_on(world: World) -> None:
     for row in rows:
         assert row["note"] == ""
         assert row["index"] is not None
-        assert any(answer in row["text"] for answer in answers)
+        # This tokenizer has no decoder: its text is the tokens, with a mark for each space.
+        text = row["text"].replace(" ", "").replace("\u0120", " ")
+        assert any(answer in text for answer in answers), row["text"]
