@@ -35,14 +35,14 @@ class RandomState:
     Attributes:
         python: of `random`.
         numpy: of NumPy's global generator.
-        torch: of torch's generator on the host.
-        device: of torch's generator on a GPU, if there is one; on the host.
+        host: of torch's generator on the host.
+        gpu: of torch's generator on a GPU, if there is one; kept on the host.
     """
 
     python: tuple[Any, ...]
     numpy: dict[str, Any]
-    torch: Tensor
-    device: Tensor | None
+    host: Tensor
+    gpu: Tensor | None
 
     @classmethod
     def take(cls, device: torch.device) -> RandomState:
@@ -59,11 +59,11 @@ class RandomState:
         """Puts the state back."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002 - likewise
-        torch.set_rng_state(self.torch)
-        if self.device is not None:
-            torch.cuda.set_rng_state(self.device, device)
+        torch.set_rng_state(self.host)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, device)
 
     @property
     def size(self) -> int:
         """Bytes, about."""
-        return 2500 * 2 + sum(t.numel() for t in (self.torch, self.device) if t is not None)
+        return 2500 * 2 + sum(t.numel() for t in (self.host, self.gpu) if t is not None)

@@ -26,6 +26,7 @@ from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.integrations.lightning_trainer import (
+    LoaderIndices,
     describe_training,
     engine_of,
     name_metrics,
@@ -33,7 +34,6 @@ from ulysses_monitor.integrations.lightning_trainer import (
 )
 from ulysses_monitor.session.opening import Training
 from ulysses_monitor.session.process_exit import Status
-from ulysses_monitor.session.row_indices import RowIndices
 from ulysses_monitor.session.session import Session
 
 __all__ = ["LightningCallback"]
@@ -80,13 +80,23 @@ class LightningCallback:
         self._requests: dict[str, str] = {}
         self._is_shifted = self._has_begun = False
         self._before_evaluation: dict[str, Any] = {}
-        self._indices: RowIndices | None = None
+        self._indices: LoaderIndices | None = None
 
     def __reduce__(self) -> Any:
         """Lets Lightning hand it to the processes that it spawns."""
         return type(self).__mro__[1], (self.monitor,)
 
     # -- the life of a fit ---------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Looks at the loaders before they are iterated over."""
+        self._leave_loaders()
+        self._indices = LoaderIndices(trainer)
+
+    def _leave_loaders(self) -> None:
+        if self._indices is not None:
+            self._indices.undo()
+            self._indices = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Opens the run and hooks the step."""
@@ -100,20 +110,17 @@ class LightningCallback:
             patch_method(trainer.precision_plugin, "clip_gradients", _read_first(session)),
             patch_method(trainer, "save_checkpoint", _note_checkpoint(session)),
         ]
-        self._indices = session.guarded(
-            "finding the loader", lambda: RowIndices(trainer.train_dataloader), None
-        )
-        if self._indices is not None:
-            self._undos.append(self._indices.undo)
         by_hand = not pl_module.automatic_optimization
         session.hook_step(lambda: self._end_step(session, trainer), sees_clipping=by_hand)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Ends the run; not before, because the last checkpoint is saved as training ends."""
+        self._leave_loaders()
         self._finish("finished")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Ends the run of a fit that raised, and keeps why."""
+        self._leave_loaders()
         if self._session is not None:
             self._session.failure.note(exception)
         is_wanted = isinstance(exception, KeyboardInterrupt | TrainingStoppedError)

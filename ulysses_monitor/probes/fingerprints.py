@@ -133,7 +133,7 @@ def losses_of_call(model: nn.Module, given: Mapping[str, Any], output: Any) -> T
     if is_shifted is None or not isinstance(output, Mapping):
         return None
     shifted = given.get("shift_labels")
-    labels = given.get("labels") if shifted is None else shifted
+    labels: Any = given.get("labels") if shifted is None else shifted
     is_shifted = is_shifted and shifted is None
     if not _is_table(labels):
         return None

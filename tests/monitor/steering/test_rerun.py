@@ -65,6 +65,21 @@ def test_a_loss_scale_that_is_divided_out_before_clipping_is_counted_once(tmp_pa
     assert scaler.get_scale() == 1024.0
 
 
+def test_a_gradient_that_is_not_finite_repeats_where_the_data_are_to_blame(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    monitor, optimizer = watched(tmp_path, model, [{"nonfinite": {"on_alert": "rerun"}}])
+    with monitor.watch(model, optimizer):
+        for value in (1.0, float("inf")):
+            loss = model(torch.full((2, 4), value)).square().mean()
+            monitor.observe(loss=loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (event,) = um.open_run(tmp_path / "run").event_list("rerun")
+    assert (event["step"], event["repeats"]) == (2, True)
+    assert event["grad_norm"] == event["grad_norm_again"] == "nan"
+
+
 def test_an_input_changed_in_place_is_said_and_training_continues(tmp_path: Path) -> None:
     model = nn.Linear(4, 1)
     monitor, optimizer = watched(tmp_path, model)

@@ -182,16 +182,18 @@ class Rerun:
             dist.all_reduce(totals)
         *sums, count, differing = totals.tolist()
         # A model that returns no loss leaves it to the training, which is not repeated.
-        losses = [value / scale / world_size() if count else None for value in sums]
-        norms = record.get("grad/norm/total"), norm
-        is_same = _are_near(*losses, _LOSS_DIFFERS) and _are_near(*norms, _NORM_DIFFERS)
+        loss, loss_again = (v / scale / world_size() if count else None for v in sums)
+        before = _norm_of(record)
+        is_same = _are_near(loss, loss_again, _LOSS_DIFFERS) and _are_near(
+            before, norm, _NORM_DIFFERS
+        )
         return {
             "repeats": is_same,
             "verdict": _VERDICTS[is_same],
-            "loss": losses[0],
-            "loss_again": losses[1],
-            "grad_norm": norms[0],
-            "grad_norm_again": norms[1],
+            "loss": loss,
+            "loss_again": loss_again,
+            "grad_norm": before,
+            "grad_norm_again": norm,
             "outputs_differ": int(differing),
         }
 
@@ -210,6 +212,14 @@ class Rerun:
                 own = own / world_size()
             total = total + own.double().square().sum()
         return float(total.sqrt())
+
+
+def _norm_of(record: StepRecord) -> float | None:
+    """Returns the norm of a step's gradients, NaN if some are not finite; None if it is unknown."""
+    if "grad/norm/total" not in record:
+        return None
+    has_nonfinite = record.get("grad/nonfinite/total", 0.0) > 0
+    return math.nan if has_nonfinite else record["grad/norm/total"]  # which leaves them out
 
 
 def _add(old: Tensor | None, new: Tensor | None) -> Tensor | None:
