@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ulysses_monitor.common.again import is_computing_again
 from ulysses_monitor.common.guard import Guard
-from ulysses_monitor.common.random_state import RandomState
 from ulysses_monitor.steering.rerun.buffers import Buffers
+from ulysses_monitor.steering.rerun.random_numbers import RandomState
 from ulysses_monitor.steering.rerun.results import Result, find_results
 
 __all__ = ["Call", "Calls"]

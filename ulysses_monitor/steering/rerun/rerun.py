@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ulysses_monitor.common.again import computing_again
 from ulysses_monitor.common.guard import Guard
-from ulysses_monitor.common.random_state import RandomState
 from ulysses_monitor.common.ranks import any_rank, world_size
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.records import Alert, StepRecord
@@ -31,6 +30,7 @@ from ulysses_monitor.records.command import RERUN
 from ulysses_monitor.rules import Rule, RuleSet
 from ulysses_monitor.steering.rerun.buffers import Buffers
 from ulysses_monitor.steering.rerun.calls import Calls
+from ulysses_monitor.steering.rerun.random_numbers import RandomState
 from ulysses_monitor.steering.rerun.refusals import check_rerun
 from ulysses_monitor.steering.rerun.results import same_bits
 
