@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,20 +12,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ulysses_monitor.common.errors import InputError, TrainingStoppedError
+from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.validation import validate
 from ulysses_monitor.engines import Engine, find_engine
+from ulysses_monitor.engines.support import is_compiled
 from ulysses_monitor.session.open_sessions import choose_first_dir, start_session
 from ulysses_monitor.session.opening import Ended, Training, describe_model
 from ulysses_monitor.session.places import choose_place
+from ulysses_monitor.session.plain_loop import PlainLoop
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
 from ulysses_monitor.session.settings import MonitorSettings
 
 __all__ = ["Monitor"]
-
-logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -40,7 +39,7 @@ class Monitor:
         shadow: policies decide and are recorded, and touch nothing.
         config: what you configured, for run.json.
         settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
-            `mirror`, `sample_every`, `if_exists`, `seed`.
+            `mirror`, `sample_every`, `rows`, `if_exists`, `seed`.
 
     Raises:
         InputError: a setting is wrong.
@@ -94,6 +93,7 @@ class Monitor:
         step: int = 0,
         max_steps: int | None = None,
         save: Callable[[int], object] | None = None,
+        loader: Any = None,
     ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
@@ -112,6 +112,8 @@ class Monitor:
             max_steps: optimizer steps of the whole training, for policies that depend on it.
             save: writes a checkpoint of the loop when a policy or a person asks for one; called
                 with the step, on every rank, when the step is done.
+            loader: the DataLoader that the loop takes its batches from, so that alerts can say
+                which rows of its dataset a step saw.
 
         Raises:
             InputError: the engine is not supported, the run directory is taken, or a policy
@@ -124,26 +126,15 @@ class Monitor:
                 max_steps=max_steps,
                 info={"model": describe_model(model)},
                 abilities=("stop",) if save is None else ("save", "stop"),
+                no_rerun="torch.compile" if is_compiled(model) else "",
             ),
         )
-        session.hook_step(lambda: _end_step(session, save), sees_clipping=True)
-        status: Status = "failed"
+        loop = PlainLoop(session, model, loader, save)
         try:
-            yield self
-            status = "finished"
-        except TrainingStoppedError as error:
-            status = "stopped"
-            if session.stopped is None:  # somebody else's
-                raise
-            logger.warning("monitor: stopped at step %d: %s", session.step, error)
-        except KeyboardInterrupt:
-            status = "stopped"
-            raise
-        except BaseException as error:
-            session.failure.note(error)
-            raise
+            with loop:
+                yield self
         finally:
-            self.close(status)
+            self.close(loop.status)
 
     def open(self, engine: Engine, training: Training) -> Session:
         """Opens the run of a training that begins; every rank calls it.
@@ -207,6 +198,8 @@ class Monitor:
         tokens: Tensor | float = 0.0,
         loss_tokens: Tensor | float | None = None,
         attended: Tensor | float = 0.0,
+        batch: Any = None,
+        row_losses: Tensor | None = None,
     ) -> None:
         """Adds what this rank saw of the coming step; call it for each micro-batch.
 
@@ -217,13 +210,21 @@ class Monitor:
             loss_tokens: how many of them carry a label.
             attended: pairs of tokens that attention looked at, the sum of squared row lengths;
                 counts in `train/mfu/total`.
+            batch: the micro-batch, for a loop that does not call the module given to `watch`, so
+                that alerts can name its rows.
+            row_losses: the loss of each row of `batch`.
 
         Raises:
             InputError: a value is not a real number, such as a loss of several elements.
         """
         if self.session is not None:
             self.session.observe(
-                loss=loss, tokens=tokens, loss_tokens=loss_tokens, attended=attended
+                loss=loss,
+                tokens=tokens,
+                loss_tokens=loss_tokens,
+                attended=attended,
+                batch=batch,
+                row_losses=row_losses,
             )
 
     def before_clip(self) -> None:
@@ -288,13 +289,3 @@ def _full_signature() -> inspect.Signature:
 
 
 Monitor.__signature__ = _full_signature()
-
-
-def _end_step(session: Session, save: Callable[[int], object] | None) -> None:
-    """Ends a step of a plain loop and does what was asked of it."""
-    session.step_ends()
-    requests = session.take_requests()
-    if "save" in requests and save is not None:
-        save(session.step)
-    if "stop" in requests:
-        raise TrainingStoppedError(requests["stop"])

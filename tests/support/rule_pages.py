@@ -154,9 +154,10 @@ Every rule has these settings:
 | `patience` | steps in a row at which the condition must hold, of those with the metric |
 | `cooldown` | steps from one alert about a metric to the next |
 | `clear` | steps in a row without the condition that end an alert |
-| `on_alert` | what the training then does: `save`, `stop`, `policy.NAME=active`, ... |
+| `on_alert` | what the training does: `save`, `stop`, `policy.NAME=active`, [`rerun`](../rows.md) |
 | `topic` | the page whose causes and advice an alert gives |
 
+An alert about the loss or the gradients names [the rows of its step](../rows.md), on all ranks.
 A rule that needs a metric which the run does not have is not checked. `run.json` says so under
 `rules_not_checked`, and why.
 """

@@ -236,6 +236,28 @@ def replay(
     command(run, policies or [], rules or [], as_json=as_json, show_all=show_all)
 
 
+@app.command()
+def rows(
+    run: Run,
+    step: Annotated[int, typer.Option(min=1, help="The optimizer step.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The config that was trained: shows the text of its rows."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file or folder with the rows of the dataset in their order: shows them."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which rows a step trained on, on every rank, the most suspicious first."""
+    from ulysses_core.cli.rows import show_rows
+
+    show_rows(run, step, config=config, data=data, as_json=as_json)
+
+
 @store.command()
 def compact(run: LocalRun) -> None:
     """Merge the metrics of a run that has ended into one Parquet file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-__all__ = ["agree_or_raise", "any_rank", "broadcast_bytes", "rank", "world_size"]
+__all__ = ["agree_or_raise", "any_rank", "broadcast_bytes", "gather_bytes", "rank", "world_size"]
 
 
 def rank() -> int:
@@ -54,6 +54,24 @@ def broadcast_bytes(data: bytes, device: torch.device) -> bytes:
     payload = payload.to(device)
     dist.broadcast(payload, src=0)
     return payload.cpu().numpy().tobytes()[: int(size)]
+
+
+def gather_bytes(data: bytes, device: torch.device) -> list[bytes]:
+    """Returns the `data` of every rank on every rank; every rank must call it."""
+    if world_size() == 1:
+        return [data]
+    sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    sizes[rank()] = len(data)
+    dist.all_reduce(sizes)
+    longest = max(1, int(sizes.max()))
+    # frombuffer needs writable memory.
+    own = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8).to(device)
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return [
+        part.cpu().numpy().tobytes()[:size]
+        for part, size in zip(parts, sizes.tolist(), strict=True)
+    ]
 
 
 def _is_distributed() -> bool:

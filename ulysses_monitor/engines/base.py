@@ -180,6 +180,13 @@ class Engine(Protocol):
         """Returns the factor that the gradients still carry (the loss scale); 1 without one."""
         ...
 
+    def loss_scale(self) -> Tensor | float:
+        """Returns the factor that this step's losses carried in the backward pass; 1 without one.
+
+        The gradients carry it until someone unscales them, see `grad_scale`.
+        """
+        ...
+
     def clip_norm(self) -> float | None:
         """Returns the norm that the engine will clip to, inf for none; None if it is unknown."""
         ...

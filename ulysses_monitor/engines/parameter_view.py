@@ -105,6 +105,14 @@ class ParameterView:
         """See `Engine.learning_rates`."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
+    def grad_scale(self) -> Tensor | float:
+        """See `Engine.grad_scale`."""
+        return 1.0
+
+    def loss_scale(self) -> Tensor | float:
+        """See `Engine.loss_scale`."""
+        return self.grad_scale()
+
     def adam_update(self, settings: Mapping[str, Any]) -> AdamUpdate | None:
         """See `Engine.adam_update`."""
         return torch_adam_update(self.optimizer, settings)

@@ -84,6 +84,11 @@ class PlainEngine(ParameterView):
         )
         return 1.0 if unscaled or scale is None else scale
 
+    def loss_scale(self) -> Tensor | float:
+        """See `Engine.loss_scale`; GradScaler changes it after the step."""
+        scale = None if self._scaler is None else self._scaler._get_scale_async()
+        return 1.0 if scale is None else scale
+
     def hook_step(
         self,
         before: Callable[[], None],

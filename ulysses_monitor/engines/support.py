@@ -19,6 +19,7 @@ __all__ = [
     "assign_parameters",
     "check_spans_world",
     "defer",
+    "is_compiled",
     "own_step",
     "refuse_lbfgs",
     "select_state",
@@ -39,6 +40,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` wraps the module, or a wrapper around it."""
+    inner = getattr(model, "module", None)
+    return hasattr(model, "_orig_mod") or (isinstance(inner, nn.Module) and is_compiled(inner))
 
 
 def strip_wrappers(name: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ulysses_monitor.records.batch_keys import IGNORE_INDEX, ROW_MASKS
+from ulysses_monitor.probes.fingerprints import label_mask
+from ulysses_monitor.records.batch_keys import ROW_MASKS
 
 __all__ = ["attended_pairs", "label_tokens", "row_tokens"]
 
@@ -52,15 +53,5 @@ def _row_masks(batch: Any) -> list[Tensor]:
 
 def label_tokens(batch: Any, shifted: bool) -> Tensor | None:
     """Counts the tokens that are predicted; a `shifted` loss does not predict a row's first."""
-    if not isinstance(batch, Mapping):
-        return None
-    for name, start in (("shift_labels", 0), ("labels", int(shifted))):
-        labels = batch.get(name)
-        if isinstance(labels, Tensor) and labels.dim() > 1:
-            return labels[..., start:].ne(IGNORE_INDEX).sum()
-    mask = batch.get("completion_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
-    is_of_rows = "completion_ids" not in batch  # of DPO and KTO; of completions in GRPO
-    labelled: Tensor = mask[:, 1:] if is_of_rows else mask * batch.get("tool_mask", 1)
-    return labelled.sum()
+    mask = label_mask(batch, shifted) if isinstance(batch, Mapping) else None
+    return None if mask is None else mask.sum()

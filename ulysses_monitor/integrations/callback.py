@@ -42,6 +42,7 @@ from ulysses_monitor.integrations.trainer_description import describe_trainer
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
     engine_of,
+    find_obstacle,
     read_on_rank_0,
     resumed_checkpoint,
 )
@@ -108,6 +109,7 @@ class TrainerWatcher(TrainerCallback):
         batches = BatchPatch(trainer, session)
         self._undos = [
             batches.undo,
+            session.rows.hook(trainer.model_wrapped),
             *end_when_it_fails(trainer, self._fail),
             patch_method(accelerator, "backward", observe_loss(session)),
         ]
@@ -247,6 +249,7 @@ class TrainerWatcher(TrainerCallback):
             abilities=("save", "stop"),
             scheduler=str(getattr(kind, "value", kind)),
             policy_state=checkpoint,
+            no_rerun=find_obstacle(trainer),
         )
 
     def _state_file(self, trainer: Trainer) -> str:

@@ -26,6 +26,7 @@ from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
 from ulysses_monitor.integrations.lightning_trainer import (
+    LoaderIndices,
     describe_training,
     engine_of,
     name_metrics,
@@ -79,12 +80,23 @@ class LightningCallback:
         self._requests: dict[str, str] = {}
         self._is_shifted = self._has_begun = False
         self._before_evaluation: dict[str, Any] = {}
+        self._indices: LoaderIndices | None = None
 
     def __reduce__(self) -> Any:
         """Lets Lightning hand it to the processes that it spawns."""
         return type(self).__mro__[1], (self.monitor,)
 
     # -- the life of a fit ---------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Looks at the loaders before they are iterated over."""
+        self._leave_loaders()
+        self._indices = LoaderIndices(trainer)
+
+    def _leave_loaders(self) -> None:
+        if self._indices is not None:
+            self._indices.undo()
+            self._indices = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Opens the run and hooks the step."""
@@ -103,10 +115,12 @@ class LightningCallback:
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Ends the run; not before, because the last checkpoint is saved as training ends."""
+        self._leave_loaders()
         self._finish("finished")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Ends the run of a fit that raised, and keeps why."""
+        self._leave_loaders()
         if self._session is not None:
             self._session.failure.note(exception)
         is_wanted = isinstance(exception, KeyboardInterrupt | TrainingStoppedError)
@@ -129,7 +143,10 @@ class LightningCallback:
         self._has_begun = True
         if self._session is not None:
             count = _count(self._session, batch, self._is_shifted)
-            if not self._session.guarded("counting tokens", count, False):
+            indices = None if self._indices is None else self._indices.take()
+            if self._session.guarded("counting tokens", count, False):
+                self._session.rows.see(batch, indices=indices, is_shifted=self._is_shifted)
+            else:
                 self._session.miss(counts=True)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:

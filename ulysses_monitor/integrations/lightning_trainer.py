@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.common.guard import Guard
+from ulysses_monitor.common.patching import patch_method
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.records.trainer_names import name_numbers
 from ulysses_monitor.session.opening import Training, describe_model
+from ulysses_monitor.session.row_indices import RowIndices
 
-__all__ = ["describe_training", "engine_of", "name_metrics", "shifts_labels"]
+__all__ = ["LoaderIndices", "describe_training", "engine_of", "name_metrics", "shifts_labels"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,7 @@ def describe_training(trainer: Any, module: Any) -> Training:
         },
         abilities=("save", "stop"),
         scheduler=_describe_schedule(trainer),
+        no_rerun="Lightning's Trainer",
     )
 
 
@@ -152,3 +156,35 @@ def name_metrics(metrics: Mapping[str, Any], *, is_evaluation: bool) -> dict[str
         name = name.removesuffix("_epoch" if is_evaluation else "_step")
         numbers.setdefault(name or key, float(value))
     return name_numbers(numbers, is_evaluation=is_evaluation)
+
+
+class LoaderIndices:
+    """Notes the indices that the loaders of a fit draw.
+
+    Lightning begins to iterate before it says that training starts; in between, it hands each
+    loader to its strategy.
+
+    Args:
+        trainer: Lightning's Trainer, whose fit starts.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer, self._guard = trainer, Guard()
+        self._found: list[RowIndices] = []
+        self._undo = patch_method(trainer.strategy, "process_dataloader", self._process)
+
+    def undo(self) -> None:
+        """Puts the methods of the strategy and the loaders back."""
+        self._undo()
+        while self._found:
+            self._found.pop().undo()
+
+    def take(self) -> list[int] | None:
+        """Returns the indices of the next batch to train on; None if they are not known."""
+        loader = self._trainer.train_dataloader
+        return next((each.take() for each in self._found if each.loader is loader), None)
+
+    def _process(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loader = original(*args, **kwargs)
+        self._guard.call("finding the loader", lambda: self._found.append(RowIndices(loader)), None)
+        return loader

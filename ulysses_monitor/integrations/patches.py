@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
+from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.integrations.batches import attended_pairs, label_tokens, row_tokens
+from ulysses_monitor.session.row_indices import RowIndices, loader_of
 from ulysses_monitor.session.session import Session
 
 if TYPE_CHECKING:
@@ -25,16 +27,18 @@ _PARTS = (
 
 
 class BatchPatch:
-    """Counts the tokens of the micro-batches that a Trainer trains on.
+    """Sees the micro-batches that a Trainer trains on: their tokens and their rows.
 
     Args:
         trainer: the Trainer.
-        session: observes the counts.
+        session: observes them.
     """
 
     def __init__(self, trainer: Trainer, session: Session) -> None:
         self._trainer, self._session = trainer, session
         self._batches_are_prompts = False
+        self._indices: RowIndices | None = None
+        session.rows.is_given = True
         self._undos: list[Undo] = [
             patch_method(trainer, "get_batch_samples", self._get_batch_samples)
         ]
@@ -42,19 +46,31 @@ class BatchPatch:
     def undo(self) -> None:
         """Puts the Trainer's methods back."""
         undo_all(self._undos)
+        if self._indices is not None:
+            self._indices.undo()
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._guarded(self._session.step_begins)
+        self._session.guarded("finding the loader", lambda: self._note_indices(*args[:1]), None)
         result = original(*args, **kwargs)
         self._guarded(lambda: self._see(result[0]))
         return result
+
+    def _note_indices(self, iterator: Any = None) -> None:
+        """Notes the indices of the loader of this epoch, whose first batch is not drawn yet."""
+        loader = loader_of(iterator)
+        if self._indices is None or self._indices.loader is not loader:
+            if self._indices is not None:
+                self._indices.undo()
+            self._indices = RowIndices(loader)
 
     def _see(self, batches: Sequence[Any]) -> None:
         if type(batches) not in (list, tuple):  # looking at an iterator's would use them up
             raise TypeError(f"get_batch_samples returned a {type(batches).__name__} of batches")
         for batch in batches:
+            drawn = None if self._indices is None else self._indices.take()
             if isinstance(batch, Mapping):
-                self._count(batch)
+                self._count(batch, drawn)
             elif not self._batches_are_prompts:  # GRPO and RLOO make batches of them just in time
                 self._batches_are_prompts = True
                 self._undos.append(
@@ -81,19 +97,22 @@ class BatchPatch:
         if not self._session.guarded("counting tokens", call, False):
             self._session.miss(counts=True)
 
-    def _count(self, batch: Any) -> None:
+    def _count(self, batch: Any, indices: list[int] | None = None) -> None:
         trainer = self._trainer
         # Ranks that share rows share their tokens. `get_sp_size` does not count: DeepSpeed's own
         # sequence parallelism has sliced the rows before they come here.
         # A Trainer of transformers 4 has neither method.
         sizes = (getattr(trainer, name, lambda: 1) for name in ("get_cp_size", "get_tp_size"))
         peers = math.prod(size() for size in sizes)
-        labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
+        is_shifted = getattr(trainer, "_loss_shifts_labels", True)
+        labels = label_tokens(batch, is_shifted)
         self._session.observe(
             tokens=row_tokens(batch) / peers,
             loss_tokens=None if labels is None else labels / peers,
             attended=attended_pairs(batch) / peers,
         )
+        if rank() % peers == 0:  # they are neighbours
+            self._session.rows.see(batch, indices=indices, is_shifted=is_shifted)
 
 
 def observe_loss(session: Session) -> Callable[..., Any]:

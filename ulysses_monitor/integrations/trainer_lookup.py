@@ -16,7 +16,13 @@ from ulysses_monitor.engines import Engine, find_engine
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-__all__ = ["calling_trainer", "engine_of", "read_on_rank_0", "resumed_checkpoint"]
+__all__ = [
+    "calling_trainer",
+    "engine_of",
+    "find_obstacle",
+    "read_on_rank_0",
+    "resumed_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -69,3 +75,13 @@ def engine_of(trainer: Trainer) -> Engine:
         scaler=trainer.accelerator.scaler,
         clip_norm=lambda: float(trainer.args.max_grad_norm or math.inf),
     )
+
+
+def find_obstacle(trainer: Trainer) -> str:
+    """Returns why no step of the training can be computed again; empty if nothing is known."""
+    if getattr(trainer.args, "torch_compile", False):
+        return "torch.compile"
+    sizes = (getattr(trainer, f"get_{kind}_size", lambda: 1) for kind in ("cp", "tp", "sp"))
+    if any(size() > 1 for size in sizes):
+        return "ranks that share rows (sequence, context or tensor parallelism)"
+    return ""

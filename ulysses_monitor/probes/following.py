@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from ulysses_monitor.common.ranks import rank, world_size
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.engines.support import strip_wrappers
 from ulysses_monitor.probes.assembly import assemble, find_expert_adapters
+from ulysses_monitor.probes.base import Probe
 from ulysses_monitor.probes.capture import Capture, CapturedStep
 from ulysses_monitor.probes.consistency import fingerprint
 
@@ -94,6 +95,7 @@ class FollowingCapture:
         next_step: returns the number of the coming step.
         guard: switches off probes that keep failing.
         report: records an event: its kind, and what happened.
+        more: probes beside those that fit the engine.
     """
 
     def __init__(
@@ -103,9 +105,11 @@ class FollowingCapture:
         next_step: Callable[[], int],
         guard: Guard,
         report: Report,
+        more: Sequence[Probe] = (),
     ) -> None:
         self._engine, self._sample_every = engine, sample_every
         self._next_step, self._guard, self._report = next_step, guard, report
+        self._more = more
         self._capture, self._undos = self._assemble()
         self._told: str | None = None
         self._has_warned = False
@@ -116,6 +120,7 @@ class FollowingCapture:
             self._sample_every,
             lambda: self._capture.is_sampled(self._next_step()),
             self._guard,
+            self._more,
         )
 
     def announce(self) -> None:

@@ -14,11 +14,14 @@ from typing import Any, get_args
 from ulysses_monitor.common.errors import InputError, nearest
 from ulysses_monitor.records.action import Mode
 
-__all__ = ["LONGEST_TEXT", "MAX_LR_FACTOR", "Command", "check", "parse_words"]
+__all__ = ["LONGEST_TEXT", "MAX_LR_FACTOR", "RERUN", "Command", "check", "parse_words"]
 
 LONGEST_TEXT = 500
 """Characters of a name or of a reason."""
 MAX_LR_FACTOR = 10.0
+
+RERUN = "rerun"
+"""What an alert alone may ask for: that its step is computed again, before the weights change."""
 
 _ALL = "*"
 _WORDS = "policy=off|shadow|active, policy.NAME=..., lr_factor=0.5, lr_factor.GROUP=..., save, stop"

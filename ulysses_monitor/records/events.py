@@ -18,6 +18,8 @@ EVENT_KINDS = (
     "control",
     "eval",
     "answers",
+    "rows",
+    "rerun",
     "checkpoint",
     "monitor",
 )
@@ -59,7 +61,8 @@ class Alert:
         causes: likely causes, the most likely first.
         page: the page about the rule, as a path in the repository.
         command: words of ``ulysses control`` that the training obeys at its next step, such as
-            ``save``, ``stop`` or ``policy.zclip=active``.
+            ``save``, ``stop`` or ``policy.zclip=active``; and ``rerun``, which was done at `step`.
+        rows: rows that the step trained on, the most suspicious first, as `Row.to_dict` gives them.
     """
 
     rule: str
@@ -75,6 +78,7 @@ class Alert:
     causes: tuple[str, ...] = ()
     page: str = ""
     command: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
 
     def to_event(self, time: float) -> Event:
         """Returns the alert as an event of kind ``alert``."""
@@ -93,6 +97,7 @@ class Alert:
             "causes": list(self.causes),
             "page": self.page,
             "command": list(self.command),
+            "rows": [dict(row) for row in self.rows],
         }
         data |= {key: value for key, value in optional.items() if value}
         return Event(kind="alert", step=self.step, time=time, data=data)

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.settings import Text, check_fields, list_as_tuple
 from ulysses_monitor.records import Alert, Severity, StepRecord
-from ulysses_monitor.records.command import parse_words
+from ulysses_monitor.records.command import RERUN, parse_words
 from ulysses_monitor.rules.history import HISTORY, History
 
 __all__ = ["BuiltinRule", "Entry", "Steps", "entry", "name_some", "worst_parameters"]
@@ -54,7 +54,7 @@ class BuiltinRule:
     """Steps in a row without the condition that end an alert."""
     on_alert: Words = ()
     """What the training then does, in words of ``ulysses control``: save, stop, policy.NAME=active,
-    lr_factor=0.5."""
+    lr_factor=0.5; or ``rerun``, which computes the step again at once."""
     topic: str = ""
     """The page in docs/rules whose causes and advice an alert gives; empty: that of `name`."""
 
@@ -69,7 +69,8 @@ class BuiltinRule:
         check_fields(f"rule {self.name}", self)
         if self.on_alert:
             try:
-                parse_words(self.on_alert)
+                if others := [word for word in self.on_alert if word != RERUN]:
+                    parse_words(others)
             except InputError as error:
                 raise InputError(f"rule {self.name}: on_alert: {error}") from None
 

@@ -47,6 +47,8 @@ class Training:
         info: further entries for run.json.
         abilities: of ``save`` and ``stop``, what the training does when `take_requests` asks.
         scheduler: kind of the learning rate's schedule, where it is known.
+        no_rerun: why no step of it can be computed again, such as ``torch.compile``, if that is
+            known.
         policy_state: what `Session.policy_state` returned at the checkpoint that is resumed.
     """
 
@@ -56,6 +58,7 @@ class Training:
     abilities: Collection[str] = ()
     scheduler: str = ""
     policy_state: bytes | None = None
+    no_rerun: str = ""
 
 
 @dataclass(frozen=True)

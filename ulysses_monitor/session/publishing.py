@@ -30,17 +30,23 @@ class Publisher:
         engine: what is trained.
         obey: takes what alerts ask of the training.
         guard: calls it.
+        name_rows: returns an alert with the rows of its step.
 
     Attributes:
         recorder: takes everything; until the run is open, nothing is recorded.
     """
 
     def __init__(
-        self, rules: RuleSet, engine: Engine, obey: Callable[[Alert], None], guard: Guard
+        self,
+        rules: RuleSet,
+        engine: Engine,
+        obey: Callable[[Alert], None],
+        guard: Guard,
+        name_rows: Callable[[Alert], Alert],
     ) -> None:
         self.recorder: Recorder = NoRecording()
         self._rules, self._engine = rules, engine
-        self._obey, self._guard = obey, guard
+        self._obey, self._guard, self._name_rows = obey, guard, name_rows
         self._flops = TrainingFlops.of(engine.model)
         self._builder = RecordBuilder()
         self._last_publish = 0.0
@@ -58,7 +64,8 @@ class Publisher:
         self._check(record)
 
     def _check(self, record: StepRecord) -> None:
-        for alert in self._rules.observe(record):
+        for found in self._rules.observe(record):
+            alert = self._guard.call("naming rows", partial(self._name_rows, found), found)
             self.recorder.publish(alert.to_event(record.time))
             part = f"what rule {alert.rule} asks for"
             self._guard.call(part, partial(self._obey, alert), None)
@@ -95,6 +102,11 @@ class Publisher:
         self.publish([*current.valid_parts(parts), as_part(times)], step)
         # Known only now, so the next record carries it.
         self._last_publish = time.perf_counter() - began
+
+    def publish_rows(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Publishes the rows of steps that alerts are about."""
+        for about in found:
+            self.publish_event("rows", about, about["of_step"])
 
     def publish_numbers(self, metrics: Mapping[str, float], step: int) -> None:
         """Publishes further metrics of `step`; rules see them if they saw the step.

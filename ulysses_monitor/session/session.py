@@ -8,13 +8,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ulysses_monitor.common.errors import InputError, TrainingStoppedError
 from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.ranks import world_size
 from ulysses_monitor.engines import Engine, do_nothing
 from ulysses_monitor.probes import FollowingCapture
-from ulysses_monitor.records import Event, StepRecord
 from ulysses_monitor.rules import RuleSet
 from ulysses_monitor.session.clipping import Clipping
 from ulysses_monitor.session.failure import FailureWatch, peak_memory
@@ -27,9 +25,12 @@ from ulysses_monitor.session.opening import (
 from ulysses_monitor.session.places import Place
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.publishing import Publisher
+from ulysses_monitor.session.rows import RowLog
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
-from ulysses_monitor.session.training_step import TrainingStep, as_part
+from ulysses_monitor.session.step_reader import StepReader, explainer
+from ulysses_monitor.session.training_step import TrainingStep
+from ulysses_monitor.steering.rerun import make_rerun
 
 __all__ = ["Session"]
 
@@ -67,6 +68,8 @@ class Session:
         stopped: why a policy or a person stopped the training, None if they did not.
         is_open: whether the run is still recorded.
         sources: metrics of every step from elsewhere.
+        rows: sees the rows of every step.
+        guard: calls what runs inside the training.
         failure: takes the exception that ends the training.
 
     Raises:
@@ -83,26 +86,40 @@ class Session:
         config: Mapping[str, Any],
     ) -> None:
         self.run_dir = place.run_dir
-        self.step = self._first_step = training.step
+        self.step = training.step
         self.stopped: str | None = None
         self.is_open = True
         self.failure = FailureWatch()
         self._engine = engine
-        guard = self._guard = Guard(lambda about: self.event("monitor", about))
+        guard = self.guard = Guard(lambda about: self.event("monitor", about))
         self._steering = make_steering(engine, settings, parts, training, guard)
         obey, rules = self._steering.inbox.obey, RuleSet(parts.rules, guard)
-        self._publisher = Publisher(rules, engine, obey, guard)
+        self.rows = RowLog(settings.rows, engine, guard)
+        rerun = make_rerun(engine, parts.rules, training.no_rerun, guard)
+        self._publisher = Publisher(rules, engine, obey, guard, explainer(self.rows, rerun))
         self.sources = Sources(guard)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(
-            engine, settings.sample_every, lambda: self.step + 1, guard, self.event
+            engine,
+            settings.sample_every,
+            lambda: self.step + 1,
+            guard,
+            self.event,
+            self.rows.probes,
         )
+        self._reader = StepReader(
+            engine, self._capture, self._steering, self._publisher, self.sources, self.rows, guard
+        )
+        self._reader.rerun = rerun
         self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
+        if rerun is not None:
+            self._undos.append(rerun.close)
         try:
             self._publisher.recorder, self.run_dir = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
             )
+            self.rows.open(self.run_dir)
             if self._publisher.recorder.is_recording:
                 self._steering.listen(self.run_dir)
                 self.failure.log.start()
@@ -142,6 +159,7 @@ class Session:
         if self.is_open:
             self.is_open = False
             why = {"reason": self.stopped} if self.stopped else {}
+            self._publisher.publish_rows(self.rows.close())
             failure = self.failure.finish(status)
             about = {**why, **failure, "peak_memory": peak_memory(self._engine.device)}
             self._publisher.close(status, self.step, about)
@@ -155,7 +173,7 @@ class Session:
         Raises:
             TrainingStoppedError: `function` asked for it.
         """
-        return self._guard.call(part, function, default, stays_on=True)
+        return self.guard.call(part, function, default, stays_on=True)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -170,11 +188,15 @@ class Session:
         tokens: Tensor | float = 0.0,
         loss_tokens: Tensor | float | None = None,
         attended: Tensor | float = 0.0,
+        batch: Any = None,
+        row_losses: Tensor | None = None,
     ) -> None:
         """Adds a micro-batch of the coming step; see `Monitor.observe`."""
         if self._current.was_read:
             self._clipping.note_late_batch()
         self._current.observe(loss, tokens, loss_tokens, attended)
+        if batch is not None:
+            self.rows.give(batch, row_losses)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
         """Notes that a micro-batch could not be read; see `TrainingStep.miss`."""
@@ -196,45 +218,12 @@ class Session:
             return
         began = time.perf_counter()
         step.was_read = True
-        refusal = self.guarded("reading the gradients", lambda: self._read_gradients(step), None)
+        refusal = self.guarded(
+            "reading the gradients", lambda: self._reader.read(step, self.step), None
+        )
         step.overhead += time.perf_counter() - began
         if refusal is not None:
             raise refusal
-
-    def _read_gradients(self, step: TrainingStep) -> InputError | None:
-        """Reads the step and steers it; returns why a policy cannot act before the first step."""
-        sources = self.sources.read()
-        own = step.observed() | sources | self._steering.collect_sums()
-        captured = self._capture.read(self.step + 1, own)
-        step.parts, step.sums = captured.parts, captured.extra
-        step.sources = {name: step.sums[name] for name in sources}
-        try:
-            events = self._steer(step)
-        except InputError as error:
-            return error
-        if self._publisher.recorder.is_recording:
-            step.edited_norm = self._steering.edited_norm
-            publish = self._publisher.publish_read
-            self._guard.call("recording", lambda: publish(captured, step, events, self.step), None)
-        return None
-
-    def _steer(self, step: TrainingStep) -> list[Event]:
-        """Lets policies and people act; on every rank, with the same numbers."""
-
-        def make_record() -> StepRecord:
-            own = as_part(step.metrics(self._engine))
-            return self._publisher.build([*(step.parts or ()), own], self.step + 1)
-
-        try:
-            return self._steering.steer(make_record, step.sums, self._capture.names)
-        except TrainingStoppedError:
-            raise
-        except Exception as error:
-            if isinstance(error, InputError) and self.step == self._first_step:
-                raise  # a policy that cannot act
-            self._guard.note_failure("steering", error, is_last=True)
-            self._steering.turn_off()
-            return []
 
     def stepped(self, done: bool = True) -> None:
         """Reads what the optimizer step did, before a scheduler changes its settings.
@@ -263,7 +252,7 @@ class Session:
         parts = current.parts
         if parts is not None and self._publisher.recorder.is_recording:
             publish = self._publisher.publish_step
-            self._guard.call("recording", lambda: publish(current, parts, self.step), None)
+            self.guard.call("recording", lambda: publish(current, parts, self.step), None)
         self._current.began = time.perf_counter()
 
     def take_requests(self) -> dict[str, str]:

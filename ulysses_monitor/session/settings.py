@@ -52,6 +52,9 @@ class MonitorSettings(BaseModel):
     sample_every: int = Field(default=10, ge=1)
     """Optimizer state, parameters, adapters, updates and the equality of replicas are read at steps
     1, 1 + N, 1 + 2N, ..."""
+    rows: int = Field(default=256, ge=0)
+    """Steps of which each rank keeps the fingerprints of its rows, in memory and in the run
+    directory; ``off`` or 0 for none, and alerts then name no rows."""
     if_exists: WhenTaken = "new"
     """What to do if the directory holds a run already: ``new`` records to the first free of
     ``<run>-2``, ``<run>-3``, ..., ``refuse`` is an error, ``resume`` continues the run and
@@ -62,6 +65,11 @@ class MonitorSettings(BaseModel):
     @classmethod
     def _read_off(cls, mode: Any) -> Any:
         return "off" if mode is False else mode  # what YAML makes of off
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _read_no_rows(cls, rows: Any) -> Any:
+        return 0 if rows is False or rows == "off" else rows
 
     @field_validator("sinks", mode="before")
     @classmethod

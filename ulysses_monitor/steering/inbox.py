@@ -12,7 +12,7 @@ import torch
 from ulysses_monitor.common.errors import InputError
 from ulysses_monitor.common.ranks import broadcast_bytes
 from ulysses_monitor.records import Alert, Event
-from ulysses_monitor.records.command import LONGEST_TEXT, Command, parse_words
+from ulysses_monitor.records.command import LONGEST_TEXT, RERUN, Command, parse_words
 from ulysses_monitor.store.control_file import ControlFile
 
 __all__ = ["CommandInbox", "control_event", "obey"]
@@ -39,8 +39,8 @@ class CommandInbox:
         Raises:
             InputError: it asks for something that no command can say.
         """
-        if alert.command:
-            asked = parse_words(alert.command)
+        if words := [word for word in alert.command if word != RERUN]:  # which is done already
+            asked = parse_words(words)
             why = " ".join(alert.message.split())[:LONGEST_TEXT]
             self._of_alerts.append(Command(who=f"rule {alert.rule}", why=why, **asked))
 

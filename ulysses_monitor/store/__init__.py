@@ -13,6 +13,7 @@ from ulysses_monitor.store.directory import (
 from ulysses_monitor.store.location import Location
 from ulysses_monitor.store.mirror import MirrorSink, check_mirror
 from ulysses_monitor.store.reading import MetricsReader
+from ulysses_monitor.store.rows_file import RowsFile, read_steps
 from ulysses_monitor.store.sink import StoreSink
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Location",
     "MetricsReader",
     "MirrorSink",
+    "RowsFile",
     "RunDirectory",
     "StoreSink",
     "check_available",
@@ -30,4 +32,5 @@ __all__ = [
     "holds_run",
     "is_locked",
     "merge",
+    "read_steps",
 ]

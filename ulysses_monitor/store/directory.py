@@ -24,6 +24,7 @@ from ulysses_monitor.common.masking import mask_secrets
 from ulysses_monitor.records import METRIC_SCHEMA_VERSION
 from ulysses_monitor.records.json_ready import to_jsonable
 from ulysses_monitor.store.control_file import CONTROL_FILE
+from ulysses_monitor.store.rows_file import ROWS_FOLDER
 
 __all__ = [
     "OWN_FILES",
@@ -41,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 _LOCK = ".lock"
 _TRIES, _PAUSE = 5, 0.03
-OWN_FILES = ("run.json", "events.jsonl", "metrics", "tensorboard", "report.html", CONTROL_FILE)
+OWN_FILES = (
+    *("run.json", "events.jsonl", "metrics", "tensorboard", "report.html"),
+    *(ROWS_FOLDER, CONTROL_FILE),
+)
 """The files and folders in the directory that belong to the run."""
 
 

@@ -417,3 +417,21 @@ def test_ddp_on_two_processes_is_exact(tmp_path: Path) -> None:
     assert nothing == []
     assert [n for n, _ in numbers] == pytest.approx(norms, rel=1e-6)
     assert um.open_run(tmp_path / "run").info["engine"] == "ddp"
+
+
+def test_an_alert_names_the_rows_that_the_loader_drew(tmp_path: Path) -> None:
+    rules = [{"train/loss/total > 0": {"name": "first", "cooldown": 99, "clear": 99}}]
+    monitor, sink = watched(tmp_path, rules=rules)
+    fit(tmp_path, monitor=monitor, accumulate_grad_batches=2)
+    (alert,) = [e for e in sink.events if e.kind == "alert"]
+    (event,) = [e for e in sink.events if e.kind == "rows"]
+    rows = sorted(event.data["rows"], key=lambda row: row["index"])
+    assert [(r["index"], r["micro_batch"]) for r in rows] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    assert [r["length"] for r in rows] == [6, 5, 4, 6]  # without padding
+    assert {r["hash"] for r in alert.data["rows"]} == {r["hash"] for r in rows}
+
+
+def test_computing_a_step_again_is_refused_by_name(tmp_path: Path) -> None:
+    monitor, _ = watched(tmp_path, rules=[{"loss_spike": {"on_alert": "rerun"}}])
+    with pytest.raises(um.InputError, match=r"rule loss_spike: .*uses Lightning's Trainer"):
+        fit(tmp_path, monitor=monitor)

@@ -24,8 +24,9 @@ import torch.distributed as dist
 
 import ulysses_monitor as um
 from tests.support.forget import forget_last_trainer
-from tests.support.hf_cases import weights, zero_optimizer
+from tests.support.hf_cases import rank, weights, zero_optimizer
 from tests.support.spawn import SpawnError, spawn
+from ulysses_monitor.store import Location, read_steps
 
 STEPS = 3
 CLIP = 0.005
@@ -233,11 +234,16 @@ def train_twice(case: str, folder: Path) -> dict[str, Any]:
         trainer.train()
     logged = [e for e in trainer.state.log_history if "loss" in e]
     steps = [r for r in sink.records if "grad/norm/total" in r]
+    rows = read_steps(Location.of(monitor.run_dir))
+    own = [[row for row in rows[step] if row.rank == rank()] for step in sorted(rows)]
     trained, left, was = weights(bare), fingerprint(trainer), fingerprint(bare)
     return dict(seen) | {
         "steps": [r.step for r in steps],
         "records": [dict(zip(r.schema.names, r.values.tolist(), strict=True)) for r in steps],
         "logged": {key: [float(e[key]) for e in logged] for key in ("loss", "grad_norm")},
+        "tokens_of_rows": [float(sum(row.length for row in each)) for each in own],
+        "labels_of_rows": [float(sum(row.trained or 0 for row in each)) for each in own],
+        "has_indices": [all(row.index is not None for row in each) for each in own],
         "changed": [n for n, w in weights(trainer).items() if not torch.equal(w, trained[n])],
         "left": [key for key in left | was if left.get(key) != was.get(key)],
     }
@@ -337,6 +343,16 @@ def test_tokens_are_those_that_ran_with_gradients_on_all_ranks(facts: Facts, cas
         labels = recorded(ranks, "train/loss_tokens/total")
         assert labels == all_ranks(ranks, "labels_run")
         assert 0 < sum(labels) < sum(tokens)
+
+
+@each_case
+def test_the_rows_of_each_rank_are_those_that_ran_with_gradients(facts: Facts, case: str) -> None:
+    for seen in facts(case):
+        assert seen["tokens_of_rows"] == pytest.approx(seen["tokens_run"])
+        if not case.startswith("reward"):
+            assert seen["labels_of_rows"] == pytest.approx(seen["labels_run"])
+        # Rows that are sampled are not in the dataset; packed ones are in the packed dataset.
+        assert seen["has_indices"] == [not case.startswith(("grpo", "rloo"))] * STEPS
 
 
 @each_case
