@@ -236,6 +236,24 @@ def replay(
     command(run, policies or [], rules or [], as_json=as_json, show_all=show_all)
 
 
+@app.command()
+def diagnose(
+    run: Run,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write the diagnosis as a page to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also write a picture of the evidence to this file: .png, .svg or .pdf."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what happened in a run, the probable cause first, and what could not be checked."""
+    from ulysses_core.cli.diagnose import diagnose_run
+
+    diagnose_run(run, as_json=as_json, html=html, plot=plot)
+
+
 @store.command()
 def compact(run: LocalRun) -> None:
     """Merge the metrics of a run that has ended into one Parquet file."""

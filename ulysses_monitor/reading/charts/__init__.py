@@ -19,6 +19,7 @@ from ulysses_monitor.reading.charts.lines import (
     thin_out,
     with_holes,
 )
+from ulysses_monitor.reading.charts.saving import save_figure
 from ulysses_monitor.reading.charts.style import (
     BLUE,
     FONT_SIZE,
@@ -57,6 +58,7 @@ __all__ = [
     "fit_step_axis",
     "mark_alerts",
     "mark_steps",
+    "save_figure",
     "set_log_scale",
     "set_title",
     "stack_axes",
