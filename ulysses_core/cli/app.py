@@ -111,6 +111,22 @@ def attach(
     raise typer.Exit(code)
 
 
+@app.command("check-data")
+def check_data(
+    config: Config,
+    overrides: Overrides = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also write a picture to this file: .png, .svg or .pdf."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the data of a config: tokens, labels, duplicates, template, secrets."""
+    from ulysses_core.cli.check_data import check_data as command
+
+    raise typer.Exit(command(config, overrides or [], as_json=as_json, plot=plot))
+
+
 @app.command()
 def doctor(
     config: Annotated[

@@ -26,7 +26,7 @@ from ulysses_monitor.reading import open_run
 __all__ = ["diagnose_run"]
 
 _STYLES = {"critical": "bold red", "warning": "yellow", "fine": "green"}
-_SPARK = 40
+_SPARK = 24
 
 
 def diagnose_run(place: str, *, as_json: bool, html: Path | None, plot: Path | None) -> None:
@@ -43,6 +43,10 @@ def diagnose_run(place: str, *, as_json: bool, html: Path | None, plot: Path | N
     """
     run = open_run(place)
     run.logs_damage = False  # the diagnosis tells it
+    if plot is not None:
+        from ulysses_monitor.reading import charts
+
+        charts.check_picture("diagnose", plot)
     found = diagnose(run)
     if html is not None or plot is not None:
         from ulysses_monitor.diagnosis.pictures import write_diagnosis_page, write_picture
@@ -109,9 +113,8 @@ def _draw_course(found: Diagnosis, finding: Finding) -> Iterator[Text]:
         return
     part = curve.around(finding.since)
     spark = sparkline(part.values, _SPARK)
-    course = (
-        f"{tick(curve.first)} → {tick(curve.before(finding.since))} before → {tick(curve.last)}"
-    )
+    values = (curve.first, curve.before(finding.since), curve.last)
+    course = "first {}, before {}, last {}".format(*map(tick, values))
     steps = f"steps {part.steps[0]:,} to {part.steps[-1]:,}"
     yield as_text("  ".join(filter(None, (curve.metric, spark, course, steps))), "dim")
 
@@ -148,4 +151,4 @@ def _title(text: str) -> Text:
 
 
 def _indent(content: RenderableType) -> Padding:
-    return Padding(content, (0, 0, 0, 2))
+    return Padding(content, (0, 0, 0, 2), expand=False)

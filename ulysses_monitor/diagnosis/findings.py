@@ -154,6 +154,6 @@ def _number(value: object, default: int = 0) -> int:
 def _value(value: object) -> float:
     """Returns a number of an event, which has NaN and Inf as text."""
     try:
-        return float(value)  # type: ignore[arg-type] - any other type is what is caught
-    except (TypeError, ValueError):
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
         return math.nan

@@ -19,7 +19,7 @@ from ulysses_monitor.reading.charts.lines import (
     thin_out,
     with_holes,
 )
-from ulysses_monitor.reading.charts.saving import save_figure
+from ulysses_monitor.reading.charts.saving import check_picture, save_figure
 from ulysses_monitor.reading.charts.style import (
     BLUE,
     FONT_SIZE,
@@ -52,6 +52,7 @@ __all__ = [
     "TICK_STEPS",
     "add_color_bar",
     "add_legend",
+    "check_picture",
     "choose_y_scale",
     "draw_line",
     "escape_math",
