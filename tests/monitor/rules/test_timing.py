@@ -10,6 +10,7 @@ import pytest
 
 from ulysses_monitor.records import Alert, StepRecord
 from ulysses_monitor.rules import BOOK, RuleSet, make_rules
+from ulysses_monitor.rules.builtin import BuiltinRule
 
 X = "a/x/total"
 
