@@ -113,6 +113,7 @@ def _print(health: Health, config: RunConfig) -> None:
         _print_finding(console, finding)
     if not health.findings:
         console.print(Text("Nothing was found.", "green"))
+    console.print()
     console.print(as_text(f"found nothing: {', '.join(health.clean)}", "dim"))
     for reason in dict.fromkeys(health.skipped.values()):
         checks = [name for name, why in health.skipped.items() if why == reason]
@@ -134,7 +135,8 @@ def _make_numbers(health: Health) -> Table:
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
-    head = as_text(f"\n{finding.severity}", _STYLES[finding.severity])
+    console.print()
+    head = as_text(finding.severity, _STYLES[finding.severity])
     console.print(head.append(f"  {finding.check}: ", "bold").append_text(as_text(finding.message)))
     for example in finding.examples:
         console.print(as_text(f"  {example}", "dim"), soft_wrap=True)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from ulysses_core.data.health import Health
+from ulysses_monitor.common.formatting import tick
 from ulysses_monitor.reading import charts
 
 __all__ = ["write_picture"]
@@ -47,12 +49,13 @@ def _draw_lengths(ax: Axes, health: Health, cutoff: int) -> None:
     for (name, split), color in zip(
         health.splits.items(), (charts.BLUE, charts.ORANGE), strict=False
     ):
-        bins = [(edge, rows) for edge, rows in split.histogram if rows]
-        edges = [float(edge) for edge, _ in bins]
-        rows = [rows for _, rows in bins]
-        widths = [-edge / 2 for edge in edges]
-        ax.bar(edges, rows, widths, align="edge", color=color, alpha=0.7, label=name)
+        edges = [0.5, *(float(edge) for edge, _ in split.histogram)]
+        rows = [rows for _, rows in split.histogram]
+        ax.stairs(rows, edges, fill=True, color=color, alpha=0.6, label=name)
+    used = [edge for split in health.splits.values() for edge, rows in split.histogram if rows]
     ax.set_xscale("log", base=2)
+    ax.set_xlim(min(used) / 2, 1.2 * max(*used, cutoff))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
     ax.axvline(cutoff, color=charts.RED, linewidth=0.9, label="cutoff_len")
     ax.set_xlabel("tokens of a row", fontsize=charts.FONT_SIZE)
     ax.set_title("Rows by length", fontsize=charts.FONT_SIZE, loc="left")
@@ -62,7 +65,10 @@ def _draw_lengths(ax: Axes, health: Health, cutoff: int) -> None:
 def _draw_findings(ax: Axes, health: Health) -> None:
     counted = [finding for finding in health.findings if finding.count][::-1]
     colors = [_COLORS[finding.severity] for finding in counted]
-    ax.barh([f.check for f in counted], [f.count or 0 for f in counted], color=colors)
+    bars = ax.barh([f.check for f in counted], [f.count or 0 for f in counted], color=colors)
     if counted:
         ax.set_xscale("symlog")
+        labels = [f"{finding.count:,}" for finding in counted]
+        ax.bar_label(bars, labels, padding=3, fontsize=charts.FONT_SIZE)
+    ax.xaxis.set_visible(False)  # the bars have labels
     ax.set_title("Rows with findings", fontsize=charts.FONT_SIZE, loc="left")

@@ -54,6 +54,7 @@ def test_sound_data_ends_with_0_and_damage_with_1(ulysses: Ulysses, place: Path)
     assert "data/pairs.jsonl, line 121: a key or token of a known format" in out
     assert "abcdefgh" not in out
     assert "\x1b" not in out
+    assert "\N{REPLACEMENT CHARACTER}" not in out
 
 
 def test_a_key_of_the_config_is_overridden(ulysses: Ulysses, place: Path) -> None:

@@ -177,9 +177,10 @@ def _find_ends(tokenizer: PreTrainedTokenizerBase, template: str | None) -> set[
 
 
 def _histogram(lengths: npt.NDArray[Any]) -> list[tuple[int, int]]:
-    """Returns the number of rows in bins that double in width."""
+    """Returns the number of rows by bins, four an octave; a bin is named by its upper end."""
     if not len(lengths):
         return []
-    edges = 2 ** np.arange(int(lengths.max()).bit_length() + 1)
+    octaves = int(lengths.max()).bit_length()
+    edges = np.unique(np.ceil(2.0 ** (np.arange(4 * octaves + 1) / 4)).astype(np.int64))
     counts = np.bincount(np.searchsorted(edges, lengths, side="left"), minlength=len(edges))
     return [(int(edge), int(n)) for edge, n in zip(edges, counts, strict=False)]
