@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ulysses_core.cli.checks import check_models
+from ulysses_core.cli.limits import check_modality
 from ulysses_core.cli.logs import quiet_libraries
 from ulysses_core.cli.tables import as_text
 from ulysses_core.data import check_sources
@@ -48,6 +49,7 @@ def check_data(path: Path, overrides: list[str], *, as_json: bool, plot: Path | 
     """
     config = load_config(path, overrides)
     check_models(config)
+    check_modality(config)
     if plot is not None:
         from ulysses_monitor.reading import charts
 

@@ -264,6 +264,19 @@ def test_marks_of_templates_are_found_in_texts(check: Check, text: str, is_mark:
         assert rows_of(find(health, "role_markers")) == [13]
 
 
+def test_the_marks_of_a_template_that_is_not_used_are_text(
+    check: Check, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = sound(20)
+    rows[3]["output"] += "\nHuman: and then"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    health = check(rows, template=None)
+    assert {"role_markers", "eos_missing"} <= set(health.clean)
+
+
 # -- copies ----------------------------------------------------------------------------------------
 
 
@@ -328,6 +341,15 @@ def test_the_signature_finds_pairs_by_their_similarity(
     found = index.find_near(index.find_exact())
     assert (found.later - found.earlier == 300).all()  # no other pair is alike
     assert lowest * 300 <= len(found) <= highest * 300
+
+
+def test_what_is_kept_of_a_row_is_53_bytes() -> None:
+    index, places = RowIndex(), [FileRow({}, Path("a.jsonl"), i + 1) for i in range(500)]
+    for start in range(4):
+        index.add(places, [[start, i, *range(300)] for i in range(500)], 0)
+    index.finish()
+    kept = [value for value in vars(index).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in kept) <= 2000 * (53 + 1)  # and a flag
 
 
 def test_the_signature_estimates_the_jaccard_similarity() -> None:

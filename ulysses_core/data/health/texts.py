@@ -37,7 +37,8 @@ class TextScanner:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
         special = [text for text in tokenizer.all_special_tokens if len(text) >= _SHORTEST - 1]
-        marks = dict.fromkeys([*special, *_template_marks(template), *_FOREIGN])
+        own = [] if template is None and tokenizer.chat_template else _template_marks(template)
+        marks = dict.fromkeys([*special, *own, *_FOREIGN])
         ordered = sorted(marks, key=len, reverse=True)
         self._marks = re.compile("|".join(map(_pattern, ordered)), re.MULTILINE)
 
