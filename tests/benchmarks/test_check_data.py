@@ -18,9 +18,11 @@ def test_planted_damage_is_found(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     read: list[int] = []
     health = check_health(config, find_stage("sft"), tokenizer, read.append)
-    found = {finding.check: finding.count or 0 for finding in health.findings}
+    # Rows of 50 tokens have more than 5 % of special tokens, which is about all of them.
+    found = {each.check: each.count for each in health.findings if each.count is not None}
     assert read == [1000, 1000, 1000]
     near = found.pop("near_duplicates")
     assert found == {"exact_duplicates": 30, "secrets": 3, "role_markers": 3}
+    assert near is not None
     assert 21 <= near <= 30  # each differs in a word of 24: a similarity of about 0.9
     assert 40 < health.splits["train"].tokens / 3000 < 60

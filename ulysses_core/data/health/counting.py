@@ -15,7 +15,7 @@ from ulysses_core.data.files import Row
 from ulysses_core.data.health.duplicates import RowIndex
 from ulysses_core.data.health.findings import Numbers, Spots
 from ulysses_core.data.health.reading import Batch
-from ulysses_core.data.health.texts import TextScanner
+from ulysses_core.data.health.texts import TextScanner, list_special_ids
 from ulysses_core.data.health.views import View, list_texts, view_row
 from ulysses_core.data.templates import get_template
 
@@ -168,7 +168,8 @@ def _name_problem(reason: str, otherwise: str = "unreadable_rows") -> str:
 
 def _find_ends(tokenizer: PreTrainedTokenizerBase, template: str | None) -> set[Any]:
     """Returns the tokens that may end an answer: any special token but those that begin or pad."""
-    ends = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.pad_token_id}
+    ends: set[Any] = list_special_ids(tokenizer)
+    ends -= {tokenizer.bos_token_id, tokenizer.pad_token_id}
     ends |= {tokenizer.eos_token_id} - {None}
     stop = get_template(template).stop if template else None
     if stop:

@@ -13,6 +13,7 @@ from ulysses_core.data.config import DataConfig
 from ulysses_core.data.health.counting import SPLITS, RowCounter
 from ulysses_core.data.health.duplicates import Duplicates
 from ulysses_core.data.health.findings import EXAMPLES, Finding, Severity, Spots
+from ulysses_core.data.health.texts import list_special_ids
 from ulysses_core.data.sources import RowPlan
 from ulysses_monitor.common.formatting import share
 
@@ -168,7 +169,7 @@ class Judge:
         tokens, trained = self._counter.tokens, self._counter.trained
         if not tokens.sum():
             return
-        special = [i for i in self._tokenizer.all_special_ids if i < len(tokens)]
+        special = [i for i in list_special_ids(self._tokenizer) if i < len(tokens)]
         part = float(tokens[special].sum() / tokens.sum())
         if part > _SPECIAL:
             most = max(special, key=lambda i: tokens[i])

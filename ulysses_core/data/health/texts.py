@@ -13,7 +13,7 @@ from ulysses_monitor.common.masking import find_secrets
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TextScanner"]
+__all__ = ["TextScanner", "list_special_ids"]
 
 _FOREIGN = (
     *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>"),
@@ -36,7 +36,8 @@ class TextScanner:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
-        special = [text for text in tokenizer.all_special_tokens if len(text) >= _SHORTEST - 1]
+        tokens = tokenizer.convert_ids_to_tokens(sorted(list_special_ids(tokenizer)))
+        special = [text for text in tokens if len(text) >= _SHORTEST - 1]
         own = [] if template is None and tokenizer.chat_template else _template_marks(template)
         marks = dict.fromkeys([*special, *own, *_FOREIGN])
         ordered = sorted(marks, key=len, reverse=True)
@@ -56,6 +57,12 @@ class TextScanner:
     def has_address(texts: Iterable[str]) -> bool:
         """Whether a text holds an e-mail address, other than one at ``example.com``."""
         return any("@" in text and _ADDRESS.search(text) for text in texts)
+
+
+def list_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Returns the ids of special tokens, also of those that have no role such as ``eos_token``."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
 
 
 def _template_marks(name: str | None) -> list[str]:
