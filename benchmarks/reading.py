@@ -23,11 +23,11 @@ import numpy as np
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.store import RunDirectory, StoreSink
 
-__all__ = ["COMMANDS", "OWN_RULE", "ROOT", "measure", "write_run"]
+__all__ = ["COMMANDS", "MEASURED", "OWN_RULE", "ROOT", "measure", "write_run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_RULE = "def own(history):\n    return []\n"
-_MEASURED = """
+MEASURED = """
 import sys
 from ulysses_core.cli import main
 try:
@@ -107,7 +107,7 @@ def measure(root: Path, folder: Path, arguments: list[str]) -> tuple[float, floa
     """Runs a command of the checkout `root`; returns its peak memory in MB, and its seconds."""
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *arguments],
+        [sys.executable, "-c", MEASURED, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,

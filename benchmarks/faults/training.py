@@ -92,8 +92,12 @@ class Training:
     trains: Callable[[nn.Module], list[nn.Parameter]] | None = None
     logs: Callable[[int, Training], dict[str, float]] | None = None
 
-    def run(self) -> Recorded:
-        """Trains, and returns what was recorded."""
+    def run(self, run_dir: Path | None = None) -> Recorded:
+        """Trains, and returns what was recorded.
+
+        Args:
+            run_dir: keeps the run there, recorded with the default rules.
+        """
         setting = self.setting
         torch.manual_seed(setting.seed)
         self.draw = torch.Generator().manual_seed(setting.seed)
@@ -111,7 +115,11 @@ class Training:
         sink = MemorySink()
         with tempfile.TemporaryDirectory() as folder:
             monitor = um.Monitor(
-                Path(folder) / "run", sinks=[sink], rules="off", tensorboard=False, sample_every=5
+                run_dir or Path(folder) / "run",
+                sinks=[sink],
+                rules="default" if run_dir else "off",
+                tensorboard=False,
+                sample_every=5,
             )
             with monitor.watch(self.model, self.optimizer, step=self.first_step):
                 for step in range(1, setting.steps + 1):

@@ -111,6 +111,22 @@ def attach(
     raise typer.Exit(code)
 
 
+@app.command("check-data")
+def check_data(
+    config: Config,
+    overrides: Overrides = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also write a picture to this file: .png, .svg or .pdf."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the data of a config: tokens, labels, duplicates, template, secrets."""
+    from ulysses_core.cli.check_data import check_data as command
+
+    raise typer.Exit(command(config, overrides or [], as_json=as_json, plot=plot))
+
+
 @app.command()
 def doctor(
     config: Annotated[
@@ -256,6 +272,24 @@ def rows(
     from ulysses_core.cli.rows import show_rows
 
     show_rows(run, step, config=config, data=data, as_json=as_json)
+
+
+@app.command()
+def diagnose(
+    run: Run,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write the diagnosis as a page to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also write a picture of the evidence to this file: .png, .svg or .pdf."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what happened in a run, the probable cause first, and what could not be checked."""
+    from ulysses_core.cli.diagnose import diagnose_run
+
+    diagnose_run(run, as_json=as_json, html=html, plot=plot)
 
 
 @store.command()

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ulysses_core.cli.tables import as_text, check_description, print_damage
 from ulysses_monitor.common import formatting as fmt
+from ulysses_monitor.diagnosis.checks import group_reasons
 from ulysses_monitor.diagnosis.replay import (
     fit_to_run,
     replay_policies,
@@ -44,7 +45,7 @@ class _Result:
         source: ``policy`` or ``rule``.
         names: the names of the replayed policies or rules.
         events: decisions or alerts, in the order of steps.
-        left_out: reasons why other policies were not replayed, by name.
+        left_out: reasons why other policies were not replayed, or rules not checked, by name.
     """
 
     source: str
@@ -130,8 +131,10 @@ def _import_from_here() -> None:
 
 def _replay_rules(run: RunReader, specs: Sequence[str]) -> _Result:
     rules = make_rules([rule for spec in specs for rule in make_rules(spec)])
-    events = [event_to_dict(event) for event in replay_rules(run, rules)]
-    return _Result("rule", [rule.name for rule in rules], events, {})
+    found = replay_rules(run, rules)
+    events = [event_to_dict(event) for event in found.events]
+    names = [rule.name for rule in rules if rule.name not in found.unchecked]
+    return _Result("rule", names, events, found.unchecked if found.steps else {})
 
 
 def _describe_steps(steps: Sequence[int]) -> str:
@@ -170,8 +173,8 @@ def _result_as_json(result: _Result) -> dict[str, Any]:
         for name, events in result.group_events().items()
     }
     events = [{k: v for k, v in e.items() if k not in ("kind", "mode")} for e in result.events]
-    left_out = dict(result.left_out)
-    return {"summary": summary, "left_out": left_out, f"{result.event_name}s": events}
+    left_out = {"left_out" if result.is_of_policies else "not_checked": dict(result.left_out)}
+    return {"summary": summary, **left_out, f"{result.event_name}s": events}
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -181,8 +184,10 @@ def _print_result(result: _Result, show_all: bool) -> None:
     typer.echo("")
     if result.names:
         _print_table(_make_summary(result))
-    for name, reason in result.left_out.items():
+    for name, reason in result.left_out.items() if result.is_of_policies else ():
         typer.echo(as_text(f"skipped {name}: {reason}").plain)
+    for reason, names in () if result.is_of_policies else group_reasons(result.left_out).items():
+        typer.echo(as_text(f"not checked, {reason}: {', '.join(names)}").plain)
     if not result.events:
         typer.echo(f"no {result.event_name}s")
         return

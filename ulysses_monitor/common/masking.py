@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["mask_secrets", "mask_text"]
+__all__ = ["find_secrets", "mask_secrets", "mask_text"]
 
 _MASK = "***"
 _SECRET_WORD = re.compile(
@@ -34,6 +34,7 @@ _KNOWN = re.compile(
     r"\b(bearer\s+|hooks\.slack\.com/|hf_|sk-|gh[pousr]_|xox[abp]-|AKIA)[\w./~+-]{8,}",
     re.IGNORECASE,
 )
+_PRIVATE_KEY = re.compile("-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----")
 _SHORTEST = 8
 """Fewest characters of an environment variable's value to mask: shorter ones may be any word."""
 
@@ -77,6 +78,23 @@ def mask_text(text: str) -> str:
 def _mask_user(address: re.Match[str]) -> str:
     _, at, host = address[1].rpartition("@")
     return f"://{_MASK}@{host}" if at else address[0]
+
+
+def find_secrets(text: str) -> list[str]:
+    """Returns what kinds of secrets are in `text`: those that it would mask, and private keys.
+
+    The values of environment variables are not looked for.
+    """
+    found = []
+    if "://" in text and _IN_URL.search(text):
+        found.append("credentials in a URL")
+    if _KNOWN.search(text):
+        found.append("a key or token of a known format")
+    if "-----" in text and _PRIVATE_KEY.search(text):
+        found.append("a private key")
+    if any(_is_secret(match[1]) for match in _ASSIGNED.finditer(text)):
+        found.append("a value behind the name of a secret")
+    return found
 
 
 def _mask_assigned(text: str) -> str:

@@ -26,7 +26,8 @@ hold is infinite. They start without history at each start of the run, as in a n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ulysses_monitor.diagnosis.recorded_steps import (
@@ -52,7 +53,7 @@ from ulysses_monitor.reading import RunReader
 from ulysses_monitor.records import Event
 from ulysses_monitor.rules import RuleSet, make_rules
 
-__all__ = ["fit_to_run", "replay_policies", "replay_rules", "trained_steps"]
+__all__ = ["RuleReplay", "fit_to_run", "replay_policies", "replay_rules", "trained_steps"]
 
 _KINDS = frozenset(POLICIES.values())
 """Policies that say which metrics they read."""
@@ -97,15 +98,27 @@ def replay_policies(run: RunReader, policies: str | Sequence[Any]) -> list[Event
     return events
 
 
-def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> list[Event]:
-    """Returns the alerts that `rules` would have raised.
+@dataclass(frozen=True)
+class RuleReplay:
+    """What rules said of a run.
+
+    Attributes:
+        events: an event of kind ``alert`` for each alert, with the time of its step.
+        unchecked: the rules that could not be checked at any start of the run, and why.
+        steps: the steps that rules saw.
+    """
+
+    events: list[Event]
+    unchecked: Mapping[str, str]
+    steps: int
+
+
+def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> RuleReplay:
+    """Returns the alerts that `rules` would have raised, and which could not be checked.
 
     Args:
         run: a finished or a live run.
         rules: see `make_rules`.
-
-    Returns:
-        An event of kind ``alert`` for each alert, with the time of its step.
 
     Raises:
         InputError: a rule is wrong.
@@ -114,16 +127,30 @@ def replay_rules(run: RunReader, rules: str | Iterable[Any]) -> list[Event]:
     known = RecordMaker(metrics.before_end | metrics.at_end)
     logged, late = RecordMaker(metrics.logged), RecordMaker(metrics.of_update)
     events: list[Event] = []
-    rule_set, now = RuleSet(checked), None
+    rule_set, now, steps = RuleSet(checked), None, 0
+    unchecked: list[dict[str, str]] = []
     for block in read_trained(run, frozenset(run.names())) if checked else ():
         which = starts.of_steps(block.steps)
+        steps += len(which)
         made = (maker.make(block) for maker in (known, logged, late))
         for i, step, *later in zip(which, *made, strict=True):
-            if i != now:
-                rule_set, now = RuleSet(checked), i
+            if i != now and now is not None:
+                unchecked.append(rule_set.unchecked())
+                rule_set = RuleSet(checked)
+            now = i
             for record in (step, *(record for record in later if record.schema.names)):
                 events += [alert.to_event(record.time) for alert in rule_set.observe(record)]
-    return events
+    return RuleReplay(events, _in_all([*unchecked, rule_set.unchecked()]), steps)
+
+
+def _in_all(unchecked: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Returns the rules that could be checked at no start, with the reason of the longest one.
+
+    Args:
+        unchecked: of each start; the fewer rules it could not check, the more steps it had.
+    """
+    fewest = min(unchecked, key=len)
+    return {name: why for name, why in fewest.items() if all(name in each for each in unchecked)}
 
 
 def fit_to_run(run: RunReader, policies: str | Sequence[Any]) -> Fit:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ulysses_monitor.common import formatting as fmt
 from ulysses_monitor.common.errors import InputError
-from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.reading import RunReader, read_failure
 from ulysses_monitor.report import tables
+from ulysses_monitor.report.html import check_target, render_page, write_page
 from ulysses_monitor.report.plots import finite_values, nonfinite_steps
 from ulysses_monitor.report.recorded import read_recorded
 from ulysses_monitor.report.sections import draw_sections
@@ -28,7 +27,6 @@ Entry = tuple[str, str, str]
 
 _HOST_KEYS = ("host", "platform", "python", "user", "pid")
 _MAX_ALERTS, _MAX_EVENTS, _MAX_PROMPTS = 50, 500, 20
-_TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(run: RunReader, path: Path | None = None) -> Path:
@@ -45,14 +43,8 @@ def write_report(run: RunReader, path: Path | None = None) -> Path:
             and the run is at a URL.
     """
     path = _default_path(run) if path is None else Path(path)
-    if path.is_dir():
-        raise InputError(f"report: {path} is a directory; expected a file such as report.html")
-    if not path.parent.is_dir():
-        raise InputError(f"report: the folder {path.parent} of {path} does not exist; create it")
-    html = _render(run)
-    with replace_file(path) as file:
-        # UTF-8 cannot encode a lone surrogate in a run's text, which must not prevent the report.
-        file.write(html.encode(errors="replace"))
+    check_target("report", path, "report.html")
+    write_page(path, render_page("report.html.j2", _context(run)))
     return path
 
 
@@ -63,21 +55,6 @@ def _default_path(run: RunReader) -> Path:
             "name a local file with --output FILE"
         )
     return run.path / "report.html"
-
-
-def _render(run: RunReader) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        name: getattr(fmt, name) for name in ("number", "count", "share", "duration", "when")
-    }
-    environment.filters["norm"] = lambda x: fmt.number(x) if math.isfinite(x) else "NaN or Inf"
-    return environment.get_template("report.html.j2").render(_context(run))
 
 
 def _context(run: RunReader) -> dict[str, Any]:

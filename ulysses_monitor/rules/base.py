@@ -79,13 +79,18 @@ class _Spell:
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """A rule of a set, the spells of its metrics, and the step that it was last asked about."""
+    """A rule of a set, the spells of its metrics, and the steps that it was asked about.
+
+    `asked` is the last one at which something held, `newest` the last one, `values` their number.
+    """
 
     rule: Rule
     timing: Timing
     needs: tuple[str, ...]
     spells: dict[str, _Spell] = field(default_factory=dict)
     asked: int = -1
+    newest: int = -1
+    values: int = 0
 
 
 class RuleSet:
@@ -125,6 +130,8 @@ class RuleSet:
             plan = self._make_plan(record.schema)
         new: list[Alert] = []
         for watched in plan:
+            watched.values += watched.newest != record.step
+            watched.newest = record.step
             try:
                 found = watched.rule.check(history)
                 if found or watched.spells:
@@ -214,9 +221,13 @@ class RuleSet:
         groups = getattr(watched.rule, "alternatives", False)
         if missing and (not groups or len(missing) == len(watched.needs)):
             return _why_missing(missing, self._names, any_of=groups)
-        wait = watched.timing.warmup
-        if self._steps <= wait:
-            return f"the run has {self._steps} steps; the rule waits for {wait + 1}"
+        wait = max(watched.timing.warmup + 1, getattr(watched.rule, "steps_needed", 1))
+        if self._steps < wait:
+            return f"the run has {self._steps} steps; the rule waits for {wait}"
+        wanted = getattr(watched.rule, "values_needed", 1) + watched.timing.patience - 1
+        if watched.values < wanted:
+            what = next(iter(getattr(watched.rule, "triggers", watched.needs)), "a step")
+            return f"{what} has {watched.values} values; the rule needs {wanted}"
         return ""
 
 
@@ -225,8 +236,12 @@ _ABSENT: Mapping[str, str] = {
     "optim/exp_avg": "the optimizer keeps no such state",
     "optim/lr": "the optimizer has no learning rate",
     "param/mismatch": "there is one process, or each parameter is on one rank only",
+    "grad/norm/layer": "the model has no numbered layers, or they were not recorded",
+    "param/norm/layer": "the model has no numbered layers, or they were not recorded",
+    "system/device": "there is no accelerator",
     "train/loss_tokens": "the training does not count labels",
-    "train/loss": "the training does not report its loss",
+    "train/loss_rank_std": "there is one process",
+    "train/loss/total": "the training does not report its loss",
     "train/": "the Trainer does not log it",
     "eval/": "the training does not evaluate",
 }

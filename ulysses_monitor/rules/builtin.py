@@ -89,6 +89,21 @@ class BuiltinRule:
         """Which of them a record must have for the rule to be asked; one is enough."""
         return self.needs
 
+    @property
+    def values_needed(self) -> int:
+        """Values of `triggers` that there must be before the condition can hold."""
+        return 1
+
+    @property
+    def steps_needed(self) -> int:
+        """Steps that the run must have before the condition can hold."""
+        return 1
+
+    @property
+    def lasts(self) -> int:
+        """Newest values that the condition is about: it began so many values ago."""
+        return 1
+
     def check(self, history: Sequence[StepRecord]) -> list[Alert]:
         """See `Rule.check`; timing and `on_alert` are left to `RuleSet`."""
         if isinstance(history, History):

@@ -184,6 +184,7 @@ def _describe(
         "world_size": world_size(),
         "config": dict(config),
         "sinks": [f"{type(s).__module__}:{type(s).__qualname__}" for s in parts.sinks],
+        "rules": [rule.name for rule in parts.rules],
         "max_steps": training.max_steps,
         **training.info,
     }

@@ -255,13 +255,13 @@ def test_a_live_run_can_be_replayed(tmp_path: Path) -> None:
 def test_a_long_run_is_replayed_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policies = ["ulysses-pro", fingerprint]
     run = trained(tmp_path / "run", policies)
-    alerts = replay_rules(run, ["default", forgets_nothing])
+    alerts = replay_rules(run, ["default", forgets_nothing]).events
     assert len(alerts) > 30
     monkeypatch.setattr("ulysses_monitor.diagnosis.recorded_steps._CHUNK", 7)
     monkeypatch.setattr("ulysses_monitor.reading.chunks._VALUES", 300)
     monkeypatch.setattr("ulysses_monitor.reading.chunks._MEMORY_BYTES", 1)
     assert replayed(run, policies) == recorded(run)
-    again = replay_rules(run, ["default", forgets_nothing])
+    again = replay_rules(run, ["default", forgets_nothing]).events
     assert list(map(repr, again)) == list(map(repr, alerts))  # NaN is not equal to itself
 
 
@@ -376,7 +376,7 @@ def test_builtin_policies_read_only_their_own_metrics(
 def test_a_run_without_steps_has_no_decisions_and_no_alerts(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [])
     assert replay_policies(run, ["spike_escalation"]) == []
-    assert replay_rules(run, "default") == []
+    assert replay_rules(run, "default").events == []
     with pytest.raises(um.InputError, match="did you mean 'zclip'"):
         replay_policies(run, ["zlip"])
 
@@ -450,7 +450,7 @@ def test_rules_raise_the_same_alerts_as_while_training(
     told = run.event_list("alert")
     steps = {(event["rule"], event["step"]) for event in told}
     assert {("nonfinite", 7), ("no_labels", 11), ("gradient_spike", 78), ("looks", 1)} < steps
-    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later])]
+    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later]).events]
     assert alerts_of(found) == alerts_of(told)
     np.testing.assert_allclose(numbers_of(found), numbers_of(told), rtol=1e-6)
     assert dict(live.seen) == dict(later.seen)  # the steps when all of them was known
@@ -467,7 +467,7 @@ def test_rules_start_without_history_when_a_training_resumes(tmp_path: Path) -> 
         for i, event in enumerate(run.event_list("alert"))
         if i >= given_up or event["step"] <= 4
     ]
-    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later])]
+    found = [event_to_dict(event) for event in replay_rules(run, [*default_rules(), later]).events]
     assert alerts_of(found) == alerts_of(told)
     assert dict(live.seen) == {step: names for step, names in later.seen if step > 4}
 
@@ -476,7 +476,7 @@ def test_a_rule_that_raises_does_not_affect_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(tmp_path / "run", [])
-    sound = alerts_of([event_to_dict(e) for e in replay_rules(run, "default")])
+    sound = alerts_of([event_to_dict(e) for e in replay_rules(run, "default").events])
     assert sound
 
     class Broken:
@@ -485,7 +485,7 @@ def test_a_rule_that_raises_does_not_affect_the_others(
         def check(self, history: Sequence[StepRecord]) -> list[um.Alert]:
             raise ZeroDivisionError
 
-    found = [event_to_dict(e) for e in replay_rules(run, [Broken(), *default_rules()])]
+    found = [event_to_dict(e) for e in replay_rules(run, [Broken(), *default_rules()]).events]
     assert alerts_of(found) == sound
     assert RuleSet([]).observe(StepRecord.of(1, 0.0, {"a/a/a": 1.0})) == []
     with pytest.raises(um.InputError, match="an object of type int is not a rule"):

@@ -10,6 +10,7 @@ import pytest
 
 from ulysses_monitor.records import Alert, StepRecord
 from ulysses_monitor.rules import BOOK, RuleSet, make_rules
+from ulysses_monitor.rules.builtin import BuiltinRule
 
 X = "a/x/total"
 
@@ -118,3 +119,32 @@ def test_every_rule_says_what_it_needs() -> None:
         rule = entry.make()
         assert rule.needs, entry.name
         assert set(rule.triggers) <= {*rule.columns, *rule.tables}, entry.name
+
+
+def test_a_rule_with_too_few_values_is_not_checked() -> None:
+    rule_set = RuleSet(make_rules(["plateau", "does_not_move", "not_learning", "nonfinite"]))
+    for step in range(1, 61):
+        values = {"train/loss/total": 2.0, "grad/norm/param/a": 1.0}
+        sampled = {"optim/update_ratio/param/a": 0.1, "optim/update_ratio/total": 0.1}
+        rule_set.observe(StepRecord.of(step, 0.0, values | (sampled if step % 30 == 0 else {})))
+        rule_set.observe(StepRecord.of(step, 0.0, {"my/metric/total": 1.0}))  # the same step
+    assert rule_set.unchecked() == {
+        "plateau": "train/loss/total has 60 values; the rule needs 200",
+        "does_not_move": "optim/update_ratio/param/* has 2 values; the rule needs 3",
+        "not_learning": "the run has 60 steps; the rule waits for 100",
+    }
+
+
+def test_a_rule_of_the_book_never_fires_with_fewer_values_than_it_needs() -> None:
+    """Alternating numbers that are far apart raise whatever can be raised by one metric."""
+    for name in BOOK:
+        (rule,) = make_rules([{name: {"warmup": 0, "patience": 1}}])
+        assert isinstance(rule, BuiltinRule)
+        if any("*" in need for need in rule.needs):
+            continue
+        for high, low in ((1e6, 1e-6), (1e-6, 1e6), (0.0, 0.0), (2.0, 2.0)):
+            rule_set = RuleSet([rule])
+            for step in range(1, max(rule.values_needed, rule.steps_needed)):
+                value = high if step % 7 == 6 else low * (1 + step / 100)
+                found = rule_set.observe(StepRecord.of(step, 0.0, dict.fromkeys(rule.needs, value)))
+                assert not found, (name, step, found)

@@ -107,7 +107,7 @@ def test_rules_see_what_is_logged_live_and_in_a_replay(tmp_path: Path) -> None:
     run, _, _ = train(tmp_path / "run", rules, numbers=True)
     live = run.events("alert").to_dict("records")
     assert [(alert["rule"], alert["step"]) for alert in live] == [("train_kl", 7)]
-    replayed = replay_rules(run, rules)
+    replayed = replay_rules(run, rules).events
     assert [(e.data["rule"], e.step) for e in replayed] == [("train_kl", 7)]
 
 

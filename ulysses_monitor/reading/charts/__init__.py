@@ -19,6 +19,7 @@ from ulysses_monitor.reading.charts.lines import (
     thin_out,
     with_holes,
 )
+from ulysses_monitor.reading.charts.saving import check_picture, save_figure
 from ulysses_monitor.reading.charts.style import (
     BLUE,
     FONT_SIZE,
@@ -51,12 +52,14 @@ __all__ = [
     "TICK_STEPS",
     "add_color_bar",
     "add_legend",
+    "check_picture",
     "choose_y_scale",
     "draw_line",
     "escape_math",
     "fit_step_axis",
     "mark_alerts",
     "mark_steps",
+    "save_figure",
     "set_log_scale",
     "set_title",
     "stack_axes",

@@ -51,6 +51,16 @@ class Cusum(BuiltinRule):
         """See `BuiltinRule.needs`."""
         return (self.metric,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 24 + self.window
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         value = history.last(self.metric)

@@ -63,6 +63,11 @@ class LayerShift(BuiltinRule):
     """Number of steps that say what is usual."""
     tables = (NORMS,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window + 1
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         names, rows = history.table(NORMS)

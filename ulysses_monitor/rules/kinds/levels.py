@@ -79,6 +79,11 @@ class Drift(_Alternatives):
     least: float = 0.0
     """A rise counts only above this value."""
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.reference
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         found = []
@@ -108,6 +113,11 @@ class Surge(_Alternatives):
     window: Steps = 64
     """Number of values before."""
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 9
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         found = []
@@ -126,6 +136,16 @@ class Constant(_Alternatives):
 
     steps: Steps = 10
     """Number of values that are equal."""
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
@@ -165,6 +185,11 @@ class Vanishing(BuiltinRule):
         """See `BuiltinRule.needs`."""
         return (self.metric,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.reference
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         value = history.last(self.metric)
@@ -194,6 +219,16 @@ class Grown(BuiltinRule):
     def columns(self) -> tuple[str, ...]:
         """See `BuiltinRule`."""
         return (self.metric,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window + 1
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

@@ -87,6 +87,16 @@ class IdleAdapter(BuiltinRule):
     """Steps after which an adapter must have moved."""
     reads = (DELTA,)
 
+    @property
+    def steps_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         if history.last(DELTA) != 0 or len(history) < self.steps:

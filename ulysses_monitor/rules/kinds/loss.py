@@ -43,6 +43,16 @@ class Divergence(BuiltinRule):
         """See `BuiltinRule.needs`."""
         return (LOSS,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 3 * self.window
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         value, usual = history.last(LOSS), history.baseline(LOSS, 64)
@@ -82,6 +92,16 @@ class Plateau(BuiltinRule):
     """Smallest relative improvement that counts."""
     reads = (LOSS,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         if history[-1].step % 16 or len(history) < self.window:
@@ -113,6 +133,16 @@ class NotLearning(BuiltinRule):
         """See `BuiltinRule.triggers`."""
         return (RATIO,)
 
+    @property
+    def steps_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         if not history.last(RATIO) < self.ratio or len(history) < self.steps:
@@ -141,6 +171,11 @@ class Collapse(BuiltinRule):
     def needs(self) -> tuple[str, ...]:
         """See `BuiltinRule.needs`."""
         return (LOSS,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 8
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
@@ -171,6 +206,11 @@ class Overfitting(BuiltinRule):
     def triggers(self) -> tuple[str, ...]:
         """See `BuiltinRule.triggers`."""
         return (EVAL,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.evaluations
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

@@ -47,6 +47,16 @@ class NoGradient(BuiltinRule):
     """Number of steps."""
     tables = (NORMS,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         names, rows = history.table(NORMS)
@@ -75,6 +85,16 @@ class Still(BuiltinRule):
     def triggers(self) -> tuple[str, ...]:
         """See `BuiltinRule.triggers`."""
         return (RATIOS,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
@@ -157,6 +177,16 @@ class StaleState(BuiltinRule):
         """See `BuiltinRule.triggers`."""
         return (FIRST,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 2
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return 2
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         moments = history.samples(FIRST)[-2:]
@@ -205,6 +235,11 @@ class WeightJump(BuiltinRule):
     def triggers(self) -> tuple[str, ...]:
         """See `BuiltinRule.triggers`."""
         return (LAYERS,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 2
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

@@ -41,6 +41,11 @@ class LengthHacking(BuiltinRule):
         """See `BuiltinRule`."""
         return (*self.length, *self.reward)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return max(8, self.reference)
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         for length in self.length:
@@ -85,6 +90,11 @@ class Fallen(BuiltinRule):
         """See `BuiltinRule`."""
         return self.metrics
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 4 * self.window
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         found = []
@@ -115,6 +125,11 @@ class Divided(BuiltinRule):
     reference: Steps = 16
     """Number of the oldest values that say what the start was."""
     tables = (REWARDS,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.reference + 8
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

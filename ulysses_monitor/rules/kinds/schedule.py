@@ -54,6 +54,11 @@ class RateJump(BuiltinRule):
     """Steps of a warm-up, whose first steps leap."""
     reads = (RATE,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.after + 1
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         if len(history) <= self.after:
@@ -74,6 +79,16 @@ class RateReset(BuiltinRule):
     times: Annotated[float, Field(gt=1)] = 1.5
     """How much it must rise over them."""
     reads = (RATE,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
@@ -135,6 +150,16 @@ class AlwaysClipping(BuiltinRule):
     window: Steps = 64
     """Number of steps, at all of which gradients were clipped."""
     reads = (CLIP,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window + 1
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

@@ -47,6 +47,11 @@ class Spike(BuiltinRule):
         """See `BuiltinRule`."""
         return (self.metric,)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return min(self.warmup, self.window) + 1
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         value = history.last(self.metric)
@@ -87,6 +92,11 @@ class Outlier(BuiltinRule):
     def columns(self) -> tuple[str, ...]:
         """See `BuiltinRule`."""
         return (self.metric,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.least + 1
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

@@ -35,6 +35,11 @@ class SlowDown(BuiltinRule):
     """Steps that usually take less are not looked at."""
     reads = (SPEED, SECONDS)
 
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 32 + self.skip
+
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
         usual = history.baseline(SPEED, self.window, self.skip)
@@ -56,6 +61,11 @@ class Stall(BuiltinRule):
     least_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Shorter steps are no stall."""
     reads = (SECONDS,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 9
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""
@@ -85,6 +95,16 @@ class MemoryCreep(BuiltinRule):
     def columns(self) -> tuple[str, ...]:
         """See `BuiltinRule`."""
         return (self.metric,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return 128
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return 128
 
     def look(self, history: History) -> list[Alert]:
         """See `BuiltinRule.look`."""

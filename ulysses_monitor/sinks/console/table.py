@@ -6,13 +6,13 @@ characters, and in the encoding of the terminal.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from ulysses_monitor.common.sparkline import sparkline
 from ulysses_monitor.sinks.console.state import EVERY_STEP, LOSS, NORM, SAMPLED, AlertLine, RunState
 
 __all__ = ["StatusTable", "clean_text", "severity_style"]
@@ -21,9 +21,6 @@ _WIDEST = 120
 _LABEL = 18
 _CELL = 38
 """Width of a label with its value, in characters."""
-_SPARKS = "▁▂▃▄▅▆▇█"
-_HOLE = "!"
-"""In a course: a value here is NaN or Inf."""
 _FLAT = 0.005
 _ALERT_LINES = 3
 
@@ -110,28 +107,9 @@ def _curves(state: RunState, width: int, encoding: str) -> Iterable[tuple[str, s
         if name in state.values:
             label, form = EVERY_STEP[name]
             room = min(40, width - _LABEL - 19)
-            spark = _spark([*values], room) if encoding.startswith("utf") else ""
+            spark = sparkline([*values], room) if encoding.startswith("utf") else ""
             trend = " ".join(part for part in (spark, _trend([*values])) if part)
             yield label, form.format(state.values[name]).ljust(7), trend
-
-
-def _spark(values: Sequence[float], room: int) -> str:
-    """Draws `values` in at most `room` characters; each shows a mean, or that one is not finite."""
-    known = [v for v in values if math.isfinite(v)]
-    if room < 4 or len(known) < 2:
-        return ""
-    room = min(room, len(values))
-    edges = [len(values) * i // room for i in range(room + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    finite = [mean for mean in means if math.isfinite(mean)] or [1.0]
-    # A logarithm, so that a spike does not flatten the rest.
-    scale = math.log if min(finite) > 0 and max(finite) > 10 * min(finite) else float
-    low, high = scale(min(finite)), scale(max(finite))
-    step = (high - low) / (len(_SPARKS) - 1) or 1.0
-    return "".join(
-        _SPARKS[round((scale(mean) - low) / step)] if math.isfinite(mean) else _HOLE
-        for mean in means
-    )
 
 
 def _trend(values: Sequence[float]) -> str:
