@@ -29,6 +29,7 @@ from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
+from ulysses_monitor.session.step_inputs import StepInputs
 from ulysses_monitor.session.training_step import TrainingStep, as_part
 
 __all__ = ["Session"]
@@ -66,7 +67,7 @@ class Session:
         step: the last step that ended.
         stopped: why a policy or a person stopped the training, None if they did not.
         is_open: whether the run is still recorded.
-        sources: metrics of every step from elsewhere.
+        sources, inputs: metrics from elsewhere; what goes into each step beside its loss.
         failure: takes the exception that ends the training.
 
     Raises:
@@ -93,12 +94,13 @@ class Session:
         obey, rules = self._steering.inbox.obey, RuleSet(parts.rules, guard)
         self._publisher = Publisher(rules, engine, obey, guard)
         self.sources = Sources(guard)
+        self.inputs = StepInputs(engine, guard, settings.sample_every)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(
             engine, settings.sample_every, lambda: self.step + 1, guard, self.event
         )
-        self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
+        self._undos: list[Undo] = [self._capture.close, self._steering.end_step, self.inputs.close]
         try:
             self._publisher.recorder, self.run_dir = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
@@ -203,11 +205,12 @@ class Session:
 
     def _read_gradients(self, step: TrainingStep) -> InputError | None:
         """Reads the step and steers it; returns why a policy cannot act before the first step."""
-        sources = self.sources.read()
-        own = step.observed() | sources | self._steering.collect_sums()
+        sources, inputs = self.sources.read(), self.inputs.take_sums()
+        own = step.observed() | sources | inputs | self._steering.collect_sums()
         captured = self._capture.read(self.step + 1, own)
         step.parts, step.sums = captured.parts, captured.extra
         step.sources = {name: step.sums[name] for name in sources}
+        step.sources |= self.inputs.metrics(step.sums, self.step + 1)
         try:
             events = self._steer(step)
         except InputError as error:
@@ -247,6 +250,7 @@ class Session:
         def finish() -> None:
             was_skipped = self._steering.end_step()
             self._capture.finish_step(done and not was_skipped)
+            self.inputs.end_step()
 
         self.guarded("reading the optimizer's step", finish, None)
         self._current.overhead += time.perf_counter() - began
@@ -260,9 +264,8 @@ class Session:
         current, self._current = self._current, TrainingStep()
         current.clip_norm, current.is_stale = self._clipping.end_step()
         self.step = self.step + 1 if step is None else step
-        parts = current.parts
+        publish, parts = self._publisher.publish_step, current.parts
         if parts is not None and self._publisher.recorder.is_recording:
-            publish = self._publisher.publish_step
             self._guard.call("recording", lambda: publish(current, parts, self.step), None)
         self._current.began = time.perf_counter()
 

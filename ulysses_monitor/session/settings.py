@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from ulysses_monitor.rules import Rule, check_rules, make_rules
 from ulysses_monitor.sinks import Sink, check_sinks, make_sinks
 from ulysses_monitor.store import check_mirror
 
-__all__ = ["MonitorSettings", "Parts", "WhenTaken"]
+__all__ = ["MonitorSettings", "Parts", "WhenTaken", "signature_of"]
 
 WhenTaken = Literal["new", "refuse", "resume", "overwrite"]
 """What to do if a directory holds a run: record beside it, refuse, continue it, replace it."""
@@ -107,3 +108,18 @@ class Parts:
     sinks: list[Sink]
     rules: list[Rule]
     policies: list[Managed]
+
+
+def signature_of(init: Callable[..., None]) -> inspect.Signature:
+    """Returns the signature of a class whose ``**settings`` are those of `MonitorSettings`."""
+    own = list(inspect.signature(init).parameters.values())[1:-1]
+    settings = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in MonitorSettings.model_fields.items()
+    ]
+    return inspect.Signature([*own, *settings])

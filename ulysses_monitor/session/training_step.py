@@ -30,7 +30,7 @@ class TrainingStep:
         began: when the step began, by `time.perf_counter`.
         parts: names and values per probe, once the gradients were read.
         sums: what was observed, summed over ranks, once the gradients were read.
-        sources: metrics from elsewhere, once the gradients were read.
+        sources: metrics from elsewhere and of what went in, once the gradients were read.
         was_read: whether the gradients were read, or reading them failed.
         overhead: seconds of the step that the monitor took.
         edited_norm: norm of the gradients if a policy changed them.
@@ -41,7 +41,7 @@ class TrainingStep:
     began: float = field(default_factory=time.perf_counter)
     parts: list[Part] | None = None
     sums: Mapping[str, float] = field(default_factory=dict)
-    sources: Mapping[str, float] = field(default_factory=dict)
+    sources: dict[str, float] = field(default_factory=dict)
     was_read: bool = False
     overhead: float = 0.0
     edited_norm: float | None = None
