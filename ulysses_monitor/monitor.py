@@ -39,8 +39,8 @@ class Monitor:
         run_dir: such as ``runs/demo``; default ``runs/<script>-<time>``, printed on standard error.
         shadow: policies decide and are recorded, and touch nothing.
         config: what you configured, for run.json.
-        settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
-            `mirror`, `sample_every`, `if_exists`, `seed`.
+        settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `probes`,
+            `tensorboard`, `mirror`, `sample_every`, `if_exists`, `seed`.
 
     Raises:
         InputError: a setting is wrong.

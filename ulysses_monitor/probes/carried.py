@@ -32,6 +32,7 @@ class CarriedGradients:
 
     Attributes:
         SUMS: names of what `take_sums` returns.
+        passes: backward passes since the last step, from the second step on.
     """
 
     SUMS = (_FLAG, _KNOWN)
@@ -42,6 +43,7 @@ class CarriedGradients:
         self._undo: Undo | None = None
         self._used: tuple[int, int] | None = None
         self._is_first = False
+        self.passes = 0
         self._found: Tensor | float = 0.0
         self._known = 0.0
 
@@ -53,7 +55,7 @@ class CarriedGradients:
             self._choose()
         grad = None if self._param is None else self._param.grad
         self._used = None if grad is None else (id(grad), grad._version)
-        self._is_first = True
+        self._is_first, self.passes = True, 0
 
     def _choose(self) -> None:
         """Chooses the smallest parameter that has a gradient."""
@@ -71,6 +73,7 @@ class CarriedGradients:
 
     def _see(self, _: Tensor) -> None:
         """Looks at what a backward pass is about to add to."""
+        self.passes += 1
         if self._is_first:
             self._is_first = False
             self._guard.call("looking for gradients that were not cleared", self._look, None)

@@ -98,7 +98,7 @@ class Session:
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(
-            engine, settings.sample_every, lambda: self.step + 1, guard, self.event
+            engine, settings.sample_every, lambda: self.step + 1, guard, self.event, parts.probes
         )
         self._undos: list[Undo] = [self._capture.close, self._steering.end_step, self.inputs.close]
         try:
@@ -177,6 +177,7 @@ class Session:
         if self._current.was_read:
             self._clipping.note_late_batch()
         self._current.observe(loss, tokens, loss_tokens, attended)
+        self.inputs.see_loss(loss, self.step + 1)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
         """Notes that a micro-batch could not be read; see `TrainingStep.miss`."""
@@ -193,10 +194,9 @@ class Session:
             InputError: before the first step, a policy that the user named cannot act.
             TrainingStoppedError: a policy asked for it.
         """
-        step = self._current
+        step, began = self._current, time.perf_counter()
         if step.was_read:
             return
-        began = time.perf_counter()
         step.was_read = True
         refusal = self.guarded("reading the gradients", lambda: self._read_gradients(step), None)
         step.overhead += time.perf_counter() - began
@@ -205,12 +205,11 @@ class Session:
 
     def _read_gradients(self, step: TrainingStep) -> InputError | None:
         """Reads the step and steers it; returns why a policy cannot act before the first step."""
-        sources, inputs = self.sources.read(), self.inputs.take_sums()
-        own = step.observed() | sources | inputs | self._steering.collect_sums()
+        sources = self.sources.read()
+        own = step.observed() | sources | self.inputs.take_sums() | self._steering.collect_sums()
         captured = self._capture.read(self.step + 1, own)
         step.parts, step.sums = captured.parts, captured.extra
-        step.sources = {name: step.sums[name] for name in sources}
-        step.sources |= self.inputs.metrics(step.sums, self.step + 1)
+        step.sources = {n: step.sums[n] for n in sources} | self.inputs.metrics(step, self.step + 1)
         try:
             events = self._steer(step)
         except InputError as error:
@@ -264,9 +263,9 @@ class Session:
         current, self._current = self._current, TrainingStep()
         current.clip_norm, current.is_stale = self._clipping.end_step()
         self.step = self.step + 1 if step is None else step
-        publish, parts = self._publisher.publish_step, current.parts
+        publish, parts, at = self._publisher.publish_step, current.parts, self.step
         if parts is not None and self._publisher.recorder.is_recording:
-            self._guard.call("recording", lambda: publish(current, parts, self.step), None)
+            self._guard.call("recording", lambda: publish(current, parts, at), None)
         self._current.began = time.perf_counter()
 
     def take_requests(self) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from ulysses_monitor.common.guard import Guard
 from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.batches import BatchReader
 from ulysses_monitor.probes.carried import CarriedGradients
+from ulysses_monitor.probes.noise import NoiseScale
+from ulysses_monitor.session.training_step import TrainingStep
 
 __all__ = ["StepInputs", "optimizer_settings"]
 
@@ -30,6 +31,7 @@ class StepInputs:
         self._engine, self._guard, self._sample_every = engine, guard, sample_every
         self._batches = BatchReader()
         self._carried = CarriedGradients(engine, guard)
+        self._noise = NoiseScale(engine)
 
     def see_batch(self, batch: Any, *, shifted: bool = True) -> None:
         """Looks at a micro-batch of the coming step; see `BatchReader.add`."""
@@ -42,20 +44,45 @@ class StepInputs:
         if not self._guard.call("looking at the batches", add, False):
             self._batches.miss()
 
+    def see_loss(self, loss: object, step: int) -> None:
+        """Looks at the gradients where a further loss of `step` is observed, if it is one."""
+        if loss is None:
+            return
+        passes, is_sampled = self._carried.passes, self._is_sampled(step)
+        self._guard.call(
+            "measuring the gradient's noise",
+            lambda: self._noise.see_loss(passes, is_sampled=is_sampled),
+            None,
+        )
+
+    def _is_sampled(self, step: int) -> bool:
+        return (step - 1) % self._sample_every == 0
+
     def take_sums(self) -> dict[str, Tensor | float]:
         """Returns this rank's sums of the step, the same names on all ranks; NaN if that failed."""
 
         def take() -> dict[str, Tensor | float]:
             with torch.no_grad():
-                return {**self._batches.take_sums(), **self._carried.take_sums()}
+                noise = self._noise.take_sums(self._carried.passes)
+                return {**self._batches.take_sums(), **self._carried.take_sums(), **noise}
 
-        unknown = dict.fromkeys((*BatchReader.SUMS, *CarriedGradients.SUMS), math.nan)
+        parts = (*BatchReader.SUMS, *CarriedGradients.SUMS, *NoiseScale.SUMS)
+        unknown = dict.fromkeys(parts, math.nan)
         return self._guard.call("looking at what goes into a step", take, unknown)
 
-    def metrics(self, sums: Mapping[str, float], step: int) -> dict[str, float]:
-        """Returns the metrics of `step` from `take_sums`, summed over all ranks."""
+    def metrics(self, current: TrainingStep, step: int) -> dict[str, float]:
+        """Returns the metrics of a step whose gradients were read.
+
+        Args:
+            current: the step.
+            step: its number.
+        """
+        sums, norm = current.sums, current.measured("grad/norm/total")
         found = self._batches.metrics(sums) | self._carried.metrics(sums)
-        if (step - 1) % self._sample_every == 0:
+        if norm is not None:
+            tokens = sums["loss_tokens"] if sums["has_labels"] > 0 else sums["tokens"]
+            found |= self._noise.metrics(sums, norm, tokens)
+        if self._is_sampled(step):
             found |= self._guard.call(
                 "reading the optimizer's settings", lambda: optimizer_settings(self._engine), {}
             )
