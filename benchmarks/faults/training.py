@@ -74,6 +74,8 @@ class Training:
         built: changes model and optimizer when they are made.
         trains: chooses the parameters of the optimizer.
         logs: further numbers of a step.
+        probes: probes on request.
+        sample_every: see `um.Monitor`.
     """
 
     setting: Setting
@@ -93,6 +95,8 @@ class Training:
     before_adapters: Callable[[Training], None] | None = None
     trains: Callable[[nn.Module], list[nn.Parameter]] | None = None
     logs: Callable[[int, Training], dict[str, float]] | None = None
+    probes: Sequence[str] = ()
+    sample_every: int = 5
 
     def run(self) -> Recorded:
         """Trains, and returns what was recorded."""
@@ -113,7 +117,12 @@ class Training:
         sink = MemorySink()
         with tempfile.TemporaryDirectory() as folder:
             monitor = um.Monitor(
-                Path(folder) / "run", sinks=[sink], rules="off", tensorboard=False, sample_every=5
+                Path(folder) / "run",
+                sinks=[sink],
+                rules="off",
+                tensorboard=False,
+                probes=list(self.probes),
+                sample_every=self.sample_every,
             )
             with monitor.watch(self.model, self.optimizer, step=self.first_step):
                 for step in range(1, setting.steps + 1):

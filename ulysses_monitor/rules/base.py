@@ -228,6 +228,8 @@ _ABSENT: Mapping[str, str] = {
     "optim/eps": "the optimizer has no such setting",
     "optim/weight_decay": "the optimizer has no such setting",
     "grad/carried": "the engine clears gradients itself, or keeps them apart",
+    "activation/": "it takes probes: [modules]",
+    "attention/": "it takes probes: [modules]",
     "data/": "the training does not show its batches, or they have no labels beside input_ids",
     "param/mismatch": "there is one process, or each parameter is on one rank only",
     "train/loss_tokens": "the training does not count labels",

@@ -44,6 +44,13 @@ RATIO, REWARD = "optim/update_ratio/total", "train/reward/total"
 SPEED, SECONDS = "train/tokens_per_second/total", "train/step_seconds/total"
 MEMORY = "memory_bytes/total"
 
+
+
+def _rising(start: int) -> Callable[[int], float | None]:
+    """A value that is read at every second step and grows from `start` on."""
+    return every(2, lambda step: noisy(2.0 * 1.05 ** max(0, step - start))(step))
+
+
 # rule: metrics, and the step of the first alert
 CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "nonfinite": ({"grad/nonfinite/total": after(7, 2.0, 0.0)}, 7),
@@ -164,6 +171,9 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "preference_sides_equal": ({"train/rewards/margins/total": 0.0}, 4),
     "preferences_inverted": ({"train/rewards/accuracies/total": 0.1}, 31),
     "early_gradient": ({NORM: lambda s: noisy(1.05 ** max(0, s - 100))(s), LOSS: 2.0}, 0),
+    "early_activation": ({"activation/rms/total": _rising(100)}, 0),
+    "early_kurtosis": ({"activation/kurtosis/total": _rising(100)}, 0),
+    "early_attention": ({"attention/logit_max/total": _rising(100)}, 0),
     "early_update": (
         {RATIO: every(2, lambda s: noisy(1e-3 * 1.05 ** max(0, s - 100))(s)), LOSS: 2.0},
         0,
