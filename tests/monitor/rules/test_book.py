@@ -45,7 +45,6 @@ SPEED, SECONDS = "train/tokens_per_second/total", "train/step_seconds/total"
 MEMORY = "memory_bytes/total"
 
 
-
 def _rising(start: int) -> Callable[[int], float | None]:
     """A value that is read at every second step and grows from `start` on."""
     return every(2, lambda step: noisy(2.0 * 1.05 ** max(0, step - start))(step))

@@ -57,7 +57,11 @@ class Cusum(BuiltinRule):
         """See `BuiltinRule.look`."""
         value = history.last(self.metric)
         usual = history.baseline(self.metric, self.reference, self.window)
-        if not value > self.times * usual.median or usual.size < self.least or math.isnan(usual.spread):
+        if (
+            not value > self.times * usual.median
+            or usual.size < self.least
+            or math.isnan(usual.spread)
+        ):
             return []
         recent = history.samples(self.metric)[-self.window :]
         if recent.min() <= 0 or self._learns(history):
