@@ -23,7 +23,7 @@ from ulysses_monitor.session.places import choose_place
 from ulysses_monitor.session.plain_loop import PlainLoop
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
-from ulysses_monitor.session.settings import MonitorSettings
+from ulysses_monitor.session.settings import MonitorSettings, signature_of
 
 __all__ = ["Monitor"]
 
@@ -38,8 +38,8 @@ class Monitor:
         run_dir: such as ``runs/demo``; default ``runs/<script>-<time>``, printed on standard error.
         shadow: policies decide and are recorded, and touch nothing.
         config: what you configured, for run.json.
-        settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
-            `mirror`, `sample_every`, `rows`, `if_exists`, `seed`.
+        settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `probes`,
+            `tensorboard`, `mirror`, `sample_every`, `rows`, `if_exists`, `seed`.
 
     Raises:
         InputError: a setting is wrong.
@@ -210,8 +210,9 @@ class Monitor:
             loss_tokens: how many of them carry a label.
             attended: pairs of tokens that attention looked at, the sum of squared row lengths;
                 counts in `train/mfu/total`.
-            batch: the micro-batch, for a loop that does not call the module given to `watch`, so
-                that alerts can name its rows.
+            batch: what the model is called with: ``input_ids``, ``labels``, ``attention_mask``. It
+                gives `data/*`, which say whether labels fit the tokens. Alerts name its rows if the
+                loop does not call the module given to `watch`.
             row_losses: the loss of each row of `batch`.
 
         Raises:
@@ -274,18 +275,4 @@ class Monitor:
         self._policy_state = None if held is None else held.cpu().numpy().tobytes()
 
 
-def _full_signature() -> inspect.Signature:
-    own = list(inspect.signature(Monitor.__init__).parameters.values())[1:-1]
-    settings = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.get_default(call_default_factory=True),
-            annotation=field.annotation,
-        )
-        for name, field in MonitorSettings.model_fields.items()
-    ]
-    return inspect.Signature([*own, *settings])
-
-
-Monitor.__signature__ = _full_signature()
+Monitor.__signature__ = signature_of(Monitor.__init__)

@@ -14,7 +14,7 @@ from benchmarks.faults.training import Recorded
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules import RuleSet, make_rules
 
-__all__ = ["JUDGES", "Verdict", "judge", "report"]
+__all__ = ["JUDGES", "Verdict", "judge", "report", "share"]
 
 JUDGES: dict[str, Any] = {
     "the default rules": "default",
@@ -125,13 +125,13 @@ def _summary_row(title: str, name: str, found: Sequence[Verdict], is_ours: bool)
     return [
         title,
         f"{name}: {len(broken)} broken, {len(healthy)} healthy",
-        _share(len(caught), len(broken)),
-        _share(len(right), len(broken)) if is_ours else "-",
-        _share(len(first), len(right)) if is_ours else "-",
+        share(len(caught), len(broken)),
+        share(len(right), len(broken)) if is_ours else "-",
+        share(len(first), len(right)) if is_ours else "-",
         delay if is_ours else "-",
-        _share(criticals, len(healthy)),
-        _share(warned, len(healthy)),
-        _share(len(caught), len(caught) + warned),
+        share(criticals, len(healthy)),
+        share(warned, len(healthy)),
+        share(len(caught), len(caught) + warned),
     ]
 
 
@@ -168,7 +168,7 @@ def _false_alarms(found: Sequence[Verdict]) -> str:
     return _table(["training", "size", "severity", "alert"], rows) if rows else "None."
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
     """Returns a share with its 95 % interval (Wilson)."""
     if not whole:
         return "-"

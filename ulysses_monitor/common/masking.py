@@ -86,13 +86,13 @@ def find_secrets(text: str) -> list[str]:
     The values of environment variables are not looked for.
     """
     found = []
-    if "://" in text and _IN_URL.search(text):
+    if any("@" in address[1] for address in _ADDRESS.finditer(text)):
         found.append("credentials in a URL")
     if _KNOWN.search(text):
         found.append("a key or token of a known format")
     if "-----" in text and _PRIVATE_KEY.search(text):
         found.append("a private key")
-    if any(_is_secret(match[1]) for match in _ASSIGNED.finditer(text)):
+    if _mask_assigned(text) != text:
         found.append("a value behind the name of a secret")
     return found
 

@@ -106,6 +106,7 @@ class BatchPatch:
         peers = math.prod(size() for size in sizes)
         is_shifted = getattr(trainer, "_loss_shifts_labels", True)
         labels = label_tokens(batch, is_shifted)
+        self._session.inputs.see_batch(batch, shifted=is_shifted)
         self._session.observe(
             tokens=row_tokens(batch) / peers,
             loss_tokens=None if labels is None else labels / peers,

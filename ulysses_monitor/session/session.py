@@ -28,6 +28,7 @@ from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.rows import RowLog
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
+from ulysses_monitor.session.step_inputs import StepInputs
 from ulysses_monitor.session.step_reader import StepReader, explainer
 from ulysses_monitor.session.training_step import TrainingStep
 from ulysses_monitor.steering.rerun import make_rerun
@@ -67,7 +68,7 @@ class Session:
         step: the last step that ended.
         stopped: why a policy or a person stopped the training, None if they did not.
         is_open: whether the run is still recorded.
-        sources: metrics of every step from elsewhere.
+        sources, inputs: metrics from elsewhere; what goes into each step beside its loss.
         rows: sees the rows of every step.
         guard: calls what runs inside the training.
         failure: takes the exception that ends the training.
@@ -98,6 +99,7 @@ class Session:
         rerun = make_rerun(engine, parts.rules, training.no_rerun, guard)
         self._publisher = Publisher(rules, engine, obey, guard, explainer(self.rows, rerun))
         self.sources = Sources(guard)
+        self.inputs = StepInputs(engine, guard, settings.sample_every)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(
@@ -107,12 +109,20 @@ class Session:
             guard,
             self.event,
             self.rows.probes,
+            parts.probes,
         )
         self._reader = StepReader(
-            engine, self._capture, self._steering, self._publisher, self.sources, self.rows, guard
+            engine,
+            self._capture,
+            self._steering,
+            self._publisher,
+            self.sources,
+            self.inputs,
+            self.rows,
+            guard,
         )
         self._reader.rerun = rerun
-        self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
+        self._undos: list[Undo] = [self._capture.close, self._steering.end_step, self.inputs.close]
         if rerun is not None:
             self._undos.append(rerun.close)
         try:
@@ -195,8 +205,10 @@ class Session:
         if self._current.was_read:
             self._clipping.note_late_batch()
         self._current.observe(loss, tokens, loss_tokens, attended)
+        self.inputs.see_loss(loss, self.step + 1)
         if batch is not None:
             self.rows.give(batch, row_losses)
+            self.inputs.see_batch(batch)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
         """Notes that a micro-batch could not be read; see `TrainingStep.miss`."""
@@ -213,10 +225,9 @@ class Session:
             InputError: before the first step, a policy that the user named cannot act.
             TrainingStoppedError: a policy asked for it.
         """
-        step = self._current
+        step, began = self._current, time.perf_counter()
         if step.was_read:
             return
-        began = time.perf_counter()
         step.was_read = True
         refusal = self.guarded(
             "reading the gradients", lambda: self._reader.read(step, self.step), None
@@ -236,6 +247,7 @@ class Session:
         def finish() -> None:
             was_skipped = self._steering.end_step()
             self._capture.finish_step(done and not was_skipped)
+            self.inputs.end_step()
 
         self.guarded("reading the optimizer's step", finish, None)
         self._current.overhead += time.perf_counter() - began
@@ -249,10 +261,9 @@ class Session:
         current, self._current = self._current, TrainingStep()
         current.clip_norm, current.is_stale = self._clipping.end_step()
         self.step = self.step + 1 if step is None else step
-        parts = current.parts
+        publish, parts, at = self._publisher.publish_step, current.parts, self.step
         if parts is not None and self._publisher.recorder.is_recording:
-            publish = self._publisher.publish_step
-            self.guard.call("recording", lambda: publish(current, parts, self.step), None)
+            self.guard.call("recording", lambda: publish(current, parts, at), None)
         self._current.began = time.perf_counter()
 
     def take_requests(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ulysses_monitor.records import Alert, Event, StepRecord
 from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.rows import RowLog
 from ulysses_monitor.session.sources import Sources
+from ulysses_monitor.session.step_inputs import StepInputs
 from ulysses_monitor.session.training_step import TrainingStep, as_part
 from ulysses_monitor.steering import Steering
 from ulysses_monitor.steering.rerun import Rerun
@@ -30,6 +31,7 @@ class StepReader:
         steering: acts on it.
         publisher: publishes.
         sources: metrics of every step from elsewhere.
+        inputs: what goes into each step beside its loss.
         rows: the rows that steps train on.
         guard: calls what publishes.
 
@@ -44,12 +46,13 @@ class StepReader:
         steering: Steering,
         publisher: Publisher,
         sources: Sources,
+        inputs: StepInputs,
         rows: RowLog,
         guard: Guard,
     ) -> None:
         self._engine, self._capture, self._steering = engine, capture, steering
-        self._publisher, self._sources, self._rows = publisher, sources, rows
-        self._guard = guard
+        self._publisher, self._sources, self._inputs = publisher, sources, inputs
+        self._rows, self._guard = rows, guard
         self.rerun: Rerun | None = None
         self._is_first = True
 
@@ -64,10 +67,11 @@ class StepReader:
             Why a policy cannot act, before the first step.
         """
         sources = self._sources.read()
-        own = step.observed() | sources | self._steering.collect_sums() | self._rows.collect_sums()
+        own = step.observed() | sources | self._inputs.take_sums()
+        own |= self._steering.collect_sums() | self._rows.collect_sums()
         captured = self._capture.read(last + 1, own)
         step.parts, step.sums = captured.parts, captured.extra
-        step.sources = {name: step.sums[name] for name in sources}
+        step.sources = {n: step.sums[n] for n in sources} | self._inputs.metrics(step, last + 1)
         self._publisher.publish_rows(self._rows.end_reading(last + 1, step.sums))
         self._compute_again(step, last + 1)
         try:
