@@ -225,6 +225,8 @@ _ABSENT: Mapping[str, str] = {
     "optim/exp_avg": "the optimizer keeps no such state",
     "optim/lr": "the optimizer has no learning rate",
     "param/mismatch": "there is one process, or each parameter is on one rank only",
+    "param/untied": "the model ties no weights, or does not say which",
+    "train/loss_over_chance": "the model is not a language model that names its vocabulary",
     "train/loss_tokens": "the training does not count labels",
     "train/loss": "the training does not report its loss",
     "train/": "the Trainer does not log it",

@@ -18,6 +18,7 @@ from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.records import Schema, StepRecord, schema_of
 from ulysses_monitor.session.flops import TrainingFlops, peak_flops
+from ulysses_monitor.session.model_facts import chance_loss, count_untied
 
 __all__ = ["RecordBuilder", "TrainingStep", "as_part"]
 
@@ -100,12 +101,16 @@ class TrainingStep:
         }
 
     def metrics(self, engine: Engine) -> dict[str, float]:
-        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`."""
+        """Returns what is known before the step: loss, learning rates, `sources`, ..."""
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"] > 0:  # not NaN
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
             if "loss_squares" in self.sums:
                 metrics["train/loss_rank_std/total"] = self._rank_std()
+            if not math.isnan(chance := chance_loss(engine.model)):
+                metrics["train/loss_over_chance/total"] = metrics["train/loss/total"] / chance
+        if (untied := count_untied(engine.model)) is not None:
+            metrics["param/untied/total"] = float(untied)
         if self.sums["has_labels"] > 0:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
         return {**metrics, **self.clip_metrics(engine.clip_norm()), **self.sources}

@@ -29,12 +29,12 @@ ENTRIES = (
     entry(
         "same_data_on_ranks",
         SameLoss,
-        patience=3,
+        patience=2,
         clear=16,
         family=_FAMILY,
         sees="Ranks that have the same loss to the last bit, so they train on the same rows. Ranks "
         "that share a row under sequence parallelism are meant to, and are not looked at.",
-        formula="`train/loss_rank_std/total` = 0 for 3 steps, without `sp/...`",
+        formula="`train/loss_rank_std/total` = 0 for 2 steps, without `sp/...`",
         source="definition",
         causes=(
             "the sampler is not distributed: every rank reads the same rows",
