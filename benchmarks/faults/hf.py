@@ -16,10 +16,13 @@ from benchmarks.faults.model import VOCABULARY, Texts
 from benchmarks.faults.training import IGNORED, Recorded, Setting
 from ulysses_monitor.sinks.memory import MemorySink
 
-__all__ = ["NOT_MONITORED", "HFTraining", "adamw"]
+__all__ = ["MOVES", "NOT_MONITORED", "HFTraining", "adamw"]
 
 NOT_MONITORED = "monitor"
 """Stands for a rule where the monitor refuses a training with a line that says what is wrong."""
+
+MOVES = 2
+"""First step that should move weights: the warm-up begins at a rate of 0."""
 
 Model = Any
 Trainer = Any

@@ -2,7 +2,7 @@
 
 from ulysses_monitor.rules.builtin import entry
 from ulysses_monitor.rules.kinds.levels import Level
-from ulysses_monitor.rules.kinds.loss import Overfitting
+from ulysses_monitor.rules.kinds.loss import LossBesideEvaluation, Overfitting
 
 __all__ = ["ENTRIES"]
 
@@ -42,6 +42,21 @@ ENTRIES = (
             "dropout or another training mode is active in the evaluation",
         ),
         advice="Look at evaluation rows and their answers; check model.eval().",
+    ),
+    entry(
+        "loss_beside_evaluation",
+        LossBesideEvaluation,
+        clear=1,
+        family=_FAMILY,
+        sees="A training loss of almost twice the evaluation's or more.",
+        formula="median of the last 3 losses > 1.8 x eval loss",
+        source="definition: an evaluation's loss is a mean, and sums of two or more are not",
+        causes=(
+            "losses of accumulated micro-batches are added up and not averaged",
+            "the loss is divided by another number of tokens than it was summed over",
+            "the evaluation's rows are far easier than the training's, or dropout is very high",
+        ),
+        advice="Compare the loss at gradient_accumulation_steps 1 and 2: it must be the same.",
     ),
     entry(
         "token_accuracy_perfect",
