@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.faults.cases import Case
 from benchmarks.faults.hf import NOT_MONITORED
+from benchmarks.faults.peers import installed_peers
 from benchmarks.faults.training import Recorded
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules import RuleSet, make_rules
@@ -32,6 +33,8 @@ JUDGES: dict[str, Any] = {
     ],
 }
 """Sets of rules to compare; windows of 64 and 128 are usual, and longer than these trainings."""
+
+JUDGES |= installed_peers()
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,21 @@ class Verdict:
 
 
 def judge(case: Case, recorded: Recorded, rules: Any) -> Verdict:
-    """Returns what `rules` say about a training, as they would have while it ran."""
-    if recorded.refused:  # before the first step
-        text = recorded.refused
-        return Verdict(case, [Alert(NOT_MONITORED, case.onset, "", 0.0, 0.0, text)])
-    rule_set = RuleSet(make_rules(rules))
-    found = [alert for record in recorded.records for alert in rule_set.observe(record)]
+    """Returns what `rules` say about a training, as they would have while it ran.
+
+    Args:
+        case: the training.
+        recorded: what it recorded.
+        rules: see `make_rules`; or a function of what was recorded.
+    """
+    if recorded.refused:  # before the first step, by the monitor itself
+        said = Alert(NOT_MONITORED, case.onset, "", 0.0, 0.0, recorded.refused)
+        return Verdict(case, [said] if rules == "default" else [])
+    if callable(rules):
+        found = rules(recorded)
+    else:
+        rule_set = RuleSet(make_rules(rules))
+        found = [alert for record in recorded.records for alert in rule_set.observe(record)]
     before = recorded.records[0].step - 1  # of a training that was resumed
     alerts = [_moved(alert, before) for alert in found if alert.severity != "info"]
     return Verdict(case, alerts)

@@ -69,7 +69,7 @@ def same_rows_on_both_ranks(t: RankTraining) -> None:
 def one_rank_is_slow(t: RankTraining) -> None:
     def linger(training: RankTraining, step: int) -> None:
         if step >= ONSET and training.rank == 1:
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     t.on_step = linger
 

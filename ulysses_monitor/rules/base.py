@@ -225,6 +225,7 @@ _ABSENT: Mapping[str, str] = {
     "optim/exp_avg": "the optimizer keeps no such state",
     "optim/lr": "the optimizer has no learning rate",
     "param/mismatch": "there is one process, or each parameter is on one rank only",
+    "train/seconds_rank_std": "there is one process, or the training does not report its loss",
     "param/untied": "the model ties no weights, or does not say which",
     "train/loss_over_chance": "the model is not a language model that names its vocabulary",
     "train/loss_tokens": "the training does not count labels",

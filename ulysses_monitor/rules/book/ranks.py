@@ -1,7 +1,7 @@
 """Ranks that differ, or do not differ where they should."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.ranks import SameLoss
+from ulysses_monitor.rules.kinds.ranks import SameLoss, Straggler
 from ulysses_monitor.rules.kinds.sanity import ReplicaDrift
 
 __all__ = ["ENTRIES"]
@@ -42,5 +42,20 @@ ENTRIES = (
             "a data set smaller than one global batch",
         ),
         advice="Use a DistributedSampler, or split the stream by rank.",
+    ),
+    entry(
+        "straggler",
+        Straggler,
+        clear=8,
+        cooldown=64,
+        family=_FAMILY,
+        sees="A rank for which the others wait: it reaches its loss much later, step after step.",
+        formula="median over 8 steps of `train/seconds_rank_std/total` > max(0.15 x step, 0.02 s)",
+        causes=(
+            "a slow data loader or disk on one machine",
+            "a device that throttles, or that another program uses",
+            "rows of very different length on the ranks",
+        ),
+        advice="Compare the ranks' step phases with ulysses trace; sort rows by length.",
     ),
 )
