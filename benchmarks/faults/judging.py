@@ -79,7 +79,14 @@ def judge(case: Case, recorded: Recorded, rules: Any) -> Verdict:
         rules: see `make_rules`; or a function of what was recorded.
     """
     if recorded.refused:  # before the first step, by the monitor itself
-        said = Alert(NOT_MONITORED, case.onset, "", 0.0, 0.0, recorded.refused)
+        said = Alert(
+            rule=NOT_MONITORED,
+            step=case.onset,
+            metric="",
+            value=0.0,
+            threshold=0.0,
+            message=recorded.refused,
+        )
         return Verdict(case, [said] if rules == "default" else [])
     if callable(rules):
         found = rules(recorded)

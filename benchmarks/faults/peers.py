@@ -83,4 +83,6 @@ def _steps(recorded: Recorded) -> Iterator[tuple[int, dict[str, float]]]:
 
 def _alert(rule: str, step: int, severity: str, value: float) -> Alert:
     kind = "critical" if severity == "critical" else "warning"
-    return Alert(rule, step, "", value, 0.0, rule, severity=kind)
+    return Alert(
+        rule=rule, step=step, metric="", value=value, threshold=0.0, message=rule, severity=kind
+    )

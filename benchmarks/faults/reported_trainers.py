@@ -22,7 +22,7 @@ LATER = 20
     "huggingface/accelerate/issues/2665",
     "huggingface/accelerate/issues/3256",
     what="the optimizer is made before the parameters are replaced, as FSDP flattens them",
-    names=("not_in_the_optimizer", "nothing_moves", "does_not_move"),
+    names=("nothing_moves", "does_not_move"),
     onset=MOVES,
 )
 def optimizer_of_replaced_parameters(setting: Setting) -> HFTraining:
@@ -97,7 +97,7 @@ def adapter_frozen_by_preparation(setting: Setting) -> HFTraining:
     "huggingface/trl/issues/6700",
     "huggingface/trl/pull/6701",
     what="adapters are frozen when the optimizer is made, and made trainable in each forward pass",
-    names=(NOT_MONITORED, "not_in_the_optimizer", "nothing_moves", "lora_idle"),
+    names=(NOT_MONITORED, "nothing_moves", "lora_idle"),
     onset=MOVES,
 )
 def optimizer_made_while_frozen(setting: Setting) -> HFTraining:

@@ -14,7 +14,7 @@ from benchmarks.faults.reported import REPORTED
 from benchmarks.faults.rl import RL_FAULTS
 from benchmarks.faults.short import SHORT, complaints, short_cases
 from benchmarks.faults.training import Recorded
-from ulysses_monitor.records import Alert
+from ulysses_monitor.records import Alert, Severity
 from ulysses_monitor.rules import BOOK
 
 
@@ -95,13 +95,19 @@ def test_a_healthy_training_raises_nothing() -> None:
     assert judge(case, case.run(), "default").alerts == []
 
 
+def _alert(rule: str, step: int, severity: Severity = "warning") -> Alert:
+    return Alert(
+        rule=rule, step=step, metric="", value=1.0, threshold=0.0, message="", severity=severity
+    )
+
+
 def _verdict(case: Case, *alerts: Alert) -> Verdict:
     return Verdict(case.without_training(), list(alerts))
 
 
 def test_seeds_that_miss_are_counted_and_shares_have_wilsons_interval() -> None:
     cases = [next(c for c in faulty(0, seed) if c.fault == "rate_leaps") for seed in range(3)]
-    caught = [_verdict(c, Alert("rate_jump", 62, "m", 1.0, 0.0, "t")) for c in cases[:2]]
+    caught = [_verdict(c, _alert("rate_jump", 62)) for c in cases[:2]]
     table = report({"ours": [*caught, _verdict(cases[2])]})
     assert "rate_jump, 2, **missed with 1 of 3 seeds**" in table
     assert "2 of 3 (21% to 94%)" in table
@@ -112,9 +118,9 @@ def test_the_short_form_complains_of_a_missed_fault_and_of_a_critical_healthy_ru
     cases = short_cases()
     assert {case.fault for case in cases} - {""} == set(SHORT)
     assert sum(not case.fault for case in cases) >= 8
-    quiet = _verdict(next(c for c in cases if not c.fault), Alert("a", 1, "m", 1.0, 0.0, "t"))
+    quiet = _verdict(next(c for c in cases if not c.fault), _alert("a", 1))
     assert complaints([quiet]) == []
-    loud = _verdict(quiet.case, Alert("a", 1, "m", 1.0, 0.0, "t", severity="critical"))
+    loud = _verdict(quiet.case, _alert("a", 1, "critical"))
     missed = _verdict(next(c for c in cases if c.fault))
     assert len(complaints([loud, missed])) == 2
 
