@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tables import table
 from ulysses_monitor.records import Schema, StepRecord
 from ulysses_monitor.rules import BOOK, RuleSet, make_rules
 
@@ -96,11 +97,6 @@ def measure(rules: Sequence[object], count: int, metrics: int) -> tuple[np.ndarr
     return np.array(taken[300:]), alerts
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--metrics", type=int, default=5000)
@@ -128,7 +124,7 @@ def main() -> None:
         f"{platform.machine()}, Python {platform.python_version()}, CPU time of one thread. A step "
         "has the "
         "metrics of every step, every tenth those that are sampled too, every fifth what a Trainer "
-        "of RL logs.\n\n" + _table(head, rows)
+        "of RL logs.\n\n" + table(head, rows)
     )
     print(text)
     if args.out:

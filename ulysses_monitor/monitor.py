@@ -22,7 +22,7 @@ from ulysses_monitor.session.opening import Ended, Training, describe_model
 from ulysses_monitor.session.places import choose_place
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
-from ulysses_monitor.session.settings import MonitorSettings
+from ulysses_monitor.session.settings import MonitorSettings, signature_of
 
 __all__ = ["Monitor"]
 
@@ -39,8 +39,8 @@ class Monitor:
         run_dir: such as ``runs/demo``; default ``runs/<script>-<time>``, printed on standard error.
         shadow: policies decide and are recorded, and touch nothing.
         config: what you configured, for run.json.
-        settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `tensorboard`,
-            `mirror`, `sample_every`, `if_exists`, `seed`.
+        settings: fields of `MonitorSettings`: `sinks`, `rules`, `policies`, `probes`,
+            `tensorboard`, `mirror`, `sample_every`, `if_exists`, `seed`.
 
     Raises:
         InputError: a setting is wrong.
@@ -207,6 +207,7 @@ class Monitor:
         tokens: Tensor | float = 0.0,
         loss_tokens: Tensor | float | None = None,
         attended: Tensor | float = 0.0,
+        batch: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Adds what this rank saw of the coming step; call it for each micro-batch.
 
@@ -217,6 +218,8 @@ class Monitor:
             loss_tokens: how many of them carry a label.
             attended: pairs of tokens that attention looked at, the sum of squared row lengths;
                 counts in `train/mfu/total`.
+            batch: what the model is called with: ``input_ids``, ``labels``, ``attention_mask``;
+                gives `data/*`, which say whether labels fit the tokens.
 
         Raises:
             InputError: a value is not a real number, such as a loss of several elements.
@@ -225,6 +228,8 @@ class Monitor:
             self.session.observe(
                 loss=loss, tokens=tokens, loss_tokens=loss_tokens, attended=attended
             )
+            if batch is not None:
+                self.session.inputs.see_batch(batch)
 
     def before_clip(self) -> None:
         """Reads the step's gradients now; for loops that clip or scale gradients by hand.
@@ -273,21 +278,7 @@ class Monitor:
         self._policy_state = None if held is None else held.cpu().numpy().tobytes()
 
 
-def _full_signature() -> inspect.Signature:
-    own = list(inspect.signature(Monitor.__init__).parameters.values())[1:-1]
-    settings = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.get_default(call_default_factory=True),
-            annotation=field.annotation,
-        )
-        for name, field in MonitorSettings.model_fields.items()
-    ]
-    return inspect.Signature([*own, *settings])
-
-
-Monitor.__signature__ = _full_signature()
+Monitor.__signature__ = signature_of(Monitor.__init__)
 
 
 def _end_step(session: Session, save: Callable[[int], object] | None) -> None:

@@ -53,7 +53,7 @@ def one_batch_masked(training: Training) -> None:
     )
 
 
-@fault("loss_collapse")
+@fault("labels_misaligned", "loss_collapse")
 def labels_not_shifted(training: Training) -> None:
     def shift(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return rows, torch.cat([labels[:, :1], rows[:, :-1]], dim=1)  # the loss shifts them back
@@ -61,7 +61,7 @@ def labels_not_shifted(training: Training) -> None:
     training.on_batch = shift
 
 
-@fault("loss_spike", "gradient_spike", onset=ONSET)
+@fault("labels_changed", "loss_spike", "gradient_spike", onset=ONSET)
 def poisoned_batch(training: Training) -> None:
     training.on_batch = lambda step, rows, labels: (
         rows,
@@ -69,7 +69,10 @@ def poisoned_batch(training: Training) -> None:
     )
 
 
-@fault("divergence", "loss_spike", "gradient_spike", "early_gradient", onset=ONSET)
+@fault(
+    *("labels_changed", "divergence", "loss_spike", "gradient_spike", "early_gradient"),
+    onset=ONSET,
+)
 def labels_shuffled(training: Training) -> None:
     training.on_batch = lambda step, rows, labels: (
         rows,
@@ -77,7 +80,7 @@ def labels_shuffled(training: Training) -> None:
     )
 
 
-@fault("loss_collapse")
+@fault("padding_trained", "dominant_token", "loss_collapse")
 def padding_trained_on(training: Training) -> None:
     def pad(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         rows, labels = rows.clone(), labels.clone()
@@ -85,6 +88,7 @@ def padding_trained_on(training: Training) -> None:
         return rows, labels
 
     training.on_batch = pad
+    training.attended = lambda rows: (torch.arange(rows.shape[1]) < 3).expand_as(rows)
 
 
 @fault("loss_without_noise", "loss_collapse")
@@ -118,7 +122,10 @@ def eight_rows_of_data(training: Training) -> None:
     training.on_batch, training.logs = repeat, evaluate
 
 
-@fault("loss_spike", "divergence", "gradient_spike", "early_gradient", onset=ONSET)
+@fault(
+    *("data_changed", "loss_spike", "divergence", "gradient_spike", "early_gradient"),
+    onset=ONSET,
+)
 def another_language(training: Training) -> None:
     def change(step: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if step < ONSET:
@@ -129,7 +136,7 @@ def another_language(training: Training) -> None:
     training.on_batch = change
 
 
-@fault("no_labels", "not_learning")
+@fault("dominant_token")
 def one_token_in_the_answers(training: Training) -> None:
     def dominate(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         where = torch.rand(rows.shape) < 0.4

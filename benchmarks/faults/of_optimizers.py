@@ -41,27 +41,27 @@ def clipped_to_almost_nothing(training: Training) -> None:
     training.clip_factor = 1e-3
 
 
-@fault("not_learning", "update_ratio_small", fits=("adamw", "lora"))
+@fault("epsilon_large", "not_learning", "update_ratio_small", fits=("adamw", "lora"))
 def epsilon_too_large(training: Training) -> None:
     training.optimizer_settings = {"eps": 1e2}
 
 
-@fault("divergence", "gradient_spike", "loss_spike", "early_gradient", fits=("adamw", "lora"))
+@fault("betas_swapped", fits=("adamw", "lora"))
 def betas_swapped(training: Training) -> None:
     training.optimizer_settings = {"betas": (0.999, 0.9)}
 
 
-@fault("weights_shrink", "divergence", fits=("adamw",))
+@fault("decay_strong", "weights_shrink", "divergence", fits=("adamw",))
 def weight_decay_times_1000(training: Training) -> None:
     training.optimizer_settings = {"weight_decay": 10.0}
 
 
-@fault("gradients_accumulate", *BLOWN_UP)
+@fault("gradients_not_cleared", "gradients_accumulate", *BLOWN_UP)
 def zero_grad_forgotten(training: Training) -> None:
     training.clears = False
 
 
-@fault("divergence", "loss_spike", onset=ONSET, fits=ANY)
+@fault("loss_rises", "divergence", "loss_spike", onset=ONSET, fits=ANY)
 def sign_of_the_loss_flipped(training: Training) -> None:
     training.on_loss = lambda step, loss: loss if step < ONSET else -loss + 2 * loss.detach()
 

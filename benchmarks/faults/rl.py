@@ -169,7 +169,10 @@ def one_answer_is_enough(t: RLTraining) -> None:
     t.reward = lambda _, rows, __: (rows[:, 0] == 7).float() + 0.2 * (rows == 7).float().mean(1)
 
 
-@_fault("kl_runaway", "entropy_collapse", "update_ratio_large", "reward_collapse")
+@_fault(
+    *("rate_out_of_range", "kl_runaway", "entropy_collapse", "update_ratio_large"),
+    *("reward_collapse",),
+)
 def rate_too_high_without_kl(t: RLTraining) -> None:
     t.beta, t.rate_factor = 0.0, 30.0
 
@@ -233,7 +236,7 @@ def reward_turned_round(t: RLTraining) -> None:
     )
 
 
-@_fault("entropy_explosion", "reward_collapse", "kl_runaway", onset=ONSET)
+@_fault("weights_jump", "entropy_explosion", "reward_collapse", "kl_runaway", onset=ONSET)
 def policy_destroyed(t: RLTraining) -> None:
     def destroy(step: int, training: RLTraining) -> None:
         if step == ONSET:

@@ -73,12 +73,15 @@ class Training:
         schedules: whether the scheduler is stepped.
         first_step: steps that were done before: a resume.
         on_batch: changes tokens and labels of a step [B, T].
+        attended: the attention mask of rows [B, T].
         on_loss: changes the loss of a step.
         on_gradients: changes the model's gradients before clipping.
         on_step: changes anything before a step.
         built: changes model and optimizer when they are made.
         trains: chooses the parameters of the optimizer.
         logs: further numbers of a step.
+        probes: probes on request.
+        sample_every: see `um.Monitor`.
     """
 
     setting: Setting
@@ -90,6 +93,7 @@ class Training:
     optimizer_settings: dict[str, object] = field(default_factory=dict)
     adapter_targets: Sequence[str] = ("q_proj", "v_proj", "up_proj")
     on_batch: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    attended: Callable[[Tensor], Tensor] = torch.ones_like
     on_loss: Callable[[int, Tensor], Tensor] | None = None
     on_gradients: Callable[[int, nn.Module], None] | None = None
     on_step: Callable[[int, Training], None] | None = None
@@ -97,6 +101,8 @@ class Training:
     before_adapters: Callable[[Training], None] | None = None
     trains: Callable[[nn.Module], list[nn.Parameter]] | None = None
     logs: Callable[[int, Training], dict[str, float]] | None = None
+    probes: Sequence[str] = ()
+    sample_every: int = 5
 
     def run(self) -> Recorded:
         """Trains, and returns what was recorded."""
@@ -117,7 +123,12 @@ class Training:
         sink = MemorySink()
         with tempfile.TemporaryDirectory() as folder:
             monitor = um.Monitor(
-                Path(folder) / "run", sinks=[sink], rules="off", tensorboard=False, sample_every=5
+                Path(folder) / "run",
+                sinks=[sink],
+                rules="off",
+                tensorboard=False,
+                probes=list(self.probes),
+                sample_every=self.sample_every,
             )
             with monitor.watch(self.model, self.optimizer, step=self.first_step):
                 for step in range(1, setting.steps + 1):
@@ -168,8 +179,8 @@ class Training:
         if self.on_step is not None:
             self.on_step(step, self)
         for _ in range(self.setting.accumulate):
-            loss, tokens, labelled = self._forward(step)
-            monitor.observe(loss=loss, tokens=tokens, loss_tokens=labelled)
+            loss, tokens, labelled, batch = self._forward(step)
+            monitor.observe(loss=loss, tokens=tokens, loss_tokens=labelled, batch=batch)
             if loss.requires_grad:
                 (loss / self.setting.accumulate).backward()
         if self.on_gradients is not None:
@@ -185,8 +196,8 @@ class Training:
         if self.logs is not None:
             monitor.log(self.logs(step, self))
 
-    def _forward(self, step: int) -> tuple[Tensor, int, int]:
-        """Returns the loss of a micro-batch, its tokens and its labels."""
+    def _forward(self, step: int) -> tuple[Tensor, int, int, dict[str, Tensor]]:
+        """Returns the loss of a micro-batch, its tokens, its labels, and itself."""
         if self.setting.stage == "dpo":
             return self._forward_pairs(step)
         rows = self.texts.rows(self.setting.batch, self.setting.length, self.draw)
@@ -196,9 +207,10 @@ class Training:
             rows, labels = self.on_batch(step, rows, labels)
         loss = _loss_of(self.model(rows), labels)
         loss = loss if self.on_loss is None else self.on_loss(step, loss)
-        return loss, rows.numel(), int((labels != IGNORED).sum())
+        batch = {"input_ids": rows, "labels": labels, "attention_mask": self.attended(rows)}
+        return loss, rows.numel(), int((labels != IGNORED).sum()), batch
 
-    def _forward_pairs(self, step: int) -> tuple[Tensor, int, int]:
+    def _forward_pairs(self, step: int) -> tuple[Tensor, int, int, dict[str, Tensor]]:
         """The loss of DPO: chosen rows are of the language, rejected ones half random."""
         half, length = self.setting.batch // 2, self.setting.length
         chosen = self.texts.rows(half, length, self.draw)
@@ -220,7 +232,7 @@ class Training:
         }
         loss = -F.logsigmoid(margin).mean()
         loss = loss if self.on_loss is None else self.on_loss(step, loss)
-        return loss, rows.numel(), rows.numel()
+        return loss, rows.numel(), rows.numel(), {"input_ids": rows}
 
 
 def _loss_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BETAS", "EPS", "LR", "MODELS", "ROWS", "STEPS", "Case", "batches", "optimizer_for"]
+__all__ = [
+    *("BETAS", "EPS", "LR", "MODELS", "ROWS", "STEPS", "Case", "batches", "llama"),
+    "optimizer_for",
+]
 
 STEPS = 3
 LR, BETAS, EPS, DECAY = 1e-2, (0.9, 0.99), 1e-8, 0.1

@@ -88,7 +88,9 @@ class BatchPatch:
         # A Trainer of transformers 4 has neither method.
         sizes = (getattr(trainer, name, lambda: 1) for name in ("get_cp_size", "get_tp_size"))
         peers = math.prod(size() for size in sizes)
-        labels = label_tokens(batch, getattr(trainer, "_loss_shifts_labels", True))
+        shifted = getattr(trainer, "_loss_shifts_labels", True)
+        labels = label_tokens(batch, shifted)
+        self._session.inputs.see_batch(batch, shifted=shifted)
         self._session.observe(
             tokens=row_tokens(batch) / peers,
             loss_tokens=None if labels is None else labels / peers,

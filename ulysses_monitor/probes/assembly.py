@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -27,7 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(
-    engine: Engine, sample_every: int, next_is_sampled: Callable[[], bool], guard: Guard
+    engine: Engine,
+    sample_every: int,
+    next_is_sampled: Callable[[], bool],
+    guard: Guard,
+    on_request: Sequence[Probe] = (),
 ) -> tuple[Capture, list[Undo]]:
     """Builds the capture with every probe that fits `engine`; every rank must call it.
 
@@ -36,6 +40,7 @@ def assemble(
         sample_every: see `Capture`.
         next_is_sampled: tells whether the coming step is one at which ``sampled`` probes are read.
         guard: switches off probes that keep failing.
+        on_request: further probes, which the user asked for.
 
     Returns:
         The capture, and functions that remove its hooks.
@@ -52,7 +57,7 @@ def assemble(
             undos.append(adapters.close)
     if engine.replica_sets and world_size() > engine.replica_sets:
         probes.append(ReplicaProbe(layout, engine))
-    probes.append(MemoryProbe(engine.device))
+    probes += [MemoryProbe(engine.device), *on_request]
     follow_ups = [UpdateProbe(layout, engine)]
     return Capture(engine, probes, sample_every, follow_ups, guard), undos
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from ulysses_monitor.engines.support import strip_wrappers
 from ulysses_monitor.probes.assembly import assemble, find_expert_adapters
 from ulysses_monitor.probes.capture import Capture, CapturedStep
 from ulysses_monitor.probes.consistency import fingerprint
+from ulysses_monitor.probes.modules import ProbeMaker, Surroundings
 
 __all__ = ["FollowingCapture"]
 
@@ -94,6 +95,7 @@ class FollowingCapture:
         next_step: returns the number of the coming step.
         guard: switches off probes that keep failing.
         report: records an event: its kind, and what happened.
+        makers: make the probes that the user asked for.
     """
 
     def __init__(
@@ -103,23 +105,31 @@ class FollowingCapture:
         next_step: Callable[[], int],
         guard: Guard,
         report: Report,
+        makers: Sequence[ProbeMaker] = (),
     ) -> None:
         self._engine, self._sample_every = engine, sample_every
         self._next_step, self._guard, self._report = next_step, guard, report
+        around = Surroundings(engine, next_step, self._is_sampled, guard, report)
+        self._on_request = [maker.make(around) for maker in makers]
         self._capture, self._undos = self._assemble()
         self._told: str | None = None
         self._has_warned = False
 
     def _assemble(self) -> tuple[Capture, list[Undo]]:
         return assemble(
-            self._engine,
-            self._sample_every,
-            lambda: self._capture.is_sampled(self._next_step()),
-            self._guard,
+            self._engine, self._sample_every, self._next_is_sampled, self._guard, self._on_request
         )
+
+    def _next_is_sampled(self) -> bool:
+        return self._capture.is_sampled(self._next_step())
+
+    def _is_sampled(self, step: int) -> bool:
+        return self._capture.is_sampled(step)
 
     def announce(self) -> None:
         """Records what is left out from the start; called when the run is open."""
+        for probe in self._on_request:
+            probe.announce()
         experts = sorted(find_expert_adapters(self._engine.model))
         if experts:
             about = {"adapters": "left out", "modules": experts, "reason": _EXPERTS}
@@ -130,6 +140,8 @@ class FollowingCapture:
     def close(self) -> None:
         """Removes every hook."""
         undo_all(self._undos)
+        for probe in self._on_request:
+            probe.close()
 
     def names(self) -> set[str]:
         """See `Capture.names`."""

@@ -6,6 +6,7 @@ Legend: P trainable parameters, L layers.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from ulysses_monitor.records.adapter_names import AdapterPair, find_adapter_pairs
 from ulysses_monitor.records.layers import Layer, order_layers
 
-__all__ = ["Layout", "median", "metric_names"]
+__all__ = ["Layout", "find_blocks", "median", "metric_names"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
 
@@ -44,10 +45,11 @@ class Layout:
         model) has several layers of one number, which only the path of the list tells apart. It
         has them whatever is trained, so a layer keeps its name while parts of a model are frozen.
         """
-        return order_layers(layer for layer in self._layer_of if layer is not None)
+        return order_layers(layer for layer in self.layer_of if layer is not None)
 
     @cached_property
-    def _layer_of(self) -> tuple[str | None, ...]:
+    def layer_of(self) -> tuple[str | None, ...]:
+        """The layer that each of `names` belongs to [P]; None outside of blocks."""
         is_one_list = len({path for path, _ in filter(None, map(_place, self.model))}) <= 1
         paths = [_place(name) for name in self.names]
         is_one_list &= len({path for path, _ in filter(None, paths)}) <= 1
@@ -71,7 +73,7 @@ class Layout:
     @cached_property
     def _layer_matrix(self) -> npt.NDArray[np.float64]:
         """Ones where a parameter belongs to a layer [L, P]."""
-        rows = [[float(of == str(layer)) for of in self._layer_of] for layer in self.layers]
+        rows = [[float(of == str(layer)) for of in self.layer_of] for layer in self.layers]
         return np.array(rows, np.float64).reshape(len(self.layers), len(self.names))
 
     @cached_property
@@ -89,6 +91,19 @@ def _place(name: str) -> tuple[str, str] | None:
     """Returns the path of a parameter's block list and the number in it; None outside of blocks."""
     match = _LAYER.search(name)
     return match and (name[: match.start(1) - 1], match[1])
+
+
+def find_blocks(modules: Iterable[str], parameters: tuple[str, ...]) -> dict[str, str]:
+    """Returns the modules that are blocks, such as ``model.layers.3``, and the layer that each is.
+
+    Args:
+        modules: names of a model's modules.
+        parameters: names of all of its parameters, which say whether it has several block lists.
+    """
+    places = {name: _place(name) for name in modules}
+    blocks = tuple(name for name, place in places.items() if place and ".".join(place) == name)
+    layers = Layout(blocks, (0,) * len(blocks), parameters).layer_of
+    return {name: layer for name, layer in zip(blocks, layers, strict=True) if layer is not None}
 
 
 def metric_names(prefix: str, layout: Layout) -> tuple[str, ...]:

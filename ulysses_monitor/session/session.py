@@ -29,6 +29,7 @@ from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.publishing import Publisher
 from ulysses_monitor.session.settings import MonitorSettings, Parts
 from ulysses_monitor.session.sources import Sources
+from ulysses_monitor.session.step_inputs import StepInputs
 from ulysses_monitor.session.training_step import TrainingStep, as_part
 
 __all__ = ["Session"]
@@ -66,7 +67,7 @@ class Session:
         step: the last step that ended.
         stopped: why a policy or a person stopped the training, None if they did not.
         is_open: whether the run is still recorded.
-        sources: metrics of every step from elsewhere.
+        sources, inputs: metrics from elsewhere; what goes into each step beside its loss.
         failure: takes the exception that ends the training.
 
     Raises:
@@ -93,12 +94,13 @@ class Session:
         obey, rules = self._steering.inbox.obey, RuleSet(parts.rules, guard)
         self._publisher = Publisher(rules, engine, obey, guard)
         self.sources = Sources(guard)
+        self.inputs = StepInputs(engine, guard, settings.sample_every)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(
-            engine, settings.sample_every, lambda: self.step + 1, guard, self.event
+            engine, settings.sample_every, lambda: self.step + 1, guard, self.event, parts.probes
         )
-        self._undos: list[Undo] = [self._capture.close, self._steering.end_step]
+        self._undos: list[Undo] = [self._capture.close, self._steering.end_step, self.inputs.close]
         try:
             self._publisher.recorder, self.run_dir = open_recorder(
                 place, settings, parts, engine, training, config, on_exit=self.close
@@ -175,6 +177,7 @@ class Session:
         if self._current.was_read:
             self._clipping.note_late_batch()
         self._current.observe(loss, tokens, loss_tokens, attended)
+        self.inputs.see_loss(loss, self.step + 1)
 
     def miss(self, *, loss: bool = False, counts: bool = False) -> None:
         """Notes that a micro-batch could not be read; see `TrainingStep.miss`."""
@@ -191,10 +194,9 @@ class Session:
             InputError: before the first step, a policy that the user named cannot act.
             TrainingStoppedError: a policy asked for it.
         """
-        step = self._current
+        step, began = self._current, time.perf_counter()
         if step.was_read:
             return
-        began = time.perf_counter()
         step.was_read = True
         refusal = self.guarded("reading the gradients", lambda: self._read_gradients(step), None)
         step.overhead += time.perf_counter() - began
@@ -204,10 +206,10 @@ class Session:
     def _read_gradients(self, step: TrainingStep) -> InputError | None:
         """Reads the step and steers it; returns why a policy cannot act before the first step."""
         sources = self.sources.read()
-        own = step.observed() | sources | self._steering.collect_sums()
+        own = step.observed() | sources | self.inputs.take_sums() | self._steering.collect_sums()
         captured = self._capture.read(self.step + 1, own)
         step.parts, step.sums = captured.parts, captured.extra
-        step.sources = {name: step.sums[name] for name in sources}
+        step.sources = {n: step.sums[n] for n in sources} | self.inputs.metrics(step, self.step + 1)
         try:
             events = self._steer(step)
         except InputError as error:
@@ -247,6 +249,7 @@ class Session:
         def finish() -> None:
             was_skipped = self._steering.end_step()
             self._capture.finish_step(done and not was_skipped)
+            self.inputs.end_step()
 
         self.guarded("reading the optimizer's step", finish, None)
         self._current.overhead += time.perf_counter() - began
@@ -260,10 +263,9 @@ class Session:
         current, self._current = self._current, TrainingStep()
         current.clip_norm, current.is_stale = self._clipping.end_step()
         self.step = self.step + 1 if step is None else step
-        parts = current.parts
+        publish, parts, at = self._publisher.publish_step, current.parts, self.step
         if parts is not None and self._publisher.recorder.is_recording:
-            publish = self._publisher.publish_step
-            self._guard.call("recording", lambda: publish(current, parts, self.step), None)
+            self._guard.call("recording", lambda: publish(current, parts, at), None)
         self._current.began = time.perf_counter()
 
     def take_requests(self) -> dict[str, str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ulysses_monitor.policies import Managed, check_policies, make_policies
+from ulysses_monitor.probes.modules import ProbeMaker
+from ulysses_monitor.probes.specs import check_probes, make_probes
 from ulysses_monitor.records import Mode
 from ulysses_monitor.rules import Rule, check_rules, make_rules
 from ulysses_monitor.sinks import Sink, check_sinks, make_sinks
 from ulysses_monitor.store import check_mirror
 
-__all__ = ["MonitorSettings", "Parts", "WhenTaken"]
+__all__ = ["MonitorSettings", "Parts", "WhenTaken", "signature_of"]
 
 WhenTaken = Literal["new", "refuse", "resume", "overwrite"]
 """What to do if a directory holds a run: record beside it, refuse, continue it, replace it."""
@@ -23,8 +26,8 @@ WhenTaken = Literal["new", "refuse", "resume", "overwrite"]
 class MonitorSettings(BaseModel):
     """How a training is watched and recorded.
 
-    Sinks, rules and policies are checked here and made by `make_parts`, so that a configuration
-    can be checked without importing code of the user's.
+    Sinks, rules, policies and probes are checked here and made by `make_parts`, so that a
+    configuration can be checked without importing code of the user's.
     """
 
     model_config = ConfigDict(
@@ -41,6 +44,9 @@ class MonitorSettings(BaseModel):
     """What acts on a step before its gradients are clipped: a preset such as ``ulysses-pro``, the
     path of a YAML file, or a list of names with settings, objects with a `name` and
     `decide(history)`, and functions of the history that return `um.Action`s."""
+    probes: Any = []
+    """Probes beside those of every run: ``["modules"]`` reads activations, output gradients,
+    attention logits and the load of experts at sampled steps."""
     mode: Mode = "active"
     """Of policies that have no mode of their own; in ``shadow`` they decide and touch nothing."""
     seed: int = 0
@@ -77,6 +83,12 @@ class MonitorSettings(BaseModel):
         check_rules(rules)
         return rules
 
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _check_probes(cls, probes: Any) -> Any:
+        check_probes(probes)
+        return probes
+
     @field_validator("policies", mode="before")
     @classmethod
     def _check_policies(cls, policies: Any) -> Any:
@@ -91,13 +103,15 @@ class MonitorSettings(BaseModel):
         return mirror
 
     def make_parts(self) -> Parts:
-        """Makes the sinks, rules and policies.
+        """Makes the sinks, rules and policies, and what makes probes.
 
         Raises:
             InputError: something of the user's cannot be imported, or is not what it should be.
         """
         policies = [] if self.mode == "off" else make_policies(self.policies)
-        return Parts(make_sinks(self.sinks), make_rules(self.rules), policies)
+        return Parts(
+            make_sinks(self.sinks), make_rules(self.rules), policies, make_probes(self.probes)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,3 +121,19 @@ class Parts:
     sinks: list[Sink]
     rules: list[Rule]
     policies: list[Managed]
+    probes: list[ProbeMaker]
+
+
+def signature_of(init: Callable[..., None]) -> inspect.Signature:
+    """Returns the signature of a class whose ``**settings`` are those of `MonitorSettings`."""
+    own = list(inspect.signature(init).parameters.values())[1:-1]
+    settings = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in MonitorSettings.model_fields.items()
+    ]
+    return inspect.Signature([*own, *settings])

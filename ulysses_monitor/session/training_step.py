@@ -31,7 +31,7 @@ class TrainingStep:
         began: when the step began, by `time.perf_counter`.
         parts: names and values per probe, once the gradients were read.
         sums: what was observed, summed over ranks, once the gradients were read.
-        sources: metrics from elsewhere, once the gradients were read.
+        sources: metrics from elsewhere and of what went in, once the gradients were read.
         was_read: whether the gradients were read, or reading them failed.
         overhead: seconds of the step that the monitor took.
         edited_norm: norm of the gradients if a policy changed them.
@@ -42,7 +42,7 @@ class TrainingStep:
     began: float = field(default_factory=time.perf_counter)
     parts: list[Part] | None = None
     sums: Mapping[str, float] = field(default_factory=dict)
-    sources: Mapping[str, float] = field(default_factory=dict)
+    sources: dict[str, float] = field(default_factory=dict)
     was_read: bool = False
     overhead: float = 0.0
     edited_norm: float | None = None
@@ -131,7 +131,7 @@ class TrainingStep:
         """Returns the factor of clipping to a norm, 1 if that is infinite, nothing if unknown."""
         if clip_norm == math.inf:
             return {"grad/clip_coef/total": 1.0}
-        norm = self._measured("grad/norm/total") if self.edited_norm is None else self.edited_norm
+        norm = self.measured("grad/norm/total") if self.edited_norm is None else self.edited_norm
         if clip_norm is None or norm is None:
             return {}
         return {"grad/clip_coef/total": min(1.0, clip_norm / (norm + 1e-6))}
@@ -158,7 +158,8 @@ class TrainingStep:
                 times["train/mfu/total"] = done / (seconds * peak * world_size())
         return times
 
-    def _measured(self, name: str) -> float | None:
+    def measured(self, name: str) -> float | None:
+        """Returns what probes measured; None if they did not."""
         for schema, values in self.parts or ():
             if name in schema.index:
                 return float(values[schema.index[name]])

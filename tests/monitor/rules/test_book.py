@@ -44,6 +44,12 @@ RATIO, REWARD = "optim/update_ratio/total", "train/reward/total"
 SPEED, SECONDS = "train/tokens_per_second/total", "train/step_seconds/total"
 MEMORY = "memory_bytes/total"
 
+
+def _rising(start: int) -> Callable[[int], float | None]:
+    """A value that is read at every second step and grows from `start` on."""
+    return every(2, lambda step: noisy(2.0 * 1.05 ** max(0, step - start))(step))
+
+
 # rule: metrics, and the step of the first alert
 CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "nonfinite": ({"grad/nonfinite/total": after(7, 2.0, 0.0)}, 7),
@@ -55,6 +61,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "loss_spike": ({LOSS: lambda s: 6.0 if s == 50 else noisy(2.0)(s)}, 50),
     "gradient_spike": ({NORM: lambda s: 9.0 if s == 50 else noisy(1.0)(s), **LAYERS}, 50),
     "divergence": ({LOSS: lambda s: noisy(2.0)(s) * (1.02 ** max(0, s - 60))}, 0),
+    "loss_rises": ({LOSS: lambda s: noisy(2.0)(s) * (1.01 ** max(0, s - 80))}, 0),
     "plateau": ({LOSS: 2.0}, 208),
     "not_learning": ({LOSS: noisy(2.0), RATIO: every(10, 1e-6)}, 101),
     "loss_collapse": ({LOSS: after(60, 0.01, noisy(2.0))}, 67),
@@ -76,6 +83,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "nothing_moves": ({RATIO: every(10, 0.0), RATE: 1e-3, NORM: 1.0}, 1),
     "update_ratio_large": ({RATIO: every(10, 0.5)}, 21),
     "update_ratio_small": ({RATIO: every(10, 1e-7), RATE: 1e-3}, 21),
+    "gradients_not_cleared": ({"grad/carried/total": after(7, 1.0, 0.0)}, 8),
     "gradients_accumulate": ({NORM: lambda s: float(s)}, 25),
     "state_not_updated": ({"optim/exp_avg_norm/total": every(10, 0.3), NORM: 1.0}, 11),
     "second_moment_small": ({"optim/exp_avg_sq_mean/total": every(10, 1e-20), NORM: 1.0}, 11),
@@ -116,6 +124,21 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "replica_drift": ({"param/mismatch/total": every(10, after(60, 2.0, 0.0))}, 61),
     "same_data_on_ranks": ({"train/loss_rank_std/total": after(60, 0.0, 0.1)}, 61),
     "straggler": ({"train/seconds_rank_std/total": after(20, 0.2, 1e-3), SECONDS: 0.5}, 23),
+    "betas_swapped": ({"optim/beta1/0": every(10, 0.999), "optim/beta2/0": every(10, 0.9)}, 1),
+    "epsilon_large": ({"optim/eps/0": every(10, 0.1), "optim/beta2/0": every(10, 0.999)}, 1),
+    "decay_strong": ({"optim/weight_decay/0": every(10, 10.0), RATE: after(15, 1e-3, 1e-6)}, 21),
+    "labels_misaligned": (
+        {
+            "data/label_own/total": after(7, 0.1),
+            "data/label_copied/total": after(7, 0.95, 0.0),
+            "data/label_ahead/total": 0.0,
+        },
+        8,
+    ),
+    "labels_changed": ({"data/label_own/total": after(60, 0.3)}, 60),
+    "padding_trained": ({"data/label_padded/total": after(7, 0.2, 0.0)}, 8),
+    "dominant_token": ({"data/dominant_token/total": after(7, 0.4, 0.05)}, 11),
+    "data_changed": ({"data/token_overlap/total": lambda s: noisy(0.8 if s < 60 else 0.4)(s)}, 0),
     "overfitting": (
         {LOSS: lambda s: 4.0 * 0.99**s, "eval/loss/total": every(20, lambda s: 2.0 + s / 200)},
         61,
@@ -165,6 +188,9 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "preference_sides_equal": ({"train/rewards/margins/total": 0.0}, 4),
     "preferences_inverted": ({"train/rewards/accuracies/total": 0.1}, 31),
     "early_gradient": ({NORM: lambda s: noisy(1.05 ** max(0, s - 100))(s), LOSS: 2.0}, 0),
+    "early_activation": ({"activation/rms/total": _rising(100)}, 0),
+    "early_kurtosis": ({"activation/kurtosis/total": _rising(100)}, 0),
+    "early_attention": ({"attention/logit_max/total": _rising(100)}, 0),
     "early_update": (
         {RATIO: every(2, lambda s: noisy(1e-3 * 1.05 ** max(0, s - 100))(s)), LOSS: 2.0},
         0,

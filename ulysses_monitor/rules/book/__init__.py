@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from ulysses_monitor.rules.book import (
     data,
     early,
+    layers,
     lora,
     movement,
     numbers,
+    optimizer,
     policy,
     preferences,
     ranks,
@@ -23,9 +25,11 @@ __all__ = ["BOOK"]
 
 _FAMILIES = (
     numbers,
+    layers,
     movement,
     lora,
     schedule,
+    optimizer,
     ranks,
     data,
     system,

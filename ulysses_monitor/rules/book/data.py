@@ -1,6 +1,7 @@
-"""What evaluations say about the data."""
+"""What batches and evaluations say about the data."""
 
 from ulysses_monitor.rules.builtin import entry
+from ulysses_monitor.rules.kinds.batches import DataChanged, LabelsChanged, LabelsMisaligned
 from ulysses_monitor.rules.kinds.levels import Level
 from ulysses_monitor.rules.kinds.loss import LossBesideEvaluation, Overfitting
 
@@ -9,6 +10,96 @@ __all__ = ["ENTRIES"]
 _FAMILY = "data"
 
 ENTRIES = (
+    entry(
+        "labels_misaligned",
+        LabelsMisaligned,
+        severity="critical",
+        patience=2,
+        clear=8,
+        family=_FAMILY,
+        sees="Labels that are a place off: each is the token that it is predicted from, or the "
+        "next but one.",
+        formula="`data/label_copied/total` or `data/label_ahead/total` > 0.9 while "
+        "`data/label_own/total` < 0.55, for 2 steps",
+        source="definition: a causal language model's label is the token at its own place, and the "
+        "loss shifts",
+        causes=(
+            "labels that are shifted in the data although the loss shifts too",
+            "a loss of one's own that does not shift, or shifts the wrong way",
+        ),
+        advice="Give labels that equal input_ids, with -100 where nothing is learnt.",
+    ),
+    entry(
+        "labels_changed",
+        LabelsChanged,
+        clear=8,
+        cooldown=32,
+        family=_FAMILY,
+        sees="Labels that were the rows' own tokens at the start and no longer are.",
+        formula="`data/label_own/total` < 0.9, and >= 0.98 at the first steps",
+        source="definition",
+        causes=(
+            "labels and rows that were shuffled or sorted apart",
+            "broken rows, or another data set with labels of another kind",
+            "a collator or a callback that changes one of them",
+        ),
+        advice="Decode the labels and the tokens of one row of this step.",
+    ),
+    entry(
+        "padding_trained",
+        Level,
+        metrics=("data/label_padded/total",),
+        above=0.0,
+        patience=2,
+        clear=8,
+        family=_FAMILY,
+        sees="Labels on padding: the model learns to predict padding from padding.",
+        formula="`data/label_padded/total` > 0 for 2 steps; the end token right behind a text does "
+        "not count",
+        source="definition",
+        causes=(
+            "the collator pads labels with the padding token and not with -100",
+            "labels that are a copy of padded input_ids",
+        ),
+        advice="Set labels to -100 where attention_mask is 0.",
+    ),
+    entry(
+        "dominant_token",
+        Level,
+        metrics=("data/dominant_token/total",),
+        above=0.3,
+        patience=5,
+        clear=16,
+        family=_FAMILY,
+        sees="One token that is a third of all labels.",
+        formula="`data/dominant_token/total` > 0.3 for 5 steps",
+        source="the limit of `ulysses check-data`; ordinary text is below 0.1",
+        causes=(
+            "padding, or a special token, that is trained on",
+            "rows that repeat one token: a broken tokenizer, spaces, a template's markers",
+            "answers of one or two tokens, of which the end token is a large part: harmless",
+        ),
+        advice="Decode one row with its labels; run ulysses check-data.",
+    ),
+    entry(
+        "data_changed",
+        DataChanged,
+        warmup=32,
+        clear=16,
+        cooldown=64,
+        family=_FAMILY,
+        sees="Trained tokens whose frequencies have suddenly become others: another language, "
+        "another source, another template.",
+        formula="`data/token_overlap/total`: median of 4 values < usual x min(0.98, 1 - 6 s); "
+        "usual: median of 48, s: scatter of the logarithm from one step to the next",
+        source="Bhattacharyya 1943",
+        causes=(
+            "the next part of data that is not shuffled",
+            "rows of another language, tokenizer or template",
+            "an intended change of the mixture",
+        ),
+        advice="Shuffle the data; decode a row from before and one from after.",
+    ),
     entry(
         "overfitting",
         Overfitting,

@@ -109,6 +109,26 @@ ENTRIES = (
         advice="Raise the learning rate; compare epsilon with the root of the second moment.",
     ),
     entry(
+        "gradients_not_cleared",
+        Level,
+        metrics=("grad/carried/total",),
+        above=0.0,
+        severity="critical",
+        patience=2,
+        clear=8,
+        family=_FAMILY,
+        sees="Gradients of the step before that are still there when the next backward pass adds "
+        "to them.",
+        formula="`grad/carried/total` > 0 for 2 steps: nothing wrote to the gradient between the "
+        "optimizer's step and the next backward pass",
+        source="definition",
+        causes=(
+            "zero_grad() is missing",
+            "zero_grad() of another optimizer or model than the one that is trained",
+        ),
+        advice="Call optimizer.zero_grad() after each step.",
+    ),
+    entry(
         "gradients_accumulate",
         Grown,
         clear=16,

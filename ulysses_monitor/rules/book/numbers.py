@@ -1,9 +1,8 @@
 """Losses and gradients that are not finite, leap, vanish, explode or stand still."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.layers import LayerRange, LayerShift
 from ulysses_monitor.rules.kinds.levels import Drift, Grown, Level, Vanishing
-from ulysses_monitor.rules.kinds.loss import Collapse, Divergence, NotLearning, Plateau
+from ulysses_monitor.rules.kinds.loss import Collapse, Divergence, NotLearning, Plateau, Rise
 from ulysses_monitor.rules.kinds.sanity import LossZero, NoLabels, NonFinite, SkippedSteps
 from ulysses_monitor.rules.kinds.spikes import Spike
 
@@ -159,6 +158,24 @@ ENTRIES = (
         advice="Go back to a checkpoint from before the rise; halve the learning rate.",
     ),
     entry(
+        "loss_rises",
+        Rise,
+        warmup=64,
+        clear=32,
+        cooldown=64,
+        family=_FAMILY,
+        sees="A loss that rises slowly and steadily, whatever level it has.",
+        formula="slope of the straight line through 32 losses > 5.5 standard errors, and it rises "
+        "by 2 % of their mean",
+        source="least squares; healthy runs of benchmarks/faults stay below 3.4 standard errors",
+        causes=(
+            "the loss, or an advantage or reward in it, has the wrong sign",
+            "the data becomes harder: another source, or rows sorted by length",
+            "the learning rate is too high",
+        ),
+        advice="Check the sign of the loss and what is new in the data; lower the learning rate.",
+    ),
+    entry(
         "plateau",
         Plateau,
         severity="info",
@@ -259,57 +276,5 @@ ENTRIES = (
             "gradients that are summed and not averaged",
         ),
         advice="Clip the gradients; lower the learning rate; look at the layers in the report.",
-    ),
-    entry(
-        "vanishing_layer",
-        LayerRange,
-        below=1e-4,
-        patience=10,
-        warmup=10,
-        clear=8,
-        family=_FAMILY,
-        sees="Layers that get a ten-thousandth of the gradient of the median layer.",
-        formula="norm of the layer < 1e-4 x median over layers, for 10 steps",
-        causes=(
-            "the layer's output is scaled to almost nothing or dropped",
-            "a residual path that goes around the layer",
-            "saturated activations in front of it",
-        ),
-        advice="Look at the layer's weights and at what is between it and the loss.",
-    ),
-    entry(
-        "exploding_layer",
-        LayerRange,
-        above=100.0,
-        patience=3,
-        warmup=10,
-        clear=8,
-        family=_FAMILY,
-        sees="Layers that get a hundred times the gradient of the median layer.",
-        formula="norm of the layer > 100 x median over layers, for 3 steps",
-        causes=(
-            "the layer's weights or activations have grown",
-            "a layer that was initialised on another scale",
-            "attention logits that have grown in this layer",
-        ),
-        advice="Lower the learning rate of the layer, or clip per tensor (policy adagc).",
-    ),
-    entry(
-        "layer_shift",
-        LayerShift,
-        patience=2,
-        warmup=40,
-        cooldown=16,
-        clear=8,
-        family=_FAMILY,
-        sees="One layer whose gradient left its usual size while the other layers kept theirs.",
-        formula="norm / its median over 32 steps, over the median of that ratio over layers, > "
-        "5 or < 1/5, for 2 steps",
-        causes=(
-            "the layer was frozen, replaced or reinitialised",
-            "its weights were damaged: a bad load, faulty memory",
-            "its activations have grown or died",
-        ),
-        advice="Compare this layer's weights with the last checkpoint.",
     ),
 )

@@ -36,8 +36,10 @@ class Cusum(BuiltinRule):
     """The newest values must be so many times the usual."""
     reference: Steps = 64
     """Number of values that say what is usual."""
-    window: Annotated[int, Field(ge=8, le=96)] = 24
+    window: Annotated[int, Field(ge=4, le=96)] = 24
     """Newest values that are summed."""
+    least: Steps = 24
+    """Number of values that must be known to say what is usual."""
     gain: Annotated[float, Field(ge=0, le=1)] = 0.01
     """A loss that falls by this share over 24 steps is of a training that learns."""
 
@@ -55,7 +57,11 @@ class Cusum(BuiltinRule):
         """See `BuiltinRule.look`."""
         value = history.last(self.metric)
         usual = history.baseline(self.metric, self.reference, self.window)
-        if not value > self.times * usual.median or usual.size < 24 or math.isnan(usual.spread):
+        if (
+            not value > self.times * usual.median
+            or usual.size < self.least
+            or math.isnan(usual.spread)
+        ):
             return []
         recent = history.samples(self.metric)[-self.window :]
         if recent.min() <= 0 or self._learns(history):

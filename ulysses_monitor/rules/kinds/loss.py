@@ -20,6 +20,7 @@ __all__ = [
     "NotLearning",
     "Overfitting",
     "Plateau",
+    "Rise",
 ]
 
 LOSS = "train/loss/total"
@@ -77,6 +78,52 @@ def _blocks(losses: Array, window: int) -> tuple[Array, float]:
     # From step to step, so that the fall of the loss is no scatter.
     scatter = 1.4826 * median_of(np.abs(np.diff(blocks, axis=1)).ravel()) / np.sqrt(2)
     return np.sort(blocks, axis=1)[:, window // 2], float(scatter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rise(BuiltinRule):
+    """Finds a loss that rises steadily, far more than its scatter allows."""
+
+    sigmas: Annotated[float, Field(gt=0)] = 5.5
+    """Slope of the line, in its standard errors."""
+    least: Annotated[float, Field(ge=0)] = 0.02
+    """The line rises by this share of the mean loss at least."""
+    window: Annotated[int, Field(ge=8, le=240)] = 32
+    """Number of losses."""
+    reads = (LOSS, _REWARD)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `BuiltinRule.needs`."""
+        return (LOSS,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        value, usual = history.last(LOSS), history.baseline(LOSS, self.window)
+        if not value > usual.median or history[-1].step % 2 or len(history.samples(_REWARD)):
+            return []
+        losses = history.samples(LOSS)[-self.window :]
+        if len(losses) < self.window:
+            return []
+        rise, error = _line(losses)
+        limit = max(self.sigmas * error, self.least * abs(float(losses.mean())))
+        if not rise > limit:
+            return []
+        text = (
+            f"the loss has risen steadily over {self.window} steps, by {rise:.3g} in all, to "
+            f"{value:.4g}"
+        )
+        return [self.alert(history, LOSS, value, value - rise + limit, text)]
+
+
+def _line(values: Array) -> tuple[float, float]:
+    """Returns how far the straight line through values rises over them, and its standard error."""
+    places = np.arange(len(values)) - (len(values) - 1) / 2
+    squares = float(places @ places)
+    slope = float(places @ values) / squares
+    rest = values - values.mean() - slope * places
+    error = float(np.sqrt(rest @ rest / (len(values) - 2) / squares))
+    return slope * len(values), error * len(values)
 
 
 @dataclass(frozen=True, kw_only=True)

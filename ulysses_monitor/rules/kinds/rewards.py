@@ -45,7 +45,7 @@ class LengthHacking(BuiltinRule):
         """See `BuiltinRule.look`."""
         for length in self.length:
             value, start = history.last(length), history.start(length, self.reference)
-            if value > self.times * start:
+            if value > self.times * start > 0:
                 return self._compare(history, length, value, start)
         return []
 
