@@ -95,7 +95,7 @@ def clipped_while_scaled(setting: Setting) -> HFTraining:
     "deepspeedai/DeepSpeed/pull/7839",
     what="bf16 without ZeRO divides gradients by a loss scale of 65,536 that nothing multiplied "
     "by, and never clears them",
-    names=("gradients_accumulate", "second_moment_small", "update_ratio_small"),
+    names=("gradients_not_cleared", "gradients_accumulate", "second_moment_small"),
 )
 def divided_by_a_scale_and_never_cleared(setting: Setting) -> HFTraining:
     class Keeps(torch.optim.AdamW):
@@ -154,21 +154,23 @@ def answers_cut_off(setting: Setting) -> HFTraining:
     "huggingface/trl/issues/976",
     "huggingface/transformers/issues/23530",
     what="padding is the end token, so the collator masks the end of every answer",
-    names=(),
+    names=("ends_not_trained",),
 )
 def end_masked_as_padding(setting: Setting) -> HFTraining:
+    end = 0
+
     def collate(trainer: Any) -> None:
         original = trainer.data_collator
 
         def masked(rows: Any) -> Any:
             batch = original(rows)
-            batch["input_ids"][:, -1] = 0
-            batch["labels"][batch["input_ids"] == 0] = -100
+            batch["input_ids"][:, -1] = end
+            batch["labels"][batch["input_ids"] == end] = -100  # DataCollatorForLanguageModeling
             return batch
 
         trainer.data_collator = masked
 
-    return HFTraining(setting, on_trainer=collate)
+    return HFTraining(setting, config={"eos_token_id": end}, on_trainer=collate)
 
 
 # -- schedule, resume, evaluation ------------------------------------------------------------------

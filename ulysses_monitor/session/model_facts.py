@@ -1,4 +1,4 @@
-"""What a transformers model says of itself: its vocabulary, and which weights are one."""
+"""What a transformers model says of itself: its vocabulary, its ends, which weights are one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["chance_loss", "count_untied"]
+__all__ = ["chance_loss", "count_untied", "end_tokens"]
 
 
 def chance_loss(model: nn.Module) -> float:
@@ -20,6 +20,15 @@ def chance_loss(model: nn.Module) -> float:
         return math.nan
     size = getattr(read(), "vocab_size", None)
     return math.log(size) if isinstance(size, int) and size > 1 else math.nan
+
+
+def end_tokens(model: nn.Module) -> tuple[int, ...]:
+    """Returns the ids of the tokens that end a text; none if the model does not say."""
+    base = _base(model)
+    configs = (getattr(base, name, None) for name in ("config", "generation_config"))
+    given = [getattr(config, "eos_token_id", None) for config in configs]
+    listed = [ids if isinstance(ids, list | tuple) else [ids] for ids in given]
+    return tuple(dict.fromkeys(i for ids in listed for i in ids if isinstance(i, int)))
 
 
 def count_untied(model: nn.Module) -> int | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulysses_monitor.session.model_facts import chance_loss, count_untied
+from ulysses_monitor.session.model_facts import chance_loss, count_untied, end_tokens
 
 SIZES = {
     "hidden_size": 8,
@@ -61,3 +61,9 @@ def test_an_adapter_in_the_place_of_a_tied_weight_is_not_a_lost_tie() -> None:
     model = with_adapters(build(tie_word_embeddings=True), "lm_head", "embed_tokens")
     assert torch.is_tensor(model.get_base_model().lm_head.weight)
     assert count_untied(model) == 0
+
+
+def test_a_model_says_which_tokens_end_a_text() -> None:
+    assert end_tokens(build(eos_token_id=7)) == (7,)
+    assert end_tokens(with_adapters(build(eos_token_id=[7, 9]), "q_proj")) == (7, 9)
+    assert end_tokens(nn.Linear(2, 2)) == ()

@@ -135,6 +135,26 @@ ENTRIES = (
         advice="Look at evaluation rows and their answers; check model.eval().",
     ),
     entry(
+        "ends_not_trained",
+        Level,
+        metrics=("data/end_trained/total",),
+        below=0.005,
+        patience=2,
+        clear=2,
+        family=_FAMILY,
+        sees="End tokens that rows have and that no label trains, so that the model never learns to "
+        "stop.",
+        formula="`data/end_trained/total` < 0.005 for 2 steps: of the end tokens that are not "
+        "padding, those with a label",
+        source="definition",
+        causes=(
+            "the padding token is the end token, and the collator masks both",
+            "the template puts the end token behind what is trained",
+            "answers that are cut off, while prompts hold end tokens",
+        ),
+        advice="Give the tokenizer a padding token of its own; decode one row with its labels.",
+    ),
+    entry(
         "loss_beside_evaluation",
         LossBesideEvaluation,
         clear=1,

@@ -94,12 +94,12 @@ ENTRIES = (
     entry(
         "update_ratio_small",
         SmallUpdate,
-        patience=3,
+        patience=2,
         clear=3,
         family=_FAMILY,
         sees="Steps that change the weights by millionths of their norm while the learning rate is "
         "not at its end.",
-        formula="0 < `optim/update_ratio/total` < 3e-6 at 3 measured steps, rate > 0.3 x highest",
+        formula="0 < `optim/update_ratio/total` < 3e-6 at 2 measured steps, rate > 0.3 x highest",
         source="others' default is 1e-8",
         causes=(
             "the learning rate is far too low",
