@@ -67,12 +67,10 @@ def _case(fault: str) -> Case:
     [
         ("layer_reinitialised", 10),
         ("reward_fails_silently", 10),
-        ("optimizer_of_replaced_parameters", 1),
-        ("checkpointing_cuts_adapters_off", 1),
-        ("tie_lost_on_loading", 1),
-        ("losses_added_over_accumulation", 1),
+        ("adapter_of_the_head_not_called", 1),
         ("state_lost_at_resume", 1),
-        ("clipped_on_one_rank", 1),
+        ("end_masked_as_padding", 1),
+        ("preference_losses_added_over_accumulation", 1),
     ],
 )
 def test_a_fault_is_caught_by_a_rule_that_names_its_cause(fault: str, steps: int) -> None:
