@@ -228,7 +228,7 @@ def state_lost_at_resume(setting: Setting) -> HFTraining:
 @reported(
     "huggingface/transformers/pull/33844",
     what="attention drops out in evaluation mode too",
-    names=(),
+    names=("random_in_evaluation",),
     onset=5,
 )
 def dropout_in_evaluation(setting: Setting) -> HFTraining:

@@ -57,6 +57,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "no_labels": ({"train/loss_tokens/total": after(7, 0.0, 9.0)}, 7),
     "loss_zero": ({LOSS: after(7, 0.0, noisy(2.0))}, 8),
     "loss_above_chance": ({"train/loss_over_chance/total": after(7, 2.0)}, 8),
+    "random_in_evaluation": ({"eval/random_steps/total": every(10, 0.5)}, 1),
     "loss_beside_evaluation": ({LOSS: 8.0, "eval/loss/total": every(10, 4.0)}, 11),
     "loss_spike": ({LOSS: lambda s: 6.0 if s == 50 else noisy(2.0)(s)}, 50),
     "gradient_spike": ({NORM: lambda s: 9.0 if s == 50 else noisy(1.0)(s), **LAYERS}, 50),

@@ -144,8 +144,7 @@ ENTRIES = (
         family=_FAMILY,
         sees="End tokens that rows have and that no label trains, so that the model never learns to "
         "stop.",
-        formula="`data/end_trained/total` < 0.005 for 2 steps: of the end tokens that are not "
-        "padding, those with a label",
+        formula="`data/end_trained/total` < 0.005 for 2 steps",
         source="definition",
         causes=(
             "the padding token is the end token, and the collator masks both",
@@ -153,6 +152,23 @@ ENTRIES = (
             "answers that are cut off, while prompts hold end tokens",
         ),
         advice="Give the tokenizer a padding token of its own; decode one row with its labels.",
+    ),
+    entry(
+        "random_in_evaluation",
+        Level,
+        metrics=("eval/random_steps/total",),
+        above=0.0,
+        clear=1,
+        family=_FAMILY,
+        sees="An evaluation whose steps draw random numbers, as dropout does.",
+        formula="`eval/random_steps/total` > 0: torch's random state moved between two steps",
+        source="definition: a model in evaluation mode draws none",
+        causes=(
+            "dropout that does not look at model.training, as with F.dropout or fused attention",
+            "a model that stays in training mode while it is evaluated",
+            "a collator that draws at random, which may be meant",
+        ),
+        advice="Evaluate the same batch twice: the losses must be equal. Call model.eval().",
     ),
     entry(
         "loss_beside_evaluation",
