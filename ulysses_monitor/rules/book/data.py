@@ -142,8 +142,8 @@ ENTRIES = (
         patience=2,
         clear=2,
         family=_FAMILY,
-        sees="End tokens that rows have and that no label trains, so that the model never learns to "
-        "stop.",
+        sees="End tokens that rows have and that no label trains, so that the model never learns "
+        "to stop.",
         formula="`data/end_trained/total` < 0.005 for 2 steps",
         source="definition",
         causes=(
