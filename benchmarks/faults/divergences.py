@@ -99,8 +99,8 @@ def one_channel_that_grows(training: Training) -> None:
 
 @_divergence
 def second_moment_that_forgets(training: Training) -> None:
-    """Adam with a second moment of few steps, at a rate that rises: each rare gradient is a leap."""
-    training.optimizer_settings = {"betas": (0.9, 0.3)}
+    """Adam with a second moment of few steps, at a rate that rises."""
+    training.optimizer_settings = {"betas": (0.9, 0.9)}
 
     def rise(step: int, t: Training) -> None:
         for group in t.optimizer.param_groups:

@@ -228,6 +228,7 @@ def _count(session: Session, batch: Any, is_shifted: bool) -> Callable[[], bool]
             loss_tokens=label_tokens(batch, is_shifted),
             attended=attended_pairs(batch),
         )
+        session.inputs.see_batch(batch, shifted=is_shifted)
         return True
 
     return count

@@ -32,7 +32,8 @@ from tests.support.spawn import spawn
 
 def monitored(engine: str, folder: Path, **more: Any) -> tuple[Any, um.Monitor, um.MemorySink]:
     sink = um.MemorySink()
-    settings = {k: more.pop(k) for k in ("sinks", "sample_every", "if_exists") if k in more}
+    names = ("sinks", "sample_every", "if_exists", "probes")
+    settings = {k: more.pop(k) for k in names if k in more}
     settings.setdefault("sinks", []).append(sink)
     monitor = um.Monitor(folder / "run", tensorboard=False, **settings)
     trainer = build_trainer(engine, folder, **more)
@@ -378,6 +379,22 @@ def check_what_the_trainer_logs_is_recorded_and_nothing_twice(engine: str, folde
     assert not {"train/epoch/total", "train/train_runtime/total", "train/total_flos/total"} & set(
         frame.columns
     )
+
+
+def check_batches_modules_and_noise_are_read(engine: str, folder: Path) -> None:
+    trainer, _, _ = monitored(engine, folder, sample_every=1, probes=["modules"], max_steps=7)
+    trainer.train()
+    assert not any(module._forward_pre_hooks for module in trainer.model.model.layers)
+    if rank() == 0:
+        frame = um.open_run(folder / "run").metrics()
+        assert frame["data/label_own/total"].tolist() == [1.0] * 7
+        assert frame["activation/rms/layer/1"].notna().all()
+        assert frame["attention/logit_max/total"].notna().all()
+        has_noise = engine != "zero2"  # which keeps its gradients to itself
+        assert ("grad/noise_scale/total" in frame) <= has_noise
+        assert ("grad/noise/total" in frame) == has_noise
+        if has_noise:
+            assert frame["grad/carried/total"].iloc[1:].tolist() == [0.0] * 6
 
 
 CHECKS = {name: f for name, f in sorted(globals().items()) if name.startswith("check_")}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import ulysses_monitor as um
+from ulysses_monitor.probes import noise
 
 SIZE, ROWS, SIGMA = 40, 4, 0.5
 MEAN = torch.linspace(-0.2, 0.3, SIZE)
@@ -90,3 +91,25 @@ def test_the_first_four_measurements_give_no_ratio(tmp_path: Path) -> None:
     frame = train(tmp_path / "run", 8, 2)
     assert frame["grad/noise/total"].notna().tolist() == [False] + [True] * 7
     assert frame["grad/noise_scale/total"].iloc[:5].isna().all()
+
+
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_a_part_that_ranks_have_averaged_counts_as_a_larger_batch(
+    monkeypatch: pytest.MonkeyPatch, is_reduced: bool
+) -> None:
+    monkeypatch.setattr(noise, "world_size", lambda: 2)
+    # Two ranks with four micro-batches each, of ten tokens; the part is one of them on each rank.
+    batch = 80
+    part = 20 if is_reduced else 10
+    small, large = SIGNAL + TRACE / part, SIGNAL + TRACE / batch
+    ranks = [small, small] if is_reduced else [0.9 * small, 1.1 * small]
+    sums = {
+        "noise squares": sum(ranks),
+        "noise fourth": sum(each**2 for each in ranks),
+        "noise small": 2.0,
+        "noise all": 8.0,
+        "noise measured": 2.0,
+    }
+    found = noise.NoiseScale(None).metrics(sums, float(np.sqrt(large)), batch)  # type: ignore[arg-type]
+    assert found["grad/signal/total"] == pytest.approx(SIGNAL)
+    assert found["grad/noise/total"] == pytest.approx(TRACE)

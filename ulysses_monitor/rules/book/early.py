@@ -14,8 +14,14 @@ _CAUSES = (
     "the data has changed",
 )
 _SAMPLED: dict[str, Any] = {
-    **{"reference": 16, "window": 5, "least": 10, "gain": 0.05},
-    **{"warmup": 50, "clear": 4, "cooldown": 50, "family": _FAMILY},
+    "reference": 16,
+    "window": 5,
+    "least": 10,
+    "gain": 0.05,
+    "warmup": 50,
+    "clear": 4,
+    "cooldown": 50,
+    "family": _FAMILY,
 }
 """Of what the module probe reads at sampled steps."""
 _ADVICE = "Save a checkpoint; lower the learning rate if the loss follows."
