@@ -70,7 +70,6 @@ def _case(fault: str) -> Case:
         ("adapter_of_the_head_not_called", 1),
         ("state_lost_at_resume", 1),
         ("end_masked_as_padding", 1),
-        ("preference_losses_added_over_accumulation", 1),
     ],
 )
 def test_a_fault_is_caught_by_a_rule_that_names_its_cause(fault: str, steps: int) -> None:
