@@ -146,6 +146,7 @@ class BatchReader:
         }
         found = {name: sums[key] / labels for name, key in shares.items()}
         if sums[_ENDS] > 0:
+            found["data/end_tokens/total"] = sums[_ENDS]
             found["data/end_trained/total"] = sums[_TRAINED_ENDS] / sums[_ENDS]
         if sums[_COMPARED] > 0:
             found["data/token_overlap/total"] = sums[_OVERLAP] / sums[_COMPARED]

@@ -137,7 +137,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
         8,
     ),
     "labels_changed": ({"data/label_own/total": after(60, 0.3)}, 60),
-    "ends_not_trained": ({"data/end_trained/total": after(7, 0.0)}, 8),
+    "ends_not_trained": ({"data/end_trained/total": 0.0, "data/end_tokens/total": 3.0}, 3),
     "padding_trained": ({"data/label_padded/total": after(7, 0.2, 0.0)}, 8),
     "dominant_token": ({"data/dominant_token/total": after(7, 0.4, 0.05)}, 11),
     "data_changed": ({"data/token_overlap/total": lambda s: noisy(0.8 if s < 60 else 0.4)(s)}, 0),
@@ -355,3 +355,11 @@ def test_ranks_that_are_apart_by_little_of_a_step_have_no_straggler() -> None:
     assert alerts(["straggler"], {**metrics, SECONDS: 0.5})
     small = {"train/seconds_rank_std/total": 0.01, SECONDS: 0.02}
     assert alerts(["straggler"], small) == []
+
+
+def test_ends_that_were_trained_once_are_not_lost_where_only_prompts_have_some() -> None:
+    metrics: dict[str, Value] = {"data/end_tokens/total": 3.0}
+    metrics["data/end_trained/total"] = lambda step: 0.5 if step == 2 else 0.0
+    assert alerts(["ends_not_trained"], metrics) == []
+    rare = {"data/end_tokens/total": every(100, 3.0), "data/end_trained/total": every(100, 0.0)}
+    assert [a.step for a in alerts(["ends_not_trained"], rare)] == [201]

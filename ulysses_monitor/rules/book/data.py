@@ -1,7 +1,12 @@
 """What batches and evaluations say about the data."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.batches import DataChanged, LabelsChanged, LabelsMisaligned
+from ulysses_monitor.rules.kinds.batches import (
+    DataChanged,
+    EndsNotTrained,
+    LabelsChanged,
+    LabelsMisaligned,
+)
 from ulysses_monitor.rules.kinds.levels import Level
 from ulysses_monitor.rules.kinds.loss import LossBesideEvaluation, Overfitting
 
@@ -136,15 +141,12 @@ ENTRIES = (
     ),
     entry(
         "ends_not_trained",
-        Level,
-        metrics=("data/end_trained/total",),
-        below=0.005,
-        patience=2,
-        clear=2,
+        EndsNotTrained,
+        clear=8,
         family=_FAMILY,
         sees="End tokens that rows have and that no label trains, so that the model never learns "
         "to stop.",
-        formula="`data/end_trained/total` < 0.005 for 2 steps",
+        formula="`data/end_trained/total` = 0 at all steps so far, with 8 end tokens or more",
         source="definition",
         causes=(
             "the padding token is the end token, and the collator masks both",
