@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults [--short] [--seeds N] [--workers N] [--out FILE]`: see the package.
+"""`python -m benchmarks.faults [--short] [--groups G ...] [--seeds N] [--workers N] [--out FILE]`.
 
 The short form exits with 1 if a fault is missed or a healthy run raises a critical alert.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.faults.cases import SEEDS, Case, every_case
+from benchmarks.faults.cases import GROUPS, SEEDS, Case, every_case
 from benchmarks.faults.judging import JUDGES, Verdict, judge
 from benchmarks.faults.report import report
 from benchmarks.faults.short import complaints, short_cases
@@ -53,13 +53,19 @@ def _all(jobs: list[Job], workers: int) -> Iterator[list[Verdict]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a few trainings, asserted")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     began = time.perf_counter()
     seeds = [None] if args.short else list(range(args.seeds))
-    jobs = [(seed, i) for seed in seeds for i in range(len(_cases(seed)))]
+    jobs = [
+        (seed, i)
+        for seed in seeds
+        for i, case in enumerate(_cases(seed))
+        if case.group in args.groups
+    ]
     found: dict[str, list[Verdict]] = {title: [] for title in JUDGES}
     for done, verdicts in enumerate(_all(jobs, args.workers), start=1):
         for title, verdict in zip(found, verdicts, strict=True):
