@@ -10,7 +10,7 @@ SERVICES := $(VENV)/.services-installed
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup data train reasoning test test-full test-services test-install test-matrix test-clients lint format check clean
+.PHONY: setup data train reasoning faults test test-full test-services test-install test-matrix test-clients lint format check clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ train: data
 # The road of a reasoning model, three seeds; docs/reasoning.md has what comes out.
 reasoning: $(STAMP)
 	$(BIN)/python -m examples.reasoning.run
+
+# A few training faults and healthy runs, asserted; the whole benchmark: without --short.
+faults: $(STAMP)
+	$(BIN)/python -m benchmarks.faults --short
 
 test: $(STAMP)
 	$(PYTEST)

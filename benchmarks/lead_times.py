@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.faults.divergences import DIVERGENCES, ONSET
-from benchmarks.faults.judging import share
+from benchmarks.faults.report import share
 from benchmarks.faults.training import Recorded, Setting, Training
 from benchmarks.tables import spread, table
 from ulysses_monitor.records import Alert

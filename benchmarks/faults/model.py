@@ -1,9 +1,11 @@
 """A small causal language model, and texts for it.
 
-Legend: B rows, T tokens, V vocabulary.
+Legend: B rows, T tokens, H heads, D elements of a head, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +22,13 @@ class Block(nn.Module):
     Attributes:
         scale: what its output is multiplied by; faults change it.
         is_cut: whether no gradient reaches its weights; faults set it.
+        attend: attention of queries, keys and values [B, H, T, D].
     """
 
     def __init__(self, width: int, heads: int = 2) -> None:
         super().__init__()
         self.heads, self.scale, self.is_cut = heads, 1.0, False
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = _attend
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
@@ -41,9 +45,13 @@ class Block(nn.Module):
             layer(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = self.attend(q, k, v)
         first = self.o_proj(attended.transpose(1, 2).flatten(2))
         return first + self.down_proj(F.gelu(self.up_proj(self.norm2(x + first))))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class SmallModel(nn.Module):

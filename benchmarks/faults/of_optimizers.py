@@ -31,7 +31,7 @@ def rate_leaps(training: Training) -> None:
     training.on_step = leap
 
 
-@fault("rate_reset", onset=1)
+@fault("rate_reset", "state_lost", onset=1)
 def rate_reset_at_resume(training: Training) -> None:
     training.first_step = 500
 

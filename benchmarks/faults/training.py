@@ -52,9 +52,15 @@ class Setting:
 
 @dataclass
 class Recorded:
-    """What a training recorded, in the order in which rules saw it."""
+    """What a training recorded.
+
+    Attributes:
+        records: in the order in which rules saw them.
+        refused: what the monitor says of a training that it cannot watch; empty if it can.
+    """
 
     records: list[StepRecord]
+    refused: str = ""
 
 
 @dataclass

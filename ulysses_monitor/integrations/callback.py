@@ -31,6 +31,7 @@ from ulysses_monitor.common.files import replace_file
 from ulysses_monitor.common.patching import Undo, patch_method, undo_all
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.engines import Engine
+from ulysses_monitor.integrations.evaluation import RandomDraws, draws_on_purpose
 from ulysses_monitor.integrations.hooks import check_hooks
 from ulysses_monitor.integrations.patches import (
     BatchPatch,
@@ -83,6 +84,7 @@ class TrainerWatcher(TrainerCallback):
         self._trainer: Trainer | None = trainer
         self._undos: list[Undo] = []
         self._logged: frozenset[str] = frozenset()
+        self._draws = RandomDraws()
 
     def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
         """Opens the session of a training that begins.
@@ -124,6 +126,7 @@ class TrainerWatcher(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Completes the step's record; does what policies or people ask of the training."""
+        self._draws.take()  # of a prediction
 
         def end_step(session: Session) -> None:
             session.step_ends(state.global_step)
@@ -135,6 +138,14 @@ class TrainerWatcher(TrainerCallback):
 
         self._guarded("on_step_end", end_step)
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks whether the evaluation's forward passes draw random numbers."""
+        trainer = self._trainer
+        if trainer is not None and not draws_on_purpose(trainer):
+            self._guarded("on_prediction_step", lambda _: self._draws.see(args.device))
+
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -145,10 +156,11 @@ class TrainerWatcher(TrainerCallback):
     ) -> None:
         """Records an evaluation's numbers as ``eval/<name>/total``, once each."""
         logged, self._logged = self._logged, frozenset()
+        drawn = self._draws.take()
 
         def record(session: Session) -> None:
             numbers = name_numbers(metrics or {}, is_evaluation=True)
-            session.log({name: n for name, n in numbers.items() if name not in logged})
+            session.log({name: n for name, n in numbers.items() if name not in logged} | drawn)
 
         if rank() == 0:
             self._guarded("on_evaluate", record)

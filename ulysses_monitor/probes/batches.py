@@ -8,7 +8,7 @@ Legend: B rows, S tokens of a row, K buckets of token ids.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ _KEEP = 0.98
 _SPREAD = 20_011
 """Spreads pairs of ids over the buckets: a prime."""
 
-_LABELS, _OWN, _COPIED, _AHEAD, _PADDED, _TOP, _OVERLAP, _COMPARED = _SUMS = tuple(
-    f"batch {name}"
-    for name in ("labels", "own", "copied", "ahead", "padded", "top", "overlap", "compared")
-)
+_NAMES = ("labels", "own", "copied", "ahead", "padded", "ends", "trained ends")
+_LABELS, _OWN, _COPIED, _AHEAD, _PADDED, _ENDS, _TRAINED_ENDS = (f"batch {n}" for n in _NAMES)
+_TOP, _OVERLAP, _COMPARED = "batch top", "batch overlap", "batch compared"
+_SUMS = (*(f"batch {n}" for n in _NAMES), _TOP, _OVERLAP, _COMPARED)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,21 @@ class _Aligned:
         before: the token that a label is predicted from.
         own: the token at the label's place, which a causal language model learns to predict.
         padded: whether the label and the token before it are padding; None without a mask.
+        attended: whether the token at the label's place is not padding; None without a mask.
     """
 
     labels: Tensor
     before: Tensor
     own: Tensor
     padded: Tensor | None
+    attended: Tensor | None
 
 
 class BatchReader:
     """Counts over a step's micro-batches; sums over ranks become ``data/*`` metrics.
+
+    Args:
+        ends: ids of the tokens that end a text.
 
     Attributes:
         SUMS: names of what `take_sums` returns.
@@ -60,7 +65,8 @@ class BatchReader:
 
     SUMS = _SUMS
 
-    def __init__(self) -> None:
+    def __init__(self, ends: Sequence[int] = ()) -> None:
+        self._ends = tuple(ends)
         self._usual: Tensor | None = None
         self._start_step()
 
@@ -86,6 +92,11 @@ class BatchReader:
         self._count(_AHEAD, labels[:, :-1] == found.own[:, 1:])
         if found.padded is not None:
             self._count(_PADDED, trained & found.padded)
+        if self._ends:
+            ends = torch.isin(found.own, torch.tensor(self._ends, device=labels.device))
+            ends = ends if found.attended is None else ends & found.attended
+            self._count(_ENDS, ends)
+            self._count(_TRAINED_ENDS, ends & trained)
         pairs = labels + _SPREAD * found.before
         if self._counts is None:
             self._counts = torch.zeros(2, BUCKETS + 1, device=labels.device)
@@ -134,6 +145,9 @@ class BatchReader:
             "data/dominant_token/total": _TOP,
         }
         found = {name: sums[key] / labels for name, key in shares.items()}
+        if sums[_ENDS] > 0:
+            found["data/end_tokens/total"] = sums[_ENDS]
+            found["data/end_trained/total"] = sums[_TRAINED_ENDS] / sums[_ENDS]
         if sums[_COMPARED] > 0:
             found["data/token_overlap/total"] = sums[_OVERLAP] / sums[_COMPARED]
         return found
@@ -153,8 +167,8 @@ def _align(batch: Any, shifted: bool) -> _Aligned | None:
     ids = ids.to(labels.device)
     labels = labels[:, 1:] if shifted and ready is None else labels[:, :-1]
     mask = batch.get("attention_mask")
-    padded = None
+    padded = attended = None
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         is_padding = mask.to(labels.device) == 0
-        padded = is_padding[:, 1:] & is_padding[:, :-1]
-    return _Aligned(labels, ids[:, :-1], ids[:, 1:], padded)
+        padded, attended = is_padding[:, 1:] & is_padding[:, :-1], ~is_padding[:, 1:]
+    return _Aligned(labels, ids[:, :-1], ids[:, 1:], padded, attended)

@@ -13,6 +13,7 @@ from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.batches import BatchReader
 from ulysses_monitor.probes.carried import CarriedGradients
 from ulysses_monitor.probes.noise import NoiseScale
+from ulysses_monitor.session.model_facts import end_tokens
 from ulysses_monitor.session.training_step import TrainingStep
 
 __all__ = ["StepInputs", "optimizer_settings"]
@@ -29,7 +30,7 @@ class StepInputs:
 
     def __init__(self, engine: Engine, guard: Guard, sample_every: int) -> None:
         self._engine, self._guard, self._sample_every = engine, guard, sample_every
-        self._batches = BatchReader()
+        self._batches = BatchReader(end_tokens(engine.model))
         self._carried = CarriedGradients(engine, guard)
         self._noise = NoiseScale(engine)
 

@@ -18,6 +18,7 @@ from ulysses_monitor.engines import Engine
 from ulysses_monitor.probes.capture import Part
 from ulysses_monitor.records import Schema, StepRecord, schema_of
 from ulysses_monitor.session.flops import TrainingFlops, peak_flops
+from ulysses_monitor.session.model_facts import chance_loss, count_untied
 
 __all__ = ["RecordBuilder", "TrainingStep", "as_part"]
 
@@ -53,6 +54,8 @@ class TrainingStep:
     _loss_tokens: Tensor | float = 0.0
     _has_labels: float = 0.0
     _attended: Tensor | float = 0.0
+    _seconds: float = 0.0
+    """From the step's start to its first loss; a backward pass waits for other ranks."""
 
     def observe(
         self,
@@ -67,6 +70,7 @@ class TrainingStep:
             InputError: a value is not a real number.
         """
         if loss is not None:
+            self._seconds = self._seconds or time.perf_counter() - self.began
             self._loss = self._loss + _scalar("loss", loss)
             self._has_loss = self._has_loss or 1.0
         if loss_tokens is not None:
@@ -96,16 +100,29 @@ class TrainingStep:
             "loss_tokens": self._loss_tokens,
             "has_labels": self._has_labels,
             "attended": self._attended,
-            **({"loss_squares": _square(self._loss)} if world_size() > 1 else {}),
+            **(self._of_ranks() if world_size() > 1 else {}),
+        }
+
+    def _of_ranks(self) -> dict[str, Tensor | float]:
+        """Returns what says how far ranks are apart."""
+        return {
+            "loss_squares": _square(self._loss),
+            "seconds": self._seconds,
+            "seconds_squares": self._seconds**2,
         }
 
     def metrics(self, engine: Engine) -> dict[str, float]:
-        """Returns loss, label tokens, learning rates, the coming clip, and the `sources`."""
+        """Returns what is known before the step: loss, learning rates, `sources`, ..."""
         metrics = {f"optim/lr/{i}": lr for i, lr in enumerate(engine.learning_rates())}
         if self.sums["has_loss"] > 0:  # not NaN
             metrics["train/loss/total"] = self.sums["loss"] / self.sums["has_loss"]
             if "loss_squares" in self.sums:
-                metrics["train/loss_rank_std/total"] = self._rank_std()
+                metrics["train/loss_rank_std/total"] = self._rank_std("loss")
+                metrics["train/seconds_rank_std/total"] = self._rank_std("seconds")
+            if not math.isnan(chance := chance_loss(engine.model)):
+                metrics["train/loss_over_chance/total"] = metrics["train/loss/total"] / chance
+        if (untied := count_untied(engine.model)) is not None:
+            metrics["param/untied/total"] = float(untied)
         if self.sums["has_labels"] > 0:
             metrics["train/loss_tokens/total"] = self.sums["loss_tokens"]
         return {**metrics, **self.clip_metrics(engine.clip_norm()), **self.sources}
@@ -119,11 +136,11 @@ class TrainingStep:
             return {}
         return {"grad/clip_coef/total": min(1.0, clip_norm / (norm + 1e-6))}
 
-    def _rank_std(self) -> float:
-        """Returns how far the ranks' losses are apart; exactly 0 if they are equal."""
+    def _rank_std(self, name: str) -> float:
+        """Returns how far the ranks' values are apart; exactly 0 if they are equal."""
         count = self.sums["has_loss"]
-        mean = self.sums["loss"] / count
-        variance = self.sums["loss_squares"] / count - mean**2
+        mean = self.sums[name] / count
+        variance = self.sums[f"{name}_squares"] / count - mean**2
         is_rounding = variance < 1e-13 * mean**2  # of the sums, which are float64
         return 0.0 if is_rounding else math.sqrt(variance)
 

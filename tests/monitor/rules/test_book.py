@@ -56,6 +56,9 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "skipped_steps": ({"grad/nonfinite/total": after(7, 2.0, 0.0)}, 11),
     "no_labels": ({"train/loss_tokens/total": after(7, 0.0, 9.0)}, 7),
     "loss_zero": ({LOSS: after(7, 0.0, noisy(2.0))}, 8),
+    "loss_above_chance": ({"train/loss_over_chance/total": after(7, 2.0)}, 8),
+    "random_in_evaluation": ({"eval/random_steps/total": every(10, 0.5)}, 1),
+    "loss_beside_evaluation": ({LOSS: 8.0, "eval/loss/total": every(10, 4.0)}, 11),
     "loss_spike": ({LOSS: lambda s: 6.0 if s == 50 else noisy(2.0)(s)}, 50),
     "gradient_spike": ({NORM: lambda s: 9.0 if s == 50 else noisy(1.0)(s), **LAYERS}, 50),
     "divergence": ({LOSS: lambda s: noisy(2.0)(s) * (1.02 ** max(0, s - 60))}, 0),
@@ -80,7 +83,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     ),
     "nothing_moves": ({RATIO: every(10, 0.0), RATE: 1e-3, NORM: 1.0}, 1),
     "update_ratio_large": ({RATIO: every(10, 0.5)}, 21),
-    "update_ratio_small": ({RATIO: every(10, 1e-7), RATE: 1e-3}, 21),
+    "update_ratio_small": ({RATIO: every(10, 1e-7), RATE: 1e-3}, 11),
     "gradients_not_cleared": ({"grad/carried/total": after(7, 1.0, 0.0)}, 8),
     "gradients_accumulate": ({NORM: lambda s: float(s)}, 25),
     "state_not_updated": ({"optim/exp_avg_norm/total": every(10, 0.3), NORM: 1.0}, 11),
@@ -95,17 +98,33 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
         61,
     ),
     "weights_shrink": ({"param/norm/total": every(10, after(60, 0.5))}, 71),
+    "state_lost": (
+        {
+            "param/norm/total": every(10, 1.0),
+            "optim/exp_avg_norm/total": every(10, after(40, 0.1, None)),
+        },
+        41,
+    ),
+    "tie_lost": ({"param/untied/total": after(7, 1.0, 0.0)}, 7),
+    "adapter_without_gradient": (
+        {
+            **{f"grad/norm/param/0.lora_{side}.default.weight": 1.0 for side in "AB"},
+            **{f"grad/norm/param/1.lora_{side}.default.weight": after(10, 0.0) for side in "AB"},
+        },
+        11,
+    ),
     "lora_imbalance": ({"lora/grad_ratio_B_A/total": 200.0}, 101),
     "lora_idle": ({"lora/delta_ratio/total": every(10, 0.0)}, 21),
     "lora_rank_collapse": ({"lora/stable_rank/total": every(10, after(60, 1.0, 3.0))}, 81),
     "lora_outgrows_base": ({"lora/delta_ratio/total": every(10, 3.0)}, 11),
-    "rate_zero": ({RATE: after(60, 0.0)}, 62),
+    "rate_zero": ({RATE: after(60, 0.0)}, 61),
     "rate_jump": ({RATE: after(60, 9.0)}, 60),
     "rate_reset": ({RATE: lambda s: s - 29.0}, 35),
     "rate_out_of_range": ({"optim/exp_avg_sq_mean/total": every(10, 1.0), RATE: 0.5}, 1),
     "always_clipping": ({"grad/clip_coef/total": 0.01}, 72),
     "replica_drift": ({"param/mismatch/total": every(10, after(60, 2.0, 0.0))}, 61),
-    "same_data_on_ranks": ({"train/loss_rank_std/total": after(60, 0.0, 0.1)}, 62),
+    "same_data_on_ranks": ({"train/loss_rank_std/total": after(60, 0.0, 0.1)}, 61),
+    "straggler": ({"train/seconds_rank_std/total": after(20, 0.2, 1e-3), SECONDS: 0.5}, 23),
     "betas_swapped": ({"optim/beta1/0": every(10, 0.999), "optim/beta2/0": every(10, 0.9)}, 1),
     "epsilon_large": ({"optim/eps/0": every(10, 0.1), "optim/beta2/0": every(10, 0.999)}, 1),
     "decay_strong": ({"optim/weight_decay/0": every(10, 10.0), RATE: after(15, 1e-3, 1e-6)}, 21),
@@ -118,6 +137,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
         8,
     ),
     "labels_changed": ({"data/label_own/total": after(60, 0.3)}, 60),
+    "ends_not_trained": ({"data/end_trained/total": 0.0, "data/end_tokens/total": 3.0}, 3),
     "padding_trained": ({"data/label_padded/total": after(7, 0.2, 0.0)}, 8),
     "dominant_token": ({"data/dominant_token/total": after(7, 0.4, 0.05)}, 11),
     "data_changed": ({"data/token_overlap/total": lambda s: noisy(0.8 if s < 60 else 0.4)(s)}, 0),
@@ -180,6 +200,9 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
 }
 
 
+RESUMED = ("rate_reset", "state_lost")
+
+
 def alerts(
     rules: Any, metrics: Mapping[str, Value], steps: int = 250, first: int = 1
 ) -> list[Alert]:
@@ -199,7 +222,7 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_fires_on_its_fault_and_says_all_that_an_alert_has_to(name: str) -> None:
     metrics, step = CASES[name]
-    found = alerts([name], metrics, first=30 if name == "rate_reset" else 1)  # it was resumed
+    found = alerts([name], metrics, first=30 if name in RESUMED else 1)
     assert found, "no alert"
     first = found[0]
     assert step in (0, first.step)
@@ -262,6 +285,9 @@ def test_a_healthy_run_of_all_metrics_raises_nothing() -> None:
         "grad/clip_coef/total": lambda s: min(1.0, 1 / noise[1, s]),
         "train/loss_tokens/total": 512.0,
         "train/loss_rank_std/total": random(2, 0.1),
+        "train/seconds_rank_std/total": random(26, 0.01),
+        "train/loss_over_chance/total": lambda s: (1.5 + 3 * np.exp(-s / 80)) / 4.6,
+        "param/untied/total": 0.0,
         RATE: lambda s: 1e-3 * min(s / 20, 1.0) * (1 - s / 450),
         SPEED: random(3, 900.0),
         SECONDS: random(4),
@@ -295,3 +321,45 @@ def test_an_adapter_that_stays_zero_although_it_has_a_gradient_does_not_move() -
     assert (alert.step, alert.where) == (21, "p3")
     metrics["param/norm/param/p3"] = every(10, 1.0)  # the ratio could not be measured
     assert alerts(["does_not_move"], metrics) == []
+
+
+def test_a_fresh_run_and_a_resumed_one_that_has_its_state_lost_none() -> None:
+    metrics = dict(CASES["state_lost"][0])
+    assert alerts(["state_lost"], metrics) == []
+    metrics["optim/exp_avg_norm/total"] = every(10, 0.1)
+    assert alerts(["state_lost"], metrics, first=30) == []
+
+
+def test_an_adapter_of_which_one_side_has_a_gradient_is_not_without() -> None:
+    names = [f"grad/norm/param/{i}.lora_{side}.default.weight" for i in "01" for side in "AB"]
+    metrics: dict[str, Value] = dict.fromkeys(names, 1.0)
+    metrics[names[2]] = 0.0  # A, while B is zero
+    assert alerts(["adapter_without_gradient"], metrics) == []
+    metrics[names[3]] = 0.0
+    assert "1 adapters" in alerts(["adapter_without_gradient"], metrics)[0].message
+    assert alerts(["adapter_without_gradient"], dict.fromkeys(names, 0.0)) == []
+    experts = {n.replace("param/1.", "param/experts.1."): v for n, v in metrics.items()}
+    assert alerts(["adapter_without_gradient"], experts) == []
+
+
+def test_a_loss_that_falls_fast_is_not_a_multiple_of_the_evaluations() -> None:
+    falling = {LOSS: lambda s: 8.0 * 0.9**s, "eval/loss/total": every(5, lambda s: 8.0 * 0.9**s)}
+    assert alerts(["loss_beside_evaluation"], falling) == []
+    overfitting = {LOSS: 0.1, "eval/loss/total": every(5, 4.0)}
+    assert alerts(["loss_beside_evaluation"], overfitting) == []
+
+
+def test_ranks_that_are_apart_by_little_of_a_step_have_no_straggler() -> None:
+    metrics: dict[str, Value] = {"train/seconds_rank_std/total": 0.1, SECONDS: 1.0}
+    assert alerts(["straggler"], metrics) == []
+    assert alerts(["straggler"], {**metrics, SECONDS: 0.5})
+    small = {"train/seconds_rank_std/total": 0.01, SECONDS: 0.02}
+    assert alerts(["straggler"], small) == []
+
+
+def test_ends_that_were_trained_once_are_not_lost_where_only_prompts_have_some() -> None:
+    metrics: dict[str, Value] = {"data/end_tokens/total": 3.0}
+    metrics["data/end_trained/total"] = lambda step: 0.5 if step == 2 else 0.0
+    assert alerts(["ends_not_trained"], metrics) == []
+    rare = {"data/end_tokens/total": every(100, 3.0), "data/end_trained/total": every(100, 0.0)}
+    assert [a.step for a in alerts(["ends_not_trained"], rare)] == [201]

@@ -1,9 +1,14 @@
 """What batches and evaluations say about the data."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.batches import DataChanged, LabelsChanged, LabelsMisaligned
+from ulysses_monitor.rules.kinds.batches import (
+    DataChanged,
+    EndsNotTrained,
+    LabelsChanged,
+    LabelsMisaligned,
+)
 from ulysses_monitor.rules.kinds.levels import Level
-from ulysses_monitor.rules.kinds.loss import Overfitting
+from ulysses_monitor.rules.kinds.loss import LossBesideEvaluation, Overfitting
 
 __all__ = ["ENTRIES"]
 
@@ -133,6 +138,54 @@ ENTRIES = (
             "dropout or another training mode is active in the evaluation",
         ),
         advice="Look at evaluation rows and their answers; check model.eval().",
+    ),
+    entry(
+        "ends_not_trained",
+        EndsNotTrained,
+        clear=8,
+        family=_FAMILY,
+        sees="End tokens that rows have and that no label trains, so that the model never learns "
+        "to stop.",
+        formula="`data/end_trained/total` = 0 at all steps so far, with 8 end tokens or more",
+        source="definition",
+        causes=(
+            "the padding token is the end token, and the collator masks both",
+            "the template puts the end token behind what is trained",
+            "answers that are cut off, while prompts hold end tokens",
+        ),
+        advice="Give the tokenizer a padding token of its own; decode one row with its labels.",
+    ),
+    entry(
+        "random_in_evaluation",
+        Level,
+        metrics=("eval/random_steps/total",),
+        above=0.0,
+        clear=1,
+        family=_FAMILY,
+        sees="An evaluation whose steps draw random numbers, as dropout does.",
+        formula="`eval/random_steps/total` > 0: torch's random state moved between two steps",
+        source="definition: a model in evaluation mode draws none",
+        causes=(
+            "dropout that does not look at model.training, as with F.dropout or fused attention",
+            "a model that stays in training mode while it is evaluated",
+            "a collator that draws at random, which may be meant",
+        ),
+        advice="Evaluate the same batch twice: the losses must be equal. Call model.eval().",
+    ),
+    entry(
+        "loss_beside_evaluation",
+        LossBesideEvaluation,
+        clear=1,
+        family=_FAMILY,
+        sees="A training loss of almost twice the evaluation's or more.",
+        formula="median of the last 3 losses > 1.8 x eval loss",
+        source="definition: an evaluation's loss is a mean, and sums of two or more are not",
+        causes=(
+            "losses of accumulated micro-batches are added up and not averaged",
+            "the loss is divided by another number of tokens than it was summed over",
+            "the evaluation's rows are far easier than the training's, or dropout is very high",
+        ),
+        advice="Compare the loss at gradient_accumulation_steps 1 and 2: it must be the same.",
     ),
     entry(
         "token_accuracy_perfect",

@@ -2,7 +2,12 @@
 
 from ulysses_monitor.rules.builtin import entry
 from ulysses_monitor.rules.kinds.levels import Level
-from ulysses_monitor.rules.kinds.lora import IdleAdapter, LoraImbalance, RankCollapse
+from ulysses_monitor.rules.kinds.lora import (
+    AdapterWithoutGradient,
+    IdleAdapter,
+    LoraImbalance,
+    RankCollapse,
+)
 
 __all__ = ["ENTRIES"]
 
@@ -40,6 +45,23 @@ ENTRIES = (
             "the learning rate is 0",
         ),
         advice="Initialise one of the two sides; build the optimizer after adding the adapters.",
+    ),
+    entry(
+        "adapter_without_gradient",
+        AdapterWithoutGradient,
+        patience=2,
+        clear=20,
+        family=_FAMILY,
+        sees="Adapters of which neither side gets a gradient while other adapters do.",
+        formula="`grad/norm/param/...` of A and of B = 0 for 2 steps, and not of all adapters",
+        source="definition: one side is not zero at the start, so the other gets a gradient",
+        causes=(
+            "reentrant checkpointing of layers whose inputs need no gradient",
+            "the adapter sits on a module that is not called: a fused loss reads the head's weight",
+            "a detach or a no_grad behind the adapter",
+        ),
+        advice="Use use_reentrant=False or enable_input_require_grads(); leave such modules out of "
+        "target_modules.",
     ),
     entry(
         "lora_rank_collapse",

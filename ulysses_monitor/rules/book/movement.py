@@ -8,6 +8,7 @@ from ulysses_monitor.rules.kinds.movement import (
     SmallMoment,
     SmallUpdate,
     StaleState,
+    StateLost,
     Still,
     WeightJump,
 )
@@ -93,12 +94,12 @@ ENTRIES = (
     entry(
         "update_ratio_small",
         SmallUpdate,
-        patience=3,
+        patience=2,
         clear=3,
         family=_FAMILY,
         sees="Steps that change the weights by millionths of their norm while the learning rate is "
         "not at its end.",
-        formula="0 < `optim/update_ratio/total` < 3e-6 at 3 measured steps, rate > 0.3 x highest",
+        formula="0 < `optim/update_ratio/total` < 3e-6 at 2 measured steps, rate > 0.3 x highest",
         source="others' default is 1e-8",
         causes=(
             "the learning rate is far too low",
@@ -156,6 +157,39 @@ ENTRIES = (
             "the state is restored at each step",
         ),
         advice="Check which optimizer the loop steps.",
+    ),
+    entry(
+        "state_lost",
+        StateLost,
+        family=_FAMILY,
+        sees="A resumed run whose optimizer has no moments at its first step.",
+        formula="the run begins behind step 1; Adam's first moment is missing at the first "
+        "measured step and there at the second",
+        source="definition",
+        causes=(
+            "the checkpoint was loaded as a model, not as a training",
+            "the checkpoint was saved without the optimizer: save_only_model",
+            "the optimizer was made anew after its state was loaded",
+        ),
+        advice="Resume with resume_from_checkpoint from a checkpoint that has optimizer.pt.",
+    ),
+    entry(
+        "tie_lost",
+        Level,
+        metrics=("param/untied/total",),
+        above=0.0,
+        clear=1,
+        family=_FAMILY,
+        sees="Weights that the model ties to others, as its head to its embedding, and that are "
+        "now tensors of their own.",
+        formula="`param/untied/total` > 0",
+        source="definition",
+        causes=(
+            "the model was loaded or moved so that each got storage of its own: to_empty(), FSDP",
+            "a weight was replaced by a new parameter after tie_weights()",
+            "modules_to_save, which copies one of the two",
+        ),
+        advice="Call model.tie_weights() after loading, and before the optimizer is made.",
     ),
     entry(
         "second_moment_small",

@@ -1,7 +1,7 @@
 """Losses and gradients that are not finite, leap, vanish, explode or stand still."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.levels import Drift, Grown, Vanishing
+from ulysses_monitor.rules.kinds.levels import Drift, Grown, Level, Vanishing
 from ulysses_monitor.rules.kinds.loss import Collapse, Divergence, NotLearning, Plateau, Rise
 from ulysses_monitor.rules.kinds.sanity import LossZero, NoLabels, NonFinite, SkippedSteps
 from ulysses_monitor.rules.kinds.spikes import Spike
@@ -73,6 +73,24 @@ ENTRIES = (
             "both sides of each preference pair are equal",
         ),
         advice="Print the labels of one batch, and count those that are not -100.",
+    ),
+    entry(
+        "loss_above_chance",
+        Level,
+        metrics=("train/loss_over_chance/total",),
+        above=1.2,
+        patience=2,
+        clear=8,
+        family=_FAMILY,
+        sees="A loss above that of a model that guesses: ln of the vocabulary's size.",
+        formula="`train/loss_over_chance/total` > 1.2 for 2 steps",
+        source="definition; a new model begins at 1.0",
+        causes=(
+            "losses of accumulated micro-batches are added up and not averaged",
+            "the loss is a sum over tokens or ranks",
+            "a tokenizer of another model, or a head that was initialised anew on a large scale",
+        ),
+        advice="Compare the loss at gradient_accumulation_steps 1 and 2: it must be the same.",
     ),
     entry(
         "loss_spike",

@@ -1,7 +1,7 @@
 """Ranks that differ, or do not differ where they should."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.ranks import SameLoss
+from ulysses_monitor.rules.kinds.ranks import SameLoss, Straggler
 from ulysses_monitor.rules.kinds.sanity import ReplicaDrift
 
 __all__ = ["ENTRIES"]
@@ -29,12 +29,12 @@ ENTRIES = (
     entry(
         "same_data_on_ranks",
         SameLoss,
-        patience=3,
+        patience=2,
         clear=16,
         family=_FAMILY,
         sees="Ranks that have the same loss to the last bit, so they train on the same rows. Ranks "
         "that share a row under sequence parallelism are meant to, and are not looked at.",
-        formula="`train/loss_rank_std/total` = 0 for 3 steps, without `sp/...`",
+        formula="`train/loss_rank_std/total` = 0 for 2 steps, without `sp/...`",
         source="definition",
         causes=(
             "the sampler is not distributed: every rank reads the same rows",
@@ -42,5 +42,20 @@ ENTRIES = (
             "a data set smaller than one global batch",
         ),
         advice="Use a DistributedSampler, or split the stream by rank.",
+    ),
+    entry(
+        "straggler",
+        Straggler,
+        clear=8,
+        cooldown=64,
+        family=_FAMILY,
+        sees="A rank for which the others wait: it reaches its loss much later, step after step.",
+        formula="median over 8 steps of `train/seconds_rank_std/total` > max(0.15 x step, 0.02 s)",
+        causes=(
+            "a slow data loader or disk on one machine",
+            "a device that throttles, or that another program uses",
+            "rows of very different length on the ranks",
+        ),
+        advice="Compare the ranks' step phases with ulysses trace; sort rows by length.",
     ),
 )

@@ -17,11 +17,11 @@ ENTRIES = (
     entry(
         "rate_zero",
         RateZero,
-        patience=3,
+        patience=2,
         family=_FAMILY,
         severity="critical",
-        sees="A learning rate of 0 in every group for three steps.",
-        formula="all of `optim/lr/...` = 0 for 3 steps",
+        sees="A learning rate of 0 in every group for two steps.",
+        formula="all of `optim/lr/...` = 0 for 2 steps",
         source="definition",
         causes=(
             "the schedule is at its end, and training goes on",

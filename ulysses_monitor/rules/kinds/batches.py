@@ -11,12 +11,14 @@ from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
 from ulysses_monitor.rules.history import History, median_of
 
-__all__ = ["DataChanged", "LabelsChanged", "LabelsMisaligned"]
+__all__ = ["DataChanged", "EndsNotTrained", "LabelsChanged", "LabelsMisaligned"]
 
 OWN = "data/label_own/total"
 COPIED = "data/label_copied/total"
 AHEAD = "data/label_ahead/total"
 OVERLAP = "data/token_overlap/total"
+ENDS = "data/end_tokens/total"
+TRAINED = "data/end_trained/total"
 
 _Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -93,3 +95,27 @@ class DataChanged(BuiltinRule):
             f"with those of the steps before, usually {usual.median:.3g}"
         )
         return [self.alert(history, OVERLAP, level, limit, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndsNotTrained(BuiltinRule):
+    """Finds end tokens of which not one was trained, at any step."""
+
+    least: Annotated[int, Field(ge=1)] = 8
+    """End tokens that there must have been: a few may all be those of prompts."""
+    reads = (TRAINED, ENDS)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (TRAINED,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        if history.last(TRAINED) != 0 or history.highest(TRAINED) > 0:
+            return []
+        count = float(history.samples(ENDS).sum())
+        if count < self.least:
+            return []
+        text = f"none of the {count:.0f} end tokens so far has a label, so none is learnt"
+        return [self.alert(history, TRAINED, 0.0, 0.0, text)]

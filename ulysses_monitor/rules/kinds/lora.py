@@ -9,13 +9,14 @@ from pydantic import Field
 
 from ulysses_monitor.common.settings import MetricName, Text
 from ulysses_monitor.records import Alert
-from ulysses_monitor.rules.builtin import BuiltinRule
+from ulysses_monitor.rules.builtin import BuiltinRule, name_some
 from ulysses_monitor.rules.history import History
 
-__all__ = ["IdleAdapter", "LoraImbalance", "RankCollapse"]
+__all__ = ["AdapterWithoutGradient", "IdleAdapter", "LoraImbalance", "RankCollapse"]
 
 DELTA = "lora/delta_ratio/total"
 RANK = "lora/stable_rank/total"
+NORMS = "grad/norm/param/*lora_*"
 
 _Factor = Annotated[float, Field(gt=0)]
 
@@ -103,3 +104,39 @@ class IdleAdapter(BuiltinRule):
             return []
         text = "the adapters still add nothing to the weights: BA is zero"
         return [self.alert(history, DELTA, 0.0, 0.0, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterWithoutGradient(BuiltinRule):
+    """Finds adapters of which neither side gets a gradient while others do.
+
+    Only one side of an adapter is zero at first, so the other has a gradient from the first step.
+    """
+
+    tables = (NORMS,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        names, rows = history.table(NORMS)
+        norms = dict(zip(names, rows[-1].tolist(), strict=True))
+        if all(norms.values()) or not any(norms.values()):
+            return []
+        idle = [
+            name
+            for name, norm in norms.items()
+            # Experts that no row uses get none, which is harmless.
+            if norm == 0 and norms.get(_other_side(name)) == 0 and "expert" not in name
+        ]
+        if not idle:
+            return []
+        where = name_some(name.removeprefix("grad/norm/param/") for name in idle)
+        text = f"{len(idle) // 2} adapters get no gradient on either side: {where}"
+        return [self.alert(history, NORMS, 0.0, 0.0, text, where=where)]
+
+
+def _other_side(name: str) -> str:
+    """Returns the name of an adapter's other side."""
+    sides = ("_A", "_B") if "_A" in name else ("_B", "_A")
+    return name.replace(f"lora{sides[0]}", f"lora{sides[1]}").replace(
+        f"lora_embedding{sides[0]}", f"lora_embedding{sides[1]}"
+    )

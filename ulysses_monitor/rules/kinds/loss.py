@@ -13,7 +13,15 @@ from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
 from ulysses_monitor.rules.history import History, median_of
 
-__all__ = ["Collapse", "Divergence", "NotLearning", "Overfitting", "Plateau", "Rise"]
+__all__ = [
+    "Collapse",
+    "Divergence",
+    "LossBesideEvaluation",
+    "NotLearning",
+    "Overfitting",
+    "Plateau",
+    "Rise",
+]
 
 LOSS = "train/loss/total"
 EVAL = "eval/loss/total"
@@ -277,3 +285,32 @@ class Overfitting(BuiltinRule):
             f"{history[int(places[best])].step}; the training's fell from {then:.4g} to {now:.4g}"
         )
         return [self.alert(history, EVAL, float(found[-1]), limit, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBesideEvaluation(BuiltinRule):
+    """Finds a training loss that is a multiple of the evaluation's, which is a mean."""
+
+    above: Annotated[float, Field(gt=1)] = 1.8
+    """How many times the evaluation's loss the training's is; 2 is the least that sums make."""
+    steps: Annotated[int, Field(ge=1, le=64)] = 3
+    """Newest losses whose median is compared: few, because the loss falls fast at first."""
+    reads = (EVAL, LOSS)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (EVAL,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        evaluated, losses = history.last(EVAL), history.samples(LOSS)[-self.steps :]
+        limit = self.above * evaluated
+        if len(losses) < self.steps or not median_of(losses) > limit > 0:
+            return []
+        now = median_of(losses)
+        text = (
+            f"the training's loss is {now:.4g}, {now / evaluated:.3g} times the evaluation's "
+            f"{evaluated:.4g}"
+        )
+        return [self.alert(history, LOSS, now, limit, text)]

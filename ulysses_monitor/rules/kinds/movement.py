@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps, name_some
-from ulysses_monitor.rules.history import History, median_of
+from ulysses_monitor.rules.history import HISTORY, History, median_of
 
 __all__ = [
     "NoGradient",
@@ -20,6 +20,7 @@ __all__ = [
     "SmallMoment",
     "SmallUpdate",
     "StaleState",
+    "StateLost",
     "Still",
     "WeightJump",
 ]
@@ -196,6 +197,30 @@ class StaleState(BuiltinRule):
             return []
         text = f"Adam's first moment has not changed since it was last measured ({moments[0]:.4g})"
         return [self.alert(history, FIRST, float(moments[1]), float(moments[0]), text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateLost(BuiltinRule):
+    """Finds an optimizer that begins without moments although the training goes on."""
+
+    reads = (FIRST, WEIGHTS)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (FIRST,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        first = history[0].step
+        if first == 1 or len(history) == HISTORY:
+            return []
+        measured = np.flatnonzero(np.isfinite(history.column(WEIGHTS)))  # with the moments
+        has_moments = np.isfinite(history.column(FIRST)[measured])
+        if len(measured) != 2 or has_moments[0] or not has_moments[1]:
+            return []
+        text = f"the run goes on at step {first}, and the optimizer began without its moments there"
+        return [self.alert(history, FIRST, history.last(FIRST), 0.0, text)]
 
 
 @dataclass(frozen=True, kw_only=True)
