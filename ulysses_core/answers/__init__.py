@@ -7,7 +7,6 @@ from ulysses_core.answers.sampling import (
     answer_prompts,
     gather_to_generate,
     keep_random_state,
-    shares_weights,
     stop_tokens,
 )
 from ulysses_core.answers.statistics import pass_at_k, vote
@@ -20,7 +19,6 @@ __all__ = [
     "gather_to_generate",
     "keep_random_state",
     "pass_at_k",
-    "shares_weights",
     "stop_tokens",
     "vote",
 ]

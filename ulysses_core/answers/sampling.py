@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ulysses_core.data.templates import get_template
@@ -27,7 +26,6 @@ __all__ = [
     "answer_prompts",
     "gather_to_generate",
     "keep_random_state",
-    "shares_weights",
     "stop_tokens",
 ]
 
@@ -61,7 +59,8 @@ def answer_prompts(
 ) -> Tensor:
     """Answers one batch of prompts; random numbers come from torch's global generator.
 
-    If processes share the weights (ZeRO-3, FSDP2), each must call this equally often.
+    If processes share the weights (ZeRO-3, FSDP2), transformers lets them generate together, each
+    until the longest answer of all ends; each must then call this equally often.
 
     Args:
         model: a causal language model of transformers, with or without adapters, as the engine cut
@@ -88,7 +87,6 @@ def answer_prompts(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                synced_gpus=shares_weights(model),
             )
     finally:
         model.train(was_training)
@@ -107,20 +105,6 @@ def gather_to_generate(model: Any) -> None:
 
     if hasattr(model, "get_base_model") and "generate" not in vars(model):
         register_fsdp_forward_method(model, "generate")
-
-
-def shares_weights(model: Any) -> bool:
-    """Returns whether every process holds a part of the weights, as under ZeRO-3 and FSDP2.
-
-    Processes must then generate together: each goes on until the longest answer of all ends.
-    """
-    from torch.distributed.fsdp import FSDPModule
-
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return False
-    # Modules: FSDP2 leaves whole parameters in the outermost one after an evaluation.
-    is_cut = any(isinstance(module, FSDPModule) for module in model.modules())
-    return is_cut or any(hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def _pad_left(

@@ -82,8 +82,6 @@ class LogProbRecorder:
 def record_log_probs(model: Any, temperature: float) -> Iterator[LogProbRecorder]:
     """Records the log-probabilities of what `model.generate` samples, before top-k and top-p.
 
-    Processes that share weights generate together.
-
     Args:
         model: a model of transformers, not the PEFT model around it.
         temperature: what the sampler divides the logits by.
@@ -93,11 +91,8 @@ def record_log_probs(model: Any, temperature: float) -> Iterator[LogProbRecorder
     def generate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         from transformers import LogitsProcessorList
 
-        from ulysses_core.answers import shares_weights
-
         processors = LogitsProcessorList([*(kwargs.pop("logits_processor", None) or []), recorder])
-        together = {"synced_gpus": shares_weights(model)}
-        rows = original(*args, logits_processor=processors, **kwargs | together)
+        rows = original(*args, logits_processor=processors, **kwargs)
         recorder.finish(rows)
         return rows
 

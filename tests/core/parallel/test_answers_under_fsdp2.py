@@ -60,12 +60,15 @@ def train(settings: dict[str, Any], folder: str, answers: bool) -> dict[str, Any
     return found
 
 
-def train_sampled(settings: dict[str, Any], folder: str) -> str:
+def train_sampled(settings: dict[str, Any], folder: str) -> tuple[str, int]:
     """The child: two steps of stage grpo with short answers on one rank, long on the other."""
     case = ParityCase(**settings)
     trainer = build(case, folder)
+    steps = 0
 
     def like(_: Any, __: Any, logits: Any) -> None:
+        nonlocal steps
+        steps += 1  # of sampling; to train, TRL takes the head's weight
         logits[..., 1] += 30 if dist.get_rank() == 0 else -30  # the eos token
 
     trainer.model.get_output_embeddings().register_forward_hook(like)
@@ -74,7 +77,7 @@ def train_sampled(settings: dict[str, Any], folder: str) -> str:
     engine = find_engine(trainer)
     assert trainer.state.global_step == 2
     forget_last_trainer()
-    return engine
+    return engine, steps
 
 
 @pytest.fixture(scope="module")
@@ -124,4 +127,5 @@ def test_answers_are_those_of_one_process_and_change_no_weight(
 @pytest.mark.parametrize("adapters", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_ranks_that_share_weights_sample_together(adapters: bool, folder: Path) -> None:
     case = ParityCase(kind="grpo", engine="fsdp2", adapters=adapters, size=1)
-    assert spawn(train_sampled, 2, args=[vars(case), str(folder)], timeout=60) == ["fsdp2"] * 2
+    first, second = spawn(train_sampled, 2, args=[vars(case), str(folder)], timeout=60)
+    assert first == second == ("fsdp2", 6)  # as long as the longest answer

@@ -116,7 +116,9 @@ def assert_equal(trained: dict[str, list[dict[str, Any]]], case: StageCase) -> N
     norms = [float(gradient.norm()) for gradient in truth["gradients"].values()]
     assert max(norms) > 0.01  # otherwise the weights stay, and there is nothing to compare
     logged = [without_logits(entry) for entry in truth["logged"]]
+    engine = "ddp" if case.zero is None else f"zero{case.zero}"
     for result in trained[case.label]:
+        assert result["engine"] == engine
         # Means over the logits of whole rows and of their padding: absent, not wrong.
         assert all(not name.startswith("logits/") for entry in result["logged"] for name in entry)
         if case.groups > 1:  # each group has its own rows; the loss that counts is their mean
