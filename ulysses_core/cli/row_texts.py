@@ -15,8 +15,10 @@ from ulysses_monitor.records.rows import Row
 
 __all__ = ["RowText", "texts_of_config", "texts_of_data"]
 
-_LONGEST = 4000
-"""Characters of a text."""
+_LONGEST = 2000
+"""Characters of a text; masking long words takes the square of their length."""
+_MORE = 200
+"""Characters that are masked beyond them, so that no secret is cut and then shown."""
 
 _ROWS = (
     ("input_ids",),
@@ -96,7 +98,7 @@ def texts_of_data(path: Path, rows: Iterable[Row]) -> Callable[[Row], RowText]:
         InputError: it cannot be read.
     """
     wanted = {row.index for row in rows if row.index is not None}
-    held = {i: mask_secrets(record) for i, record in _records(path, wanted) if i in wanted}
+    held = {i: mask_secrets(_cut(record)) for i, record in _records(path, wanted) if i in wanted}
 
     def find(row: Row) -> RowText:
         if row.index is None:
@@ -149,5 +151,14 @@ def _rows_in(record: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[int]]]:
 
 
 def _limit(text: str) -> str:
-    masked = mask_text(text)
+    masked = mask_text(text[: _LONGEST + _MORE])
     return masked if len(masked) <= _LONGEST else masked[: _LONGEST - 3] + "..."
+
+
+def _cut(value: Any) -> Any:
+    """Returns a record without the ends of its long texts."""
+    if isinstance(value, str):
+        return value[: _LONGEST + _MORE]
+    if isinstance(value, Mapping):
+        return {key: _cut(each) for key, each in value.items()}
+    return [_cut(each) for each in value] if isinstance(value, list) else value
