@@ -28,6 +28,25 @@ EXPRESSIONS = (
     "train/entropy/total < 0.1 for 3",
 )
 
+INPUTS = {
+    "grad/carried/total": 0.0,
+    "data/label_own/total": 1.0,
+    "data/label_copied/total": 0.02,
+    "data/label_ahead/total": 0.02,
+    "data/label_padded/total": 0.0,
+    "data/dominant_token/total": 0.05,
+    "data/token_overlap/total": 0.9,
+}
+"""What goes into a step, and its healthy value."""
+
+SETTINGS = {
+    "optim/beta1/0": 0.9,
+    "optim/beta2/0": 0.999,
+    "optim/eps/0": 1e-8,
+    "optim/weight_decay/0": 1e-2,
+}
+MODULES = ("activation/rms/total", "activation/kurtosis/total", "attention/logit_max/total")
+
 
 def names(metrics: int) -> list[str]:
     """Returns the names of what is measured at every step."""
@@ -41,7 +60,7 @@ def names(metrics: int) -> list[str]:
     every = [f"grad/{kind}/{scope}" for kind in kinds for scope in scopes]
     every += ["train/loss/total", "train/loss_tokens/total", "train/step_seconds/total"]
     every += ["train/tokens_per_second/total", "grad/clip_coef/total", "optim/lr/0", "optim/lr/1"]
-    return [*every, "system/host_memory_bytes/total", "train/loss_rank_std/total"]
+    return [*every, "system/host_memory_bytes/total", "train/loss_rank_std/total", *INPUTS]
 
 
 def sampled_names(every: Sequence[str]) -> list[str]:
@@ -50,7 +69,7 @@ def sampled_names(every: Sequence[str]) -> list[str]:
     kinds = ("optim/update_ratio", "optim/exp_avg_norm", "optim/exp_avg_sq_mean", "param/norm")
     found = [f"{kind}/{scope}" for kind in kinds for scope in scopes]
     found += ["lora/delta_ratio/total", "lora/stable_rank/total", "lora/grad_ratio_B_A/total"]
-    return [*found, "param/mismatch/total", "grad/mismatch/total"]
+    return [*found, *MODULES, *SETTINGS, "param/mismatch/total", "grad/mismatch/total"]
 
 
 def logged_names() -> list[str]:
@@ -70,10 +89,13 @@ def steps(count: int, metrics: int, seed: int = 0) -> Iterator[list[StepRecord]]
     for i, name in enumerate(every):
         usual[i] = 0.0 if "nonfinite" in name or "zero_frac" in name else 1.0
     for step in range(1, count + 1):
-        records = [_record(step, schema, usual * draw.lognormal(0, 0.1, len(usual)))]
+        found = usual * draw.lognormal(0, 0.1, len(usual))
+        found[-len(INPUTS) :] = list(INPUTS.values())
+        records = [_record(step, schema, found)]
         if step % 10 == 1:
             values = 1e-3 * draw.lognormal(0, 0.1, len(late.names))
             values[-2:] = 0.0  # replicas are equal
+            values[-2 - len(SETTINGS) : -2] = list(SETTINGS.values())
             values[weights] = 1.0
             records.append(_record(step, late, values))
         if step % 5 == 0:

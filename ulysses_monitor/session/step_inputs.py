@@ -68,7 +68,7 @@ class StepInputs:
                 return {**self._batches.take_sums(), **self._carried.take_sums(), **noise}
 
         parts = (*BatchReader.SUMS, *CarriedGradients.SUMS, *NoiseScale.SUMS)
-        unknown = dict.fromkeys(parts, math.nan)
+        unknown: dict[str, Tensor | float] = dict.fromkeys(parts, math.nan)
         return self._guard.call("looking at what goes into a step", take, unknown)
 
     def metrics(self, current: TrainingStep, step: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -80,7 +81,7 @@ class Watched:
             self._guarded,
         )
         self._looks_inside = sees_attention or bool(self.experts)
-        self._entered = 0
+        self._entered = ExitStack()
         self._start_step(None)
         enter = module.register_forward_pre_hook(self._enter)
         leave = module.register_forward_hook(self._leave, always_call=True)
@@ -131,15 +132,12 @@ class Watched:
         if torch.compiler.is_compiling():
             return
         if self._looks_inside and self._is_wanted(module):
-            self._inside.__enter__()
-            self._entered += 1
+            self._entered.enter_context(self._inside)
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._entered:
-            self._entered -= 1
-            self._inside.__exit__(None, None, None)
+        self._entered.close()
         if output is not None and self._is_wanted(module):
             self._guarded(partial(self._see, output))
 
