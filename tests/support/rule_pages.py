@@ -160,6 +160,17 @@ Every rule has these settings:
 An alert about the loss or the gradients names [the rows of its step](../rows.md), on all ranks.
 A rule that needs a metric which the run does not have is not checked. `run.json` says so under
 `rules_not_checked`, and why.
+
+How often they are right, with three seeds and two sizes of each training:
+
+| trainings | named | within one step | healthy runs with an alert |
+|---|---|---|---|
+| [25 bugs of public trackers][bugs], put in again | 138 of 150 | 132 of 150 | 0 of 48 |
+| [10 faults of two processes][bugs] | 48 of 60 | 42 of 60 | 0 of 36 |
+
+[Faults of one process](../../benchmarks/results/faults_cpu.md) have a table of their own.
+
+[bugs]: ../../benchmarks/results/reported_bugs_cpu.md
 """
 
 
