@@ -7,8 +7,8 @@ from ulysses_monitor.rules.kinds.batches import (
     LabelsChanged,
     LabelsMisaligned,
 )
+from ulysses_monitor.rules.kinds.evaluation import LossBesideEvaluation, Overfitting
 from ulysses_monitor.rules.kinds.levels import Level
-from ulysses_monitor.rules.kinds.loss import LossBesideEvaluation, Overfitting
 
 __all__ = ["ENTRIES"]
 

@@ -5,13 +5,11 @@ from ulysses_monitor.rules.kinds.levels import Drift, Grown, Level
 from ulysses_monitor.rules.kinds.movement import (
     NoGradient,
     NothingMoves,
-    SmallMoment,
     SmallUpdate,
-    StaleState,
-    StateLost,
     Still,
     WeightJump,
 )
+from ulysses_monitor.rules.kinds.state import SmallMoment, StaleState, StateLost
 
 __all__ = ["ENTRIES"]
 
