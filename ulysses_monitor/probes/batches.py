@@ -66,7 +66,7 @@ class BatchReader:
     SUMS = _SUMS
 
     def __init__(self, ends: Sequence[int] = ()) -> None:
-        self._ends = tuple(ends)
+        self._ends = torch.tensor(sorted(ends), dtype=torch.int64)
         self._usual: Tensor | None = None
         self._start_step()
 
@@ -92,8 +92,9 @@ class BatchReader:
         self._count(_AHEAD, labels[:, :-1] == found.own[:, 1:])
         if found.padded is not None:
             self._count(_PADDED, trained & found.padded)
-        if self._ends:
-            ends = torch.isin(found.own, torch.tensor(self._ends, device=labels.device))
+        if len(self._ends):
+            self._ends = self._ends.to(labels.device)  # once: a copy makes the host wait for a GPU
+            ends = torch.isin(found.own, self._ends)
             ends = ends if found.attended is None else ends & found.attended
             self._count(_ENDS, ends)
             self._count(_TRAINED_ENDS, ends & trained)
