@@ -31,7 +31,7 @@ from ulysses_monitor.probes.assembly import assemble, find_expert_adapters
 from ulysses_monitor.probes.base import Probe
 from ulysses_monitor.probes.capture import Capture, CapturedStep
 from ulysses_monitor.probes.consistency import fingerprint
-from ulysses_monitor.probes.modules import ProbeMaker, Surroundings
+from ulysses_monitor.probes.modules import ModuleProbe, Surroundings
 
 __all__ = ["FollowingCapture"]
 
@@ -108,12 +108,12 @@ class FollowingCapture:
         guard: Guard,
         report: Report,
         more: Sequence[Probe] = (),
-        makers: Sequence[ProbeMaker] = (),
+        makers: Sequence[Callable[[Surroundings], ModuleProbe]] = (),
     ) -> None:
         self._engine, self._sample_every = engine, sample_every
         self._next_step, self._guard, self._report = next_step, guard, report
         around = Surroundings(engine, next_step, self._is_sampled, guard, report)
-        self._on_request = [maker.make(around) for maker in makers]
+        self._on_request = [make(around) for make in makers]
         self._more = [*more, *self._on_request]
         self._capture, self._undos = self._assemble()
         self._told: str | None = None

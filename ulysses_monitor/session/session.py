@@ -109,7 +109,7 @@ class Session:
             guard,
             self.event,
             self.rows.probes,
-            parts.probes,
+            [probe.make for probe in parts.probes],
         )
         self._reader = StepReader(
             engine,

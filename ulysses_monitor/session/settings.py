@@ -10,10 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ulysses_monitor.policies import Managed, check_policies, make_policies
-from ulysses_monitor.probes.modules import ProbeMaker
-from ulysses_monitor.probes.specs import check_probes, make_probes
 from ulysses_monitor.records import Mode
 from ulysses_monitor.rules import Rule, check_rules, make_rules
+from ulysses_monitor.session.probe_specs import ProbeMaker, check_probes, make_probes
 from ulysses_monitor.sinks import Sink, check_sinks, make_sinks
 from ulysses_monitor.store import check_mirror
 

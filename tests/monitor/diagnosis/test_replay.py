@@ -107,8 +107,9 @@ def trained(path: Path, policies: Any, steps: int = 30, **settings: Any) -> um.R
 
 
 def monitor_of(path: Path, policies: Any = (), **settings: Any) -> um.Monitor:
-    settings = {"shadow": True, "tensorboard": False, "sample_every": 3, "rules": []} | settings
-    return um.Monitor(path, policies=policies, **settings)
+    # Alerts name rows, which a run read again does not have at hand.
+    own = {"shadow": True, "tensorboard": False, "sample_every": 3, "rules": [], "rows": "off"}
+    return um.Monitor(path, policies=policies, **own | settings)
 
 
 def fingerprint(history: Sequence[um.StepRecord]) -> list[um.Action]:

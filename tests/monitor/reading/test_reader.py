@@ -90,7 +90,7 @@ def test_an_unknown_kind_of_event_is_refused_with_the_nearest_one(tmp_path: Path
             read("alrt")
         assert str(caught.value) == (
             "events: kind is 'alrt' (did you mean 'alert'?); allowed: start, stop, alert, action, "
-            "control, eval, answers, checkpoint, monitor, mine"
+            "control, eval, answers, rows, rerun, checkpoint, monitor, mine"
         )
     assert run.events("alert").empty
     assert len(run.events("mine")) == 1

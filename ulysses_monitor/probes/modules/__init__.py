@@ -1,6 +1,5 @@
 """What modules give and get: activations, output gradients, attention logits, load of experts."""
 
-from ulysses_monitor.probes.modules.probe import ModuleProbe, Surroundings
-from ulysses_monitor.probes.modules.settings import ModuleProbes, ProbeMaker
+from ulysses_monitor.probes.modules.probe import ModuleProbe, Options, Surroundings
 
-__all__ = ["ModuleProbe", "ModuleProbes", "ProbeMaker", "Surroundings"]
+__all__ = ["ModuleProbe", "Options", "Surroundings"]
