@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ulysses_monitor.probes.row_shares import RowShares
+from ulysses_monitor.probes.token_set import TokenSet
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 __all__ = ["BatchReader"]
@@ -69,7 +70,7 @@ class BatchReader:
     SUMS = (*_SUMS, *RowShares.SUMS)
 
     def __init__(self, ends: Sequence[int] = (), special: Sequence[int] = ()) -> None:
-        self._ends, self._special = tuple(ends), tuple(special)
+        self._ends, self._special = TokenSet(ends), TokenSet(special)
         self._rows = RowShares(ends)
         self._usual: Tensor | None = None
         self._start_step()
@@ -97,9 +98,9 @@ class BatchReader:
         if found.padded is not None:
             self._count(_PADDED, trained & found.padded)
         if self._special:
-            self._count(_SPECIAL, trained & _are_in(labels, self._special))
+            self._count(_SPECIAL, self._special.has(labels))
         if self._ends:
-            ends = _are_in(found.own, self._ends)
+            ends = self._ends.has(found.own)
             ends = ends if found.attended is None else ends & found.attended
             self._count(_ENDS, ends)
             self._count(_TRAINED_ENDS, ends & trained)
@@ -159,10 +160,6 @@ class BatchReader:
         if sums[_COMPARED] > 0:
             found["data/token_overlap/total"] = sums[_OVERLAP] / sums[_COMPARED]
         return found | RowShares.metrics(sums)
-
-
-def _are_in(tokens: Tensor, ids: Sequence[int]) -> Tensor:
-    return torch.isin(tokens, torch.tensor(ids, device=tokens.device))
 
 
 def _align(batch: Any, shifted: bool) -> _Aligned | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ulysses_monitor.probes.fingerprints import hash_rows
+from ulysses_monitor.probes.token_set import TokenSet
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 __all__ = ["RowShares"]
@@ -71,7 +72,7 @@ class RowShares:
     SUMS = _SUMS
 
     def __init__(self, ends: Sequence[int] = ()) -> None:
-        self._ends = tuple(ends)
+        self._ends = TokenSet(ends)
         self._step: list[_Rows] = []
         self._past: deque[Tensor] = deque(maxlen=STEPS)
         self._seen: Tensor | None = None
@@ -102,8 +103,7 @@ class RowShares:
         """Returns whether each row's last label is not an end token [R]."""
         places = torch.arange(1, labels.shape[1] + 1, device=labels.device)
         last = (places * (labels != IGNORE_INDEX)).argmax(1, keepdim=True)
-        ends = torch.tensor(self._ends, dtype=labels.dtype, device=labels.device)
-        return ~torch.isin(labels.gather(1, last)[:, 0], ends)
+        return ~self._ends.has(labels.gather(1, last)[:, 0])
 
     def take_sums(self) -> dict[str, Tensor | float]:
         """Returns this rank's sums over the step, the same names on all ranks, and starts anew."""
