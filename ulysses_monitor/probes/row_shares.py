@@ -85,6 +85,8 @@ class RowShares:
             batch: with ``input_ids`` [R, S].
             labels: of its rows, without the place that has none [R, S - 1].
         """
+        if not len(labels):
+            return
         ids = batch["input_ids"].to(labels.device)
         mask = batch.get("attention_mask")
         has_mask = isinstance(mask, Tensor) and mask.shape == ids.shape

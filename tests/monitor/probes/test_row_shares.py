@@ -198,3 +198,10 @@ def test_sums_of_ranks_add_up_to_the_shares_of_all_rows() -> None:
     parts = [reader.take_sums() for reader in readers]
     sums = {name: sum(float(part[name]) for part in parts) for name in BatchReader.SUMS}
     assert readers[0].metrics(sums)[REPEATED] == pytest.approx(1 / 8)
+
+
+def test_a_micro_batch_without_rows_changes_nothing() -> None:
+    none = {name: value[:0] for name, value in batch_of([row(1)]).items()}
+    found = read([*rows_of_steps(NEW), [none, batch_of([row(1000), row(1000)])], [none]])
+    assert found[-2][REPEATED] == 0.5
+    assert found[-1] == {}
