@@ -36,6 +36,9 @@ INPUTS = {
     "data/label_padded/total": 0.0,
     "data/dominant_token/total": 0.05,
     "data/token_overlap/total": 0.9,
+    "data/special_tokens/total": 0.03,
+    "data/duplicate_rows/total": 0.01,
+    "data/rows_at_longest/total": 0.05,
 }
 """What goes into a step, and its healthy value."""
 

@@ -17,6 +17,7 @@ from ulysses_monitor.common.patching import Undo, undo_all
 from ulysses_monitor.common.validation import validate
 from ulysses_monitor.engines import Engine, find_engine
 from ulysses_monitor.engines.support import is_compiled
+from ulysses_monitor.session.model_facts import special_tokens
 from ulysses_monitor.session.open_sessions import choose_first_dir, start_session
 from ulysses_monitor.session.opening import Ended, Training, describe_model
 from ulysses_monitor.session.places import choose_place
@@ -94,6 +95,7 @@ class Monitor:
         max_steps: int | None = None,
         save: Callable[[int], object] | None = None,
         loader: Any = None,
+        tokenizer: Any = None,
     ) -> Iterator[Monitor]:
         """Watches a plain loop: inside, every ``optimizer.step()`` is one step.
 
@@ -114,11 +116,19 @@ class Monitor:
                 with the step, on every rank, when the step is done.
             loader: the DataLoader that the loop takes its batches from, so that alerts can say
                 which rows of its dataset a step saw.
+            tokenizer: of transformers; its special tokens are counted in the batches that
+                `observe` is given.
 
         Raises:
-            InputError: the engine is not supported, the run directory is taken, or a policy
-                cannot act.
+            InputError: the engine is not supported, `tokenizer` is not one, the run directory is
+                taken, or a policy cannot act.
         """
+        special = () if tokenizer is None else special_tokens(tokenizer)
+        if special is None:
+            kind = type(tokenizer).__name__
+            raise InputError(
+                f"watch(): tokenizer is a {kind}; expected a tokenizer of transformers"
+            )
         session = self.open(
             find_engine(model, optimizer, scaler=scaler),
             Training(
@@ -127,6 +137,7 @@ class Monitor:
                 info={"model": describe_model(model)},
                 abilities=("stop",) if save is None else ("save", "stop"),
                 no_rerun="torch.compile" if is_compiled(model) else "",
+                special_tokens=special,
             ),
         )
         loop = PlainLoop(session, model, loader, save)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from benchmarks.faults.model import VOCABULARY
 from benchmarks.faults.registry import ANY, ONSET, fault
 from benchmarks.faults.training import IGNORED, Training
+from benchmarks.faults.trl_trainers import make_words
 
 
 @fault("nonfinite", onset=ONSET, fits=ANY)
@@ -150,3 +151,42 @@ def one_token_in_the_answers(training: Training) -> None:
 def sides_equal(training: Training) -> None:
     training.on_batch = lambda _, chosen, __: (chosen, chosen)
     training.logs = lambda _, t: t.numbers
+
+
+@fault("duplicate_rows", "loss_without_noise", "loss_collapse", onset=ONSET)
+def each_batch_twice(training: Training) -> None:
+    """Two workers of a loader that each read the whole stream."""
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    def repeat(step: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        drawn.append((rows, labels))
+        return drawn[-2] if step >= ONSET and len(drawn) % 2 == 0 else drawn[-1]
+
+    training.on_batch = repeat
+
+
+@fault("truncated_rows")
+def rows_cut_at_a_third(training: Training) -> None:
+    length = training.setting.length
+    draw = torch.Generator().manual_seed(training.setting.seed)
+    masks: list[Tensor] = []
+
+    def cut(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        whole = torch.randint(length // 4, 3 * length, (len(rows), 1), generator=draw)
+        masks[:] = [torch.arange(length) < whole]
+        return rows * masks[0], torch.where(masks[0], labels, IGNORED)
+
+    training.on_batch, training.attended = cut, lambda _: masks[0]
+
+
+@fault("special_tokens")
+def marks_between_all_tokens(training: Training) -> None:
+    words = training.tokenizer = make_words()
+    first, second = words.all_special_ids[:2]
+
+    def mark(_: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.clone()
+        rows[:, ::4], rows[:, 2::4] = first, second
+        return rows, torch.where(labels == IGNORED, labels, rows)
+
+    training.on_batch = mark

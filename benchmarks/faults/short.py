@@ -16,6 +16,7 @@ SHORT = (
     *("optimizer_of_replaced_parameters", "compiled_step_without_guards"),
     *("checkpointing_cuts_adapters_off", "tie_lost_on_loading", "answers_cut_off"),
     *("losses_added_over_accumulation", "moved_after_ddp", "clipped_on_one_rank"),
+    "each_batch_twice",
 )
 """Faults that the full form catches by name with every seed: each kind of rule has one."""
 

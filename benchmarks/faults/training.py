@@ -80,6 +80,7 @@ class Training:
         built: changes model and optimizer when they are made.
         trains: chooses the parameters of the optimizer.
         logs: further numbers of a step.
+        tokenizer: what the loop says its tokenizer is.
         probes: probes on request.
         sample_every: see `um.Monitor`.
     """
@@ -101,6 +102,7 @@ class Training:
     before_adapters: Callable[[Training], None] | None = None
     trains: Callable[[nn.Module], list[nn.Parameter]] | None = None
     logs: Callable[[int, Training], dict[str, float]] | None = None
+    tokenizer: object = None
     probes: Sequence[str] = ()
     sample_every: int = 5
 
@@ -134,7 +136,8 @@ class Training:
                 probes=list(self.probes),
                 sample_every=self.sample_every,
             )
-            with monitor.watch(self.model, self.optimizer, step=self.first_step):
+            start, words = self.first_step, self.tokenizer
+            with monitor.watch(self.model, self.optimizer, step=start, tokenizer=words):
                 for step in range(1, setting.steps + 1):
                     self._step(step, monitor)
         return Recorded(sink.records)

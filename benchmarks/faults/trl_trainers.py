@@ -11,10 +11,11 @@ import torch
 from benchmarks.faults.hf import HFTraining
 from benchmarks.faults.model import VOCABULARY
 
-__all__ = ["make_dpo", "make_sft"]
+__all__ = ["make_dpo", "make_sft", "make_words"]
 
 
-def _words() -> Any:
+def make_words() -> Any:
+    """Returns a tokenizer of the vocabulary, of which three words are special."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +42,7 @@ def make_sft(training: HFTraining, model: Any, rows: Any, folder: Path) -> Any:
         args=trl.SFTConfig(**training.trainer_arguments(folder) | arguments),
         train_dataset=Dataset.from_list(data),
         eval_dataset=Dataset.from_list(data[:8]),
-        processing_class=_words(),
+        processing_class=make_words(),
     )
 
 
@@ -70,5 +71,5 @@ def make_dpo(training: HFTraining, model: Any, rows: Any, folder: Path) -> Any:
         args=trl.DPOConfig(**training.trainer_arguments(folder) | arguments),
         train_dataset=Dataset.from_list(data),
         eval_dataset=Dataset.from_list(data[:8]),
-        processing_class=_words(),
+        processing_class=make_words(),
     )

@@ -70,6 +70,8 @@ def _case(fault: str) -> Case:
         ("adapter_of_the_head_not_called", 1),
         ("state_lost_at_resume", 1),
         ("end_masked_as_padding", 1),
+        ("rows_cut_at_a_third", 30),
+        ("marks_between_all_tokens", 5),
     ],
 )
 def test_a_fault_is_caught_by_a_rule_that_names_its_cause(fault: str, steps: int) -> None:

@@ -46,6 +46,9 @@ STRICT: Mapping[str, Mapping[str, Any]] = {
     "clip_fraction_high": {"above": 0.25},
     "sampler_mismatch": {"above": 0.05},
     "chosen_falls": {"below": -2.0},
+    "special_tokens": {"above": 0.1},
+    "duplicate_rows": {"above": 0.15},
+    "truncated_rows": {"above": 0.25},
 }
 """What ``strict`` has beside ``default``."""
 

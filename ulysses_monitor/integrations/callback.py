@@ -48,6 +48,7 @@ from ulysses_monitor.integrations.trainer_lookup import (
     resumed_checkpoint,
 )
 from ulysses_monitor.records.trainer_names import name_numbers
+from ulysses_monitor.session.model_facts import special_tokens
 from ulysses_monitor.session.opening import Training, describe_model
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
@@ -262,6 +263,7 @@ class TrainerWatcher(TrainerCallback):
             scheduler=str(getattr(kind, "value", kind)),
             policy_state=checkpoint,
             no_rerun=find_obstacle(trainer),
+            special_tokens=special_tokens(getattr(trainer, "processing_class", None)) or (),
         )
 
     def _state_file(self, trainer: Trainer) -> str:

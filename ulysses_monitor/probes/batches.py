@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ulysses_monitor.probes.row_shares import RowShares
+from ulysses_monitor.probes.token_set import TokenSet
 from ulysses_monitor.records.batch_keys import IGNORE_INDEX
 
 __all__ = ["BatchReader"]
@@ -28,10 +30,11 @@ _KEEP = 0.98
 _SPREAD = 20_011
 """Spreads pairs of ids over the buckets: a prime."""
 
-_NAMES = ("labels", "own", "copied", "ahead", "padded", "ends", "trained ends")
-_LABELS, _OWN, _COPIED, _AHEAD, _PADDED, _ENDS, _TRAINED_ENDS = (f"batch {n}" for n in _NAMES)
+_NAMES = ("labels", "own", "copied", "ahead", "padded", "ends", "trained ends", "special")
+_COUNTS = tuple(f"batch {n}" for n in _NAMES)
+_LABELS, _OWN, _COPIED, _AHEAD, _PADDED, _ENDS, _TRAINED_ENDS, _SPECIAL = _COUNTS
 _TOP, _OVERLAP, _COMPARED = "batch top", "batch overlap", "batch compared"
-_SUMS = (*(f"batch {n}" for n in _NAMES), _TOP, _OVERLAP, _COMPARED)
+_SUMS = (*_COUNTS, _TOP, _OVERLAP, _COMPARED)
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,17 @@ class BatchReader:
 
     Args:
         ends: ids of the tokens that end a text.
+        special: ids of the tokenizer's special tokens; none if they are not known.
 
     Attributes:
         SUMS: names of what `take_sums` returns.
     """
 
-    SUMS = _SUMS
+    SUMS = (*_SUMS, *RowShares.SUMS)
 
-    def __init__(self, ends: Sequence[int] = ()) -> None:
-        self._ends = torch.tensor(sorted(ends), dtype=torch.int64)
+    def __init__(self, ends: Sequence[int] = (), special: Sequence[int] = ()) -> None:
+        self._ends, self._special = TokenSet(ends), TokenSet(special)
+        self._rows = RowShares(ends)
         self._usual: Tensor | None = None
         self._start_step()
 
@@ -92,9 +97,10 @@ class BatchReader:
         self._count(_AHEAD, labels[:, :-1] == found.own[:, 1:])
         if found.padded is not None:
             self._count(_PADDED, trained & found.padded)
-        if len(self._ends):
-            self._ends = self._ends.to(labels.device)  # once: a copy makes the host wait for a GPU
-            ends = torch.isin(found.own, self._ends)
+        if self._special:
+            self._count(_SPECIAL, self._special.has(labels))
+        if self._ends:
+            ends = self._ends.has(found.own)
             ends = ends if found.attended is None else ends & found.attended
             self._count(_ENDS, ends)
             self._count(_TRAINED_ENDS, ends & trained)
@@ -104,6 +110,7 @@ class BatchReader:
         for row, ids in zip(self._counts, (labels, pairs), strict=True):
             places = (ids % BUCKETS).masked_fill(~trained, BUCKETS).flatten()
             row.scatter_add_(0, places, torch.ones_like(places, dtype=row.dtype))
+        self._rows.add(batch, labels)
 
     def _count(self, name: str, where: Tensor) -> None:
         self._sums[name] = self._sums[name] + where.sum()
@@ -117,7 +124,7 @@ class BatchReader:
         if self._counts is not None:
             self._sums[_TOP] = self._counts[0, :-1].max()
             self._compare(self._counts[1, :-1])
-        sums = self._sums
+        sums = self._sums | self._rows.take_sums()
         self._start_step()
         return sums
 
@@ -132,8 +139,7 @@ class BatchReader:
         self._sums[_COMPARED] = (counts.sum() > 0).double()
         self._usual.mul_(_KEEP).add_(counts)
 
-    @staticmethod
-    def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns the metrics of a step from sums over all ranks; none if it had no labels."""
         labels = sums[_LABELS]
         if not labels > 0:
@@ -145,13 +151,15 @@ class BatchReader:
             "data/label_padded/total": _PADDED,
             "data/dominant_token/total": _TOP,
         }
+        if self._special:
+            shares["data/special_tokens/total"] = _SPECIAL
         found = {name: sums[key] / labels for name, key in shares.items()}
         if sums[_ENDS] > 0:
             found["data/end_tokens/total"] = sums[_ENDS]
             found["data/end_trained/total"] = sums[_TRAINED_ENDS] / sums[_ENDS]
         if sums[_COMPARED] > 0:
             found["data/token_overlap/total"] = sums[_OVERLAP] / sums[_COMPARED]
-        return found
+        return found | RowShares.metrics(sums)
 
 
 def _align(batch: Any, shifted: bool) -> _Aligned | None:

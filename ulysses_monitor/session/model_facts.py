@@ -1,4 +1,4 @@
-"""What a transformers model says of itself: its vocabulary, its ends, which weights are one."""
+"""What transformers models and tokenizers say of themselves: vocabulary, special tokens, ties."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["chance_loss", "count_untied", "end_tokens"]
+__all__ = ["chance_loss", "count_untied", "end_tokens", "special_tokens"]
 
 
 def chance_loss(model: nn.Module) -> float:
@@ -29,6 +29,23 @@ def end_tokens(model: nn.Module) -> tuple[int, ...]:
     given = [getattr(config, "eos_token_id", None) for config in configs]
     listed = [ids if isinstance(ids, list | tuple) else [ids] for ids in given]
     return tuple(dict.fromkeys(i for ids in listed for i in ids if isinstance(i, int)))
+
+
+def special_tokens(tokenizer: Any) -> tuple[int, ...] | None:
+    """Returns the ids of special tokens, also of those that have no role such as ``eos_token``.
+
+    Args:
+        tokenizer: a tokenizer of transformers, or a processor that has one.
+
+    Returns:
+        None if it is something else.
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    roles = getattr(inner, "all_special_ids", None)
+    if not isinstance(roles, list | tuple):
+        return None
+    added = getattr(inner, "added_tokens_decoder", {}).items()
+    return tuple(sorted({*roles, *(i for i, token in added if token.special)}))
 
 
 def count_untied(model: nn.Module) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Training:
         no_rerun: why no step of it can be computed again, such as ``torch.compile``, if that is
             known.
         policy_state: what `Session.policy_state` returned at the checkpoint that is resumed.
+        special_tokens: ids of the tokenizer's special tokens; empty if they are not known.
     """
 
     step: int = 0
@@ -59,6 +60,7 @@ class Training:
     scheduler: str = ""
     policy_state: bytes | None = None
     no_rerun: str = ""
+    special_tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

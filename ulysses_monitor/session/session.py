@@ -99,7 +99,8 @@ class Session:
         rerun = make_rerun(engine, parts.rules, training.no_rerun, guard)
         self._publisher = Publisher(rules, engine, obey, guard, explainer(self.rows, rerun))
         self.sources = Sources(guard)
-        self.inputs = StepInputs(engine, guard, settings.sample_every)
+        special = training.special_tokens
+        self.inputs = StepInputs(engine, guard, settings.sample_every, special)
         self._current = TrainingStep()
         self._clipping = Clipping(engine, self.gradients_ready, guard, self.event)
         self._capture = FollowingCapture(

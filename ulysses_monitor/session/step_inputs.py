@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,11 +27,14 @@ class StepInputs:
         engine: what is trained.
         guard: keeps a failure here away from the training.
         sample_every: the optimizer's settings are read at steps 1, 1 + N, 1 + 2N, ...
+        special: ids of the tokenizer's special tokens, where they are known.
     """
 
-    def __init__(self, engine: Engine, guard: Guard, sample_every: int) -> None:
+    def __init__(
+        self, engine: Engine, guard: Guard, sample_every: int, special: Sequence[int] = ()
+    ) -> None:
         self._engine, self._guard, self._sample_every = engine, guard, sample_every
-        self._batches = BatchReader(end_tokens(engine.model))
+        self._batches = BatchReader(end_tokens(engine.model), special)
         self._carried = CarriedGradients(engine, guard)
         self._noise = NoiseScale(engine)
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -460,3 +461,13 @@ def test_the_clip_factor_is_1_where_the_trainer_does_not_clip(tmp_path: Path) ->
     trainer.train()
     factors = [r["grad/clip_coef/total"] for r in sink.records if "grad/norm/total" in r]
     assert factors == [1.0] * 4
+
+
+def test_special_tokens_of_the_trainers_tokenizer_are_counted(tmp_path: Path) -> None:
+    trainer, sink = build_trainer("plain", tmp_path, max_steps=1), um.MemorySink()
+    um.Monitor(tmp_path / "run", tensorboard=False, sinks=[sink]).attach(trainer)
+    trainer.processing_class = SimpleNamespace(all_special_ids=list(range(31)))
+    trainer.train()
+    assert [r["data/special_tokens/total"] for r in sink.records if "train/loss/total" in r] == [
+        1.0
+    ]

@@ -138,6 +138,9 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     ),
     "labels_changed": ({"data/label_own/total": after(60, 0.3)}, 60),
     "ends_not_trained": ({"data/end_trained/total": 0.0, "data/end_tokens/total": 3.0}, 3),
+    "special_tokens": ({"data/special_tokens/total": after(7, 0.5, 0.05)}, 11),
+    "duplicate_rows": ({"data/duplicate_rows/total": lambda s: float(s > 60 and s % 2)}, 79),
+    "truncated_rows": ({"data/rows_at_longest/total": after(60, 0.8, 0.1)}, 78),
     "padding_trained": ({"data/label_padded/total": after(7, 0.2, 0.0)}, 8),
     "dominant_token": ({"data/dominant_token/total": after(7, 0.4, 0.05)}, 11),
     "data_changed": ({"data/token_overlap/total": lambda s: noisy(0.8 if s < 60 else 0.4)(s)}, 0),
@@ -363,3 +366,13 @@ def test_ends_that_were_trained_once_are_not_lost_where_only_prompts_have_some()
     assert alerts(["ends_not_trained"], metrics) == []
     rare = {"data/end_tokens/total": every(100, 3.0), "data/end_trained/total": every(100, 0.0)}
     assert [a.step for a in alerts(["ends_not_trained"], rare)] == [201]
+
+
+def test_a_share_that_is_large_at_single_steps_is_not_large_on_the_mean() -> None:
+    for name, metric in (
+        ("duplicate_rows", "data/duplicate_rows/total"),
+        ("truncated_rows", "data/rows_at_longest/total"),
+        ("special_tokens", "data/special_tokens/total"),
+    ):
+        assert alerts([name], {metric: lambda s: float(s % 4 == 0)}) == []
+        assert alerts([name], {metric: lambda s: 1.0 if s < 3 else None}) == []

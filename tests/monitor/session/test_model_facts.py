@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ulysses_monitor.session.model_facts import chance_loss, count_untied, end_tokens
+from ulysses_monitor.session.model_facts import (
+    chance_loss,
+    count_untied,
+    end_tokens,
+    special_tokens,
+)
 
 SIZES = {
     "hidden_size": 8,
@@ -67,3 +73,19 @@ def test_a_model_says_which_tokens_end_a_text() -> None:
     assert end_tokens(build(eos_token_id=7)) == (7,)
     assert end_tokens(with_adapters(build(eos_token_id=[7, 9]), "q_proj")) == (7, 9)
     assert end_tokens(nn.Linear(2, 2)) == ()
+
+
+def test_a_tokenizer_and_a_processor_say_which_tokens_are_special_with_and_without_a_role() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "</s>": 2}, "<unk>"))
+    roles = {"unk_token": "<unk>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **roles)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.add_tokens(["<|user|>"], special_tokens=True)
+    mark = tokenizer.convert_tokens_to_ids("<|user|>")
+    assert special_tokens(tokenizer) == (0, 2, mark)
+    assert special_tokens(SimpleNamespace(tokenizer=tokenizer)) == (0, 2, mark)
+    assert special_tokens(None) is None
+    assert special_tokens(nn.Linear(2, 2)) is None

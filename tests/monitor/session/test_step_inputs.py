@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,11 +30,12 @@ def train(
     batches: list[dict[str, Tensor]],
     clear: Callable[[nn.Module], None] = nn.Module.zero_grad,
     micro_batches: int = 1,
+    tokenizer: object = None,
     **settings: object,
 ) -> pd.DataFrame:
     model, optimizer = build(**settings)
     monitor = um.Monitor(run, tensorboard=False, rules="off")
-    with monitor.watch(model, optimizer):
+    with monitor.watch(model, optimizer, tokenizer=tokenizer):
         for batch in batches:
             for _ in range(micro_batches):
                 loss = model(torch.randn(4, 4)).square().mean()
@@ -97,6 +99,25 @@ def test_tokens_that_become_others_overlap_less(tmp_path: Path) -> None:
     assert np.isnan(overlap.iloc[0])
     assert overlap.iloc[1:6].min() > 0.99
     assert overlap.iloc[6] < 0.05
+
+
+class Words:
+    """What is asked of a tokenizer."""
+
+    all_special_ids: ClassVar = [6, 7]
+
+
+def test_special_tokens_of_the_loops_tokenizer_are_counted(tmp_path: Path) -> None:
+    frame = train(tmp_path / "run", [batch()], tokenizer=Words())
+    assert frame["data/special_tokens/total"].tolist() == [3 / 12]
+    frame = train(tmp_path / "other", [batch()])
+    assert "data/special_tokens/total" not in frame
+
+
+def test_a_tokenizer_of_another_kind_is_refused_before_the_run_opens(tmp_path: Path) -> None:
+    with pytest.raises(um.InputError, match=r"tokenizer is a dict; expected a tokenizer of"):
+        train(tmp_path / "run", [batch()], tokenizer={"a": 1})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from ulysses_monitor.rules.kinds.batches import (
     EndsNotTrained,
     LabelsChanged,
     LabelsMisaligned,
+    LargeShare,
 )
 from ulysses_monitor.rules.kinds.evaluation import LossBesideEvaluation, Overfitting
 from ulysses_monitor.rules.kinds.levels import Level
@@ -154,6 +155,64 @@ ENTRIES = (
             "answers that are cut off, while prompts hold end tokens",
         ),
         advice="Give the tokenizer a padding token of its own; decode one row with its labels.",
+    ),
+    entry(
+        "special_tokens",
+        LargeShare,
+        metric="data/special_tokens/total",
+        above=0.3,
+        window=8,
+        clear=16,
+        family=_FAMILY,
+        sees="Labels of which a third are special tokens: the model learns marks and not texts.",
+        formula="`data/special_tokens/total` > 0.3 on the mean of 8 values",
+        source="definition; `ulysses check-data` tells from 5 % on, which short chats reach",
+        causes=(
+            "padding, image placeholders or a template's marks that are trained on",
+            "a template or a beginning-of-text token that is applied twice or more",
+            "answers of one or two tokens, of which the end token is a large part: harmless",
+        ),
+        advice="Decode one row with its labels; run ulysses check-data.",
+    ),
+    entry(
+        "duplicate_rows",
+        LargeShare,
+        metric="data/duplicate_rows/total",
+        above=0.3,
+        clear=32,
+        family=_FAMILY,
+        sees="Rows that a rank trained on less than nine steps ago, although the data has many "
+        "others.",
+        formula="`data/duplicate_rows/total` > 0.3 on the mean of 32 values; where there are "
+        "fewer, the others count as 0",
+        source="definition: within an epoch each row comes once; a small data set gives no value",
+        causes=(
+            "a streamed data set that each of the loader's workers reads as a whole",
+            "duplicates beside one another in data that is not shuffled",
+            "a loop that takes a batch again, as for each micro-batch of a step",
+            "a sampler that draws a small part of the data far too often",
+        ),
+        advice="Print the first rows of some batches; split a stream by worker_info; remove "
+        "duplicates (ulysses check-data finds them).",
+    ),
+    entry(
+        "truncated_rows",
+        LargeShare,
+        metric="data/rows_at_longest/total",
+        above=0.5,
+        clear=32,
+        family=_FAMILY,
+        sees="Most rows have the same length, the longest, and no end: they are cut there.",
+        formula="`data/rows_at_longest/total` > 0.5 on the mean of 32 values; where there are "
+        "fewer, the others count as 0",
+        source="definition: lengths of texts differ; rows of a fixed length and packed ones do not "
+        "count",
+        causes=(
+            "a longest length (max_length, cutoff_len) that is shorter than most rows",
+            "a template or a prompt that takes most of the room",
+            "long documents that are cut into pieces, with a shorter last one: harmless",
+        ),
+        advice="Raise the longest length, or pack; at least cut prompts rather than answers.",
     ),
     entry(
         "random_in_evaluation",

@@ -7,11 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ulysses_monitor.common.settings import MetricName
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
 from ulysses_monitor.rules.history import History, median_of
 
-__all__ = ["DataChanged", "EndsNotTrained", "LabelsChanged", "LabelsMisaligned"]
+__all__ = ["DataChanged", "EndsNotTrained", "LabelsChanged", "LabelsMisaligned", "LargeShare"]
 
 OWN = "data/label_own/total"
 COPIED = "data/label_copied/total"
@@ -95,6 +96,39 @@ class DataChanged(BuiltinRule):
             f"with those of the steps before, usually {usual.median:.3g}"
         )
         return [self.alert(history, OVERLAP, level, limit, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeShare(BuiltinRule):
+    """Finds a share that is large on the mean of many steps, however it is in each of them."""
+
+    metric: MetricName
+    """The share."""
+    above: _Share
+    """A mean above this is wrong."""
+    window: Steps = 32
+    """Number of values; where there are fewer, the others count as 0."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `BuiltinRule`."""
+        return (self.metric,)
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        if not history.last(self.metric) > 0:
+            return []
+        recent = history.samples(self.metric)[-self.window :]
+        if not float(recent.sum()) > self.above * self.window:
+            return []
+        mean = float(recent.mean())
+        text = f"{self.metric} was {mean:.3g} on the mean of its last {len(recent)} values"
+        return [self.alert(history, self.metric, mean, self.above, text)]
 
 
 @dataclass(frozen=True, kw_only=True)
