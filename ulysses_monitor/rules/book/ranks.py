@@ -20,6 +20,7 @@ ENTRIES = (
         causes=(
             "random numbers that differ between ranks: noise, dropout in an edit of the weights",
             "a collective that is missing or averages nothing",
+            "a clip coefficient that differs by rank: each clips by the norm of its own part",
             "ranks that loaded different weights",
             "faulty memory",
         ),
