@@ -157,14 +157,16 @@ class FormatHacking(BuiltinRule):
     """Parts of the names of reward functions that look at the form."""
     aside: Words = ("length", "penalty", "repetition")
     """Parts of the names of reward functions that do not say whether an answer is right."""
-    sigmas: Annotated[float, Field(gt=0)] = 4.0
+    sigmas: Annotated[float, Field(gt=0)] = 3.0
     """How far the first has risen, in standard deviations of its first values."""
     risen: Annotated[float, Field(gt=0)] = 0.5
     """How far another one may have risen, in the same measure."""
-    reference: Steps = 16
+    reference: Steps = 8
     """Number of the oldest values that say what the start was."""
     window: Annotated[int, Field(ge=2, le=128)] = 32
-    """Number of values for which the first has been at its top."""
+    """Number of values for which the first has been near its top."""
+    top: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of its highest value that is near its top."""
     tables = (REWARDS,)
 
     @property
@@ -190,7 +192,7 @@ class FormatHacking(BuiltinRule):
         if not (form.any() and goal.any() and np.isfinite(rows[:, form | goal]).all()):
             return []
         moved = (recent.mean(axis=0) - first.mean(axis=0)) / _spread(first)
-        is_at_top = np.median(recent[: self.window // 2], axis=0) >= 0.9 * rows.max(axis=0)
+        is_at_top = np.median(recent[: self.window // 2], axis=0) >= self.top * rows.max(axis=0)
         hacked = np.flatnonzero(form & is_at_top & (moved > self.sigmas))
         if not len(hacked) or (moved[goal] > self.risen).any():
             return []
