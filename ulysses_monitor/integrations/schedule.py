@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ulysses_monitor.common.patching import Undo
 from ulysses_monitor.common.ranks import rank
 from ulysses_monitor.session.session import Session
+from ulysses_monitor.steering.acting import scheduled_rates
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState
@@ -62,10 +63,11 @@ def _reader(trainer: Trainer, factor: Callable[[int], float]) -> Callable[[], tu
     skipped = _Skipped(trainer)
 
     def read() -> tuple[float]:
-        group: dict[str, Any] = trainer.optimizer.param_groups[0]  # type: ignore[union-attr]
-        peak = float(group.get("initial_lr", 0.0))
+        optimizer: Any = trainer.optimizer
+        peak = float(optimizer.param_groups[0].get("initial_lr", 0.0))
         planned = peak * factor(trainer.state.global_step - skipped.count())
-        away = (float(group["lr"]) - planned) / peak if peak else 0.0
+        # Another monitor's policy may have changed the rate of this step already.
+        away = (scheduled_rates(optimizer)[0] - planned) / peak if peak else 0.0
         return (away if rank() == 0 else 0.0,)
 
     return read

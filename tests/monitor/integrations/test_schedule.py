@@ -99,11 +99,13 @@ def test_a_policys_factor_on_the_rate_does_not_count(tmp_path: Path) -> None:
         return [um.Action(kind="lr_factor", values={"factor": 0.5})]
 
     trainer = build_trainer("plain", tmp_path, max_steps=8, warmup_steps=2)
-    um.Monitor(tmp_path / "run", tensorboard=False, policies=[halves]).attach(trainer)
+    um.Monitor(tmp_path / "acts", tensorboard=False, policies=[halves]).attach(trainer)
+    um.Monitor(tmp_path / "looks", tensorboard=False).attach(trainer)
     trainer.train()
-    run = um.open_run(tmp_path / "run")
-    assert run.metrics("optim/lr/0")["optim/lr/0"].max() == pytest.approx(5e-3)
-    assert run.metrics(OFF)[OFF].abs().max() < 1e-12
+    acts, looks = (um.open_run(tmp_path / name) for name in ("acts", "looks"))
+    assert acts.metrics("optim/lr/0")["optim/lr/0"].max() == pytest.approx(5e-3)
+    for run in (acts, looks):
+        assert run.metrics(OFF)[OFF].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("loses", [False, True])
