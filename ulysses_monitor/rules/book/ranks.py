@@ -14,7 +14,7 @@ ENTRIES = (
         ReplicaDrift,
         family=_FAMILY,
         sees="Replicas of a parameter, or of a reduced gradient, that differ in any bit, and the "
-        "rank that differs.",
+        "rank that differs. A clip coefficient that differs by rank makes replicas differ.",
         formula="`param/mismatch/total` or `grad/mismatch/total` > 0",
         source="definition",
         causes=(

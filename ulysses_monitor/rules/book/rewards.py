@@ -163,7 +163,7 @@ ENTRIES = (
         causes=(
             "the policy trades one reward for the other",
             "weights of the reward functions that do not fit",
-            "a format reward that is easier than the task",
+            "a format reward that is easier than the task: see format_hacking",
         ),
         advice="Weight the functions anew, or make one a condition of the other.",
     ),
