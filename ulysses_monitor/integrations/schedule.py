@@ -47,7 +47,9 @@ def find_schedule(trainer: Trainer) -> Callable[[int], float] | None:
     if not isinstance(trainer.lr_scheduler, LambdaLR):
         return None
     # The Trainer's own may have been made for another number of steps, so make it anew.
-    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    defaults: dict[str, Any] = trainer.optimizer.defaults  # type: ignore[union-attr]
+    rate = float(defaults.get("lr", args.learning_rate))  # of which lowest rates are a share
+    unused = torch.optim.SGD([torch.zeros(1, device="cpu")], lr=rate)
     made = get_scheduler(
         args.lr_scheduler_type,
         optimizer=unused,

@@ -54,9 +54,10 @@ def steps_scheduler(trainer: Any, times: Callable[[int], int]) -> None:
     [
         {"lr_scheduler_type": "cosine"},
         {"lr_scheduler_type": "constant_with_warmup"},
+        {"lr_scheduler_type": "polynomial", "learning_rate": 1e-6, "warmup_steps": 0.5},
         {
             "lr_scheduler_type": "cosine_with_min_lr",
-            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "lr_scheduler_kwargs": {"min_lr": 5e-3},
         },
     ],
 )
