@@ -177,7 +177,7 @@ ENTRIES = (
         sees="A reward for the form of answers that has risen to its top while no reward for what "
         "they say has risen.",
         formula="for 32 logs, one whose name says format, xml, tag, json or style is at 0.85 x its "
-        "highest and > first 8 + 3 s, and all others < first 8 + 0.5 s",
+        "highest and > first 8 + 2 s, and all others < first 8 + 0.5 s",
         causes=(
             "the form is easy to learn and pays enough for itself",
             "the task is too hard: a right answer is never sampled, so it is never rewarded",

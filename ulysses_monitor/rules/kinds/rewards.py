@@ -157,8 +157,9 @@ class FormatHacking(BuiltinRule):
     """Parts of the names of reward functions that look at the form."""
     aside: Words = ("length", "penalty", "repetition")
     """Parts of the names of reward functions that do not say whether an answer is right."""
-    sigmas: Annotated[float, Field(gt=0)] = 3.0
-    """How far the first has risen, in standard deviations of its first values."""
+    sigmas: Annotated[float, Field(gt=0)] = 2.0
+    """How far the first has risen, in standard deviations of its first values; 5 standard errors
+    of the difference of the means."""
     risen: Annotated[float, Field(gt=0)] = 0.5
     """How far another one may have risen, in the same measure."""
     reference: Steps = 8
