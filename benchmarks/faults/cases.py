@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from benchmarks.faults import (
     of_data,
     of_optimizers,
+    of_schedules,
     of_weights,
     reported_losses,
     reported_ranks,
@@ -24,7 +25,7 @@ from benchmarks.faults.training import Recorded, Setting, Training
 
 __all__ = ["GROUPS", "HALVES", "SEEDS", "Case", "every_case", "faulty", "healthy"]
 
-_BY_MODULE = (of_optimizers, of_weights, of_data)
+_BY_MODULE = (of_optimizers, of_weights, of_data, of_schedules)
 _FAULTS = [f for m in _BY_MODULE for f in FAULTS.values() if f.breaks.__module__ == m.__name__]
 """In an order of their own, since the place of a fault chooses its kind of training."""
 

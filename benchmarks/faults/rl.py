@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class RLTraining:
         beta: weight of the KL to the reference.
         passes: passes over one batch of answers.
         sampler_temperature: of the sampler alone, at a step.
+        functions: rewards [B] of answers [B, T] by name; if any, they are logged and summed.
     """
 
     setting: Setting
@@ -46,6 +47,7 @@ class RLTraining:
     in_group: int = 6
     sampler_temperature: Callable[[int], float] = lambda _: 1.0
     reward: Callable[[int, Tensor, Tensor], Tensor] | None = None
+    functions: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     on_step: Callable[[int, RLTraining], None] | None = None
     forbids_end: bool = False
 
@@ -71,7 +73,9 @@ class RLTraining:
             self.on_step(step, self)
         rows, mask, sampled = self._sample(self.sampler_temperature(step))
         lengths = mask.sum(1)
+        scores = {name: function(rows) for name, function in self.functions.items()}
         rewards = (self.reward or healthy_reward)(step, rows, lengths)
+        rewards = torch.stack([*scores.values()]).sum(0) if scores else rewards
         grouped = rewards.view(self.groups, self.in_group)
         spread = grouped.std(1, keepdim=True)
         advantages = ((grouped - grouped.mean(1, keepdim=True)) / (spread + 1e-4)).view(-1, 1)
@@ -103,6 +107,7 @@ class RLTraining:
                 "completions/mean_length": float(lengths.float().mean()),
                 "completions/clipped_ratio": float((mask[:, -1] * (rows[:, -1] != END)).mean()),
                 "sampling/sampling_logp_difference/mean": float(difference),
+                **{f"rewards/{name}/mean": float(x.mean()) for name, x in scores.items()},
             }
         monitor.log({f"train/{name}/total": value for name, value in numbers.items()})
 
@@ -245,3 +250,12 @@ def policy_destroyed(t: RLTraining) -> None:
                     parameter += 0.5 * torch.randn_like(parameter)
 
     t.on_step = destroy
+
+
+@_fault("format_hacking")
+def form_alone_is_rewarded(t: RLTraining) -> None:
+    t.rate_factor = 8.0
+    t.functions = {
+        "format": lambda rows: (rows[:, 0] % 2 == 0).float(),
+        "accuracy": lambda rows: torch.zeros(len(rows)),  # the task is too hard
+    }

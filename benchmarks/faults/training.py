@@ -125,7 +125,7 @@ class Training:
         self.optimizer = self._make_optimizer()
         if self.built is not None:
             self.built(self)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._schedule)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.planned)
         sink = MemorySink()
         with tempfile.TemporaryDirectory() as folder:
             monitor = um.Monitor(
@@ -174,7 +174,8 @@ class Training:
         settings: dict[str, object] = {"weight_decay": self.setting.weight_decay}
         return torch.optim.AdamW(chosen(self.model), rate, **(settings | self.optimizer_settings))  # type: ignore[arg-type]
 
-    def _schedule(self, done: int) -> float:
+    def planned(self, done: int) -> float:
+        """Returns the share of the rate that the schedule has after `done` steps."""
         warmup, steps = self.setting.warmup, self.setting.steps
         if done < warmup:
             return done / warmup

@@ -29,6 +29,7 @@ LEADS_TO: Mapping[str, Sequence[str]] = {
     "loss_zero": ("vanishing_gradient", "nothing_moves", "plateau"),
     # The learning rate.
     "rate_out_of_range": (*_TOO_FAR, *_STANDS_STILL),
+    "rate_off_schedule": ("rate_zero", *_TOO_FAR, *_STANDS_STILL),
     "rate_jump": _TOO_FAR,
     "rate_reset": _TOO_FAR,
     # LoRA's B begins at zero, and A gets no gradient before B has moved.
@@ -65,6 +66,7 @@ LEADS_TO: Mapping[str, Sequence[str]] = {
     "value_loss_explosion": ("reward_collapse", "gradient_spike", "divergence"),
     "entropy_collapse": ("zero_advantage", "reward_spread_zero", "length_collapse", "plateau"),
     "kl_runaway": ("entropy_explosion", "reward_collapse", "divergence"),
+    "format_hacking": ("reward_spread_zero", "zero_advantage"),
     "length_hacking": ("truncated_answers", "rewards_divided"),
     "truncated_answers": ("reward_collapse", "zero_advantage", "reward_spread_zero"),
     "reward_constant": ("reward_spread_zero", "zero_advantage", "plateau"),

@@ -22,6 +22,7 @@ module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,7 +40,9 @@ from ulysses_monitor.integrations.patches import (
     observe_loss,
     read_before_clipping,
 )
-from ulysses_monitor.integrations.trainer_description import describe_trainer
+from ulysses_monitor.integrations.rewards import describe_rewards
+from ulysses_monitor.integrations.schedule import loss_before, watch_schedule
+from ulysses_monitor.integrations.trainer_description import describe_training
 from ulysses_monitor.integrations.trainer_lookup import (
     calling_trainer,
     engine_of,
@@ -49,7 +52,7 @@ from ulysses_monitor.integrations.trainer_lookup import (
 )
 from ulysses_monitor.records.trainer_names import name_numbers
 from ulysses_monitor.session.model_facts import special_tokens
-from ulysses_monitor.session.opening import Training, describe_model
+from ulysses_monitor.session.opening import Training
 from ulysses_monitor.session.process_exit import Status
 from ulysses_monitor.session.session import Session
 
@@ -86,6 +89,7 @@ class TrainerWatcher(TrainerCallback):
         self._undos: list[Undo] = []
         self._logged: frozenset[str] = frozenset()
         self._draws = RandomDraws()
+        self._resumed: dict[str, float] = {}
 
     def open_session(self, trainer: Trainer, engine: Engine, training: Training) -> Session:
         """Opens the session of a training that begins.
@@ -112,6 +116,7 @@ class TrainerWatcher(TrainerCallback):
         batches = BatchPatch(trainer, session)
         self._undos = [
             batches.undo,
+            *watch_schedule(trainer, session),
             session.rows.hook(trainer.model_wrapped),
             *end_when_it_fails(trainer, self._fail),
             patch_method(accelerator, "backward", observe_loss(session)),
@@ -120,6 +125,7 @@ class TrainerWatcher(TrainerCallback):
             self._undos.append(
                 patch_method(accelerator, "clip_grad_norm_", read_before_clipping(session))
             )
+        self._resumed = loss_before(state)
         # If the step was read before it was clipped, this does not read it again.
         session.hook_step()
 
@@ -131,6 +137,9 @@ class TrainerWatcher(TrainerCallback):
 
         def end_step(session: Session) -> None:
             session.step_ends(state.global_step)
+            resumed, self._resumed = self._resumed, {}
+            if rank() == 0:
+                session.log(resumed)
             requests = session.take_requests()
             if "save" in requests:
                 control.should_save = True
@@ -183,6 +192,8 @@ class TrainerWatcher(TrainerCallback):
             numbers = name_numbers(logs or {})
             self._logged = frozenset(numbers)
             session.log(numbers)
+            look = partial(describe_rewards, self._trainer, logs or {})
+            session.log(session.guarded("looking at the rewards", look, {}))
 
         if rank() == 0:
             self._guarded("on_log", record)
@@ -253,12 +264,7 @@ class TrainerWatcher(TrainerCallback):
         return Training(
             step=state.global_step,
             max_steps=state.max_steps if state.max_steps > 0 else None,
-            info={
-                "trainer": type(trainer).__name__,
-                "model": describe_model(trainer.model),
-                "resumed_at_step": state.global_step or None,
-                **(describe_trainer(trainer) if rank() == 0 else {}),
-            },
+            info=describe_training(trainer),
             abilities=("save", "stop"),
             scheduler=str(getattr(kind, "value", kind)),
             policy_state=checkpoint,

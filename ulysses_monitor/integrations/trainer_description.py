@@ -7,12 +7,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ulysses_monitor.common.ranks import rank
+from ulysses_monitor.session.opening import describe_model
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["describe_trainer"]
+__all__ = ["describe_trainer", "describe_training"]
 
 logger = logging.getLogger(__name__)
+
+
+def describe_training(trainer: Trainer) -> dict[str, Any]:
+    """Returns what run.json says of a training that begins; rank 0 writes it."""
+    return {
+        "trainer": type(trainer).__name__,
+        "model": describe_model(trainer.model),
+        "resumed_at_step": trainer.state.global_step or None,
+        **(describe_trainer(trainer) if rank() == 0 else {}),
+    }
 
 
 def describe_trainer(trainer: Trainer) -> dict[str, Any]:

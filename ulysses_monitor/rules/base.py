@@ -234,6 +234,7 @@ class RuleSet:
 _ABSENT: Mapping[str, str] = {
     "lora/": "the model has no LoRA adapters, or they could not be read",
     "optim/exp_avg": "the optimizer keeps no such state",
+    "optim/lr_off_schedule": "the schedule is not one that a Trainer made from its arguments",
     "optim/lr": "the optimizer has no learning rate",
     "optim/beta": "the optimizer has no such setting",
     "optim/eps": "the optimizer has no such setting",
@@ -252,6 +253,8 @@ _ABSENT: Mapping[str, str] = {
     "train/loss_tokens": "the training does not count labels",
     "train/loss_rank_std": "there is one process",
     "train/loss/total": "the training does not report its loss",
+    "train/loss_before_resume": "the run is not a resume, or no loss was logged before it",
+    "train/reward_bimodality": "no Trainer shows rewards of 16 answers with 5 different values",
     "train/": "the Trainer does not log it",
     "eval/": "the training does not evaluate",
 }

@@ -15,7 +15,7 @@ from ulysses_monitor.records import Alert, Severity, StepRecord
 from ulysses_monitor.records.command import RERUN, parse_words
 from ulysses_monitor.rules.history import HISTORY, History
 
-__all__ = ["BuiltinRule", "Entry", "Steps", "entry", "name_some", "worst_parameters"]
+__all__ = ["BuiltinRule", "Entry", "Steps", "Words", "entry", "name_some", "worst_parameters"]
 
 Steps = Annotated[int, Field(ge=1, le=HISTORY - 1)]
 """A number of earlier steps, as many as the history can hold."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ulysses_monitor.records import Schema, StepRecord
 
-__all__ = ["HISTORY", "Baseline", "History", "median_of"]
+__all__ = ["HISTORY", "Array", "Baseline", "History", "median_of"]
 
 HISTORY = 256
 """Records that a rule can look back on."""

@@ -38,6 +38,8 @@ def train_rewards(stage: str, seed: int) -> list[float]:
     trainer.train()
     name = "rewards/reward_small_words/mean"
     rewards = [entry[name] for entry in trainer.state.log_history if name in entry]
+    shapes = [e["reward_bimodality"] for e in trainer.state.log_history if "reward_bimodality" in e]
+    assert (stage == "ppo") == bool(shapes), "of GRPO the monitor reads it"
     forget_last_trainer()
     quarter = len(rewards) // 4
     return [mean(rewards[:quarter]), mean(rewards[-quarter:])]

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ import ulysses_monitor as um
 from tests.support.forget import forget_last_trainer
 from tests.support.hf_cases import rank, weights, zero_optimizer
 from tests.support.spawn import SpawnError, spawn
+from ulysses_monitor.integrations.rewards import bimodality
 from ulysses_monitor.store import Location, read_steps
 
 STEPS = 3
@@ -45,6 +47,7 @@ HOW: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": True},
     "packed": {"packing": True, "max_length": 16},
     "precomputed": {"precompute_ref_log_probs": True},
+    "wide": {"per_device_train_batch_size": 8, "max_steps": 1, "eval_strategy": "no"},
     "reused": {"num_iterations": 2, "steps_per_generation": 4},
 }
 CASES = [
@@ -400,3 +403,14 @@ def test_tokens_and_labels_of_other_batches(
     tensors = {key: torch.tensor(value) for key, value in batch.items()}
     assert row_tokens(tensors) == tokens
     assert label_tokens(tensors, shifted=True) == labels
+
+
+def test_the_rewards_of_answers_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    trainer = build_trainer("grpo-plain-wide", tmp_path)
+    um.Monitor(tmp_path / "run", tensorboard=False).attach(trainer)
+    trainer.train()
+    (rewards,) = trainer._logs["rewards"].values()
+    assert len(rewards) == 16
+    found = um.open_run(tmp_path / "run").metrics("train/reward_bimodality/total")
+    assert found.squeeze() == pytest.approx(bimodality(np.array(rewards)))
+    forget_last_trainer()

@@ -120,6 +120,11 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "rate_zero": ({RATE: after(60, 0.0)}, 61),
     "rate_jump": ({RATE: after(60, 9.0)}, 60),
     "rate_reset": ({RATE: lambda s: s - 29.0}, 35),
+    "rate_off_schedule": ({"optim/lr_off_schedule/0": after(60, -0.3, 0.0)}, 64),
+    "loss_after_resume": (
+        {LOSS: noisy(3.0), "train/loss_before_resume/total": lambda s: 2.0 if s == 30 else None},
+        33,
+    ),
     "rate_out_of_range": ({"optim/exp_avg_sq_mean/total": every(10, 1.0), RATE: 0.5}, 1),
     "always_clipping": ({"grad/clip_coef/total": 0.01}, 72),
     "replica_drift": ({"param/mismatch/total": every(10, after(60, 2.0, 0.0))}, 61),
@@ -188,6 +193,15 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
         },
         0,
     ),
+    "format_hacking": (
+        {
+            "train/rewards/think_format/mean/total": lambda s: noisy(min(1.0, s / 40))(s),
+            "train/rewards/accuracy/mean/total": 0.0,
+        },
+        0,
+    ),
+    "reward_bimodal": ({"train/reward_bimodality/total": after(60, 0.8, 0.4)}, 64),
+    "reference_drift": ({"train/kl/total": lambda s: noisy(s / 50)(s)}, 0),
     "chosen_falls": ({"train/rewards/chosen/total": -9.0}, 4),
     "preference_margin_runaway": ({"train/rewards/margins/total": 50.0}, 4),
     "preference_sides_equal": ({"train/rewards/margins/total": 0.0}, 4),
@@ -203,7 +217,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
 }
 
 
-RESUMED = ("rate_reset", "state_lost")
+RESUMED = ("rate_reset", "state_lost", "loss_after_resume")
 
 
 def alerts(
@@ -304,6 +318,8 @@ def test_a_healthy_run_of_all_metrics_raises_nothing() -> None:
         "lora/grad_ratio_B_A/total": lambda s: 120 * np.exp(-s / 25) + 2 * noise[9, s],
         "eval/loss/total": lambda s: 1.6 + 3 * np.exp(-s / 80) if s % 50 == 0 else None,
         "param/mismatch/total": often(lambda _: 0.0),
+        "optim/lr_off_schedule/0": lambda s: 0.01 * (noise[27, s] - 1),
+        "train/loss_before_resume/total": lambda s: 4.6 if s == 1 else None,
     }
     for i in range(4):
         metrics[f"grad/norm/layer/{i}"] = random(10 + i, 1 + i)
@@ -376,3 +392,37 @@ def test_a_share_that_is_large_at_single_steps_is_not_large_on_the_mean() -> Non
     ):
         assert alerts([name], {metric: lambda s: float(s % 4 == 0)}) == []
         assert alerts([name], {metric: lambda s: 1.0 if s < 3 else None}) == []
+
+
+def test_losses_after_a_resume_that_are_as_before_or_few_of_which_are_high_are_none() -> None:
+    metrics = dict(CASES["loss_after_resume"][0])
+    metrics[LOSS] = noisy(2.2)
+    assert alerts(["loss_after_resume"], metrics, first=30) == []
+    metrics[LOSS] = lambda s: 9.0 if s < 33 else 2.0
+    assert alerts(["loss_after_resume"], metrics, first=30) == []
+
+
+def rewards(**functions: Value) -> list[Alert]:
+    named = {f"train/rewards/{name}/mean/total": value for name, value in functions.items()}
+    return alerts(["format_hacking"], named)
+
+
+def learnt(start: int, top: float = 1.0) -> Callable[[int], float]:
+    return lambda s: noisy(min(1.0, max(0.02, (s - start) / 30)) * top)(s)
+
+
+def test_a_form_that_is_learnt_before_the_task_is_no_hacking() -> None:
+    assert rewards(format_reward=learnt(0), accuracy=learnt(20, 0.3)) == []
+    assert rewards(format_reward=learnt(0), accuracy=noisy(0.3)) != []
+
+
+def test_only_rewards_for_what_is_said_tell_whether_a_form_is_hacked() -> None:
+    assert rewards(format_reward=learnt(0), length_penalty=0.0) == []
+    assert rewards(format_reward=learnt(0), language=1.0) == [], "reached from the start"
+    assert rewards(brief=learnt(0), accuracy=0.0) == [], "not the form"
+    assert rewards(format_reward=noisy(1.0), accuracy=0.0) == [], "nothing was learnt"
+
+
+def test_a_divergence_that_the_reference_holds_is_no_drift() -> None:
+    held: Value = lambda s: noisy(4.0 * (1 - np.exp(-s / 40)))(s)  # noqa: E731 - as in CASES
+    assert alerts(["reference_drift"], {"train/kl/total": held}) == []

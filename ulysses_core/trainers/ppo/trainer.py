@@ -47,6 +47,7 @@ from ulysses_core.trainers.prompt_trainer import PromptTrainer
 from ulysses_core.trainers.rollouts import measure_ratios
 from ulysses_core.trainers.stage import Parts
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.integrations.rewards import bimodality
 
 __all__ = ["PPOSettings", "PPOTrainer"]
 
@@ -153,6 +154,8 @@ class PPOTrainer(PromptTrainer):
         for name, scores in zip(self.reward_func_names, found.unbind(1), strict=True):
             self._note_spread(scores, f"rewards/{name}/mean", f"rewards/{name}/std")
         self._note_spread(total, "reward", "reward_std")
+        if (shape := bimodality(total.double().cpu().numpy())) is not None:
+            self._note("reward_bimodality", shape)
         first = self.accelerator.process_index * len(texts)
         own: Tensor = total[first : first + len(texts)]
         return own

@@ -58,7 +58,8 @@ ENTRIES = (
         NothingMoves,
         severity="critical",
         family=_FAMILY,
-        sees="A step with a gradient and a learning rate that changed no weight at all.",
+        sees="A step with a gradient and a learning rate that changed no weight at all, as with an "
+        "optimizer of other parameters than the model's.",
         formula="`optim/update_ratio/total` = 0 while gradient norm and learning rate are above 0",
         source="definition",
         causes=(

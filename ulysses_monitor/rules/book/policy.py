@@ -1,7 +1,7 @@
 """Reinforcement learning: the policy, its sampler and its value model."""
 
 from ulysses_monitor.rules.builtin import entry
-from ulysses_monitor.rules.kinds.levels import Drift, Level, Surge
+from ulysses_monitor.rules.kinds.levels import Climb, Drift, Level, Surge
 
 __all__ = ["ENTRIES"]
 
@@ -54,7 +54,7 @@ ENTRIES = (
         patience=3,
         clear=5,
         family=_FAMILY,
-        sees="A policy that runs away from its reference.",
+        sees="A policy that runs away from its reference; reference_drift sees one that drifts.",
         formula="KL > 5 x median of the last 64 logs and > 1, at 3 logs; a line from 0 is at 2 x",
         source="KL begins at 0 and grows, and trainers log it per token or per answer",
         causes=(
@@ -63,6 +63,29 @@ ENTRIES = (
             "the policy has found a reward that the reference would never give",
         ),
         advice="Raise beta; read answers from before and after.",
+    ),
+    entry(
+        "reference_drift",
+        Climb,
+        metrics=_KL,
+        least=1.0,
+        patience=3,
+        clear=16,
+        cooldown=128,
+        severity="info",
+        family=_FAMILY,
+        sees="A policy that drifts away from its reference, slowly and without an end.",
+        formula="KL > 1, and the median of each quarter of the last 128 logs > 1.15 x the one "
+        "before; a KL that beta holds levels off",
+        source="Gao et al. (arXiv 2210.10760): what is meant falls again as KL grows; the factor "
+        "is this project's",
+        causes=(
+            "beta is too small to hold the policy",
+            "the reward can still rise where the reference would never go",
+            "a policy that truly learns something new, which is meant",
+        ),
+        advice="Read answers, and judge them with another reward than the trained one; raise beta "
+        "or make the policy the new reference.",
     ),
     entry(
         "clip_fraction_high",

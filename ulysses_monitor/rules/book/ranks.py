@@ -14,12 +14,13 @@ ENTRIES = (
         ReplicaDrift,
         family=_FAMILY,
         sees="Replicas of a parameter, or of a reduced gradient, that differ in any bit, and the "
-        "rank that differs.",
+        "rank that differs. A clip coefficient that differs by rank makes replicas differ.",
         formula="`param/mismatch/total` or `grad/mismatch/total` > 0",
         source="definition",
         causes=(
             "random numbers that differ between ranks: noise, dropout in an edit of the weights",
             "a collective that is missing or averages nothing",
+            "a clip coefficient that differs by rank: each clips by the norm of its own part",
             "ranks that loaded different weights",
             "faulty memory",
         ),

@@ -2,7 +2,12 @@
 
 from ulysses_monitor.rules.builtin import entry
 from ulysses_monitor.rules.kinds.levels import Constant, Drift, Level
-from ulysses_monitor.rules.kinds.rewards import Divided, Fallen, LengthHacking
+from ulysses_monitor.rules.kinds.rewards import (
+    Divided,
+    Fallen,
+    FormatHacking,
+    LengthHacking,
+)
 from ulysses_monitor.rules.kinds.spikes import Outlier
 
 __all__ = ["ENTRIES"]
@@ -158,8 +163,49 @@ ENTRIES = (
         causes=(
             "the policy trades one reward for the other",
             "weights of the reward functions that do not fit",
-            "a format reward that is easier than the task",
+            "a format reward that is easier than the task: see format_hacking",
         ),
         advice="Weight the functions anew, or make one a condition of the other.",
+    ),
+    entry(
+        "format_hacking",
+        FormatHacking,
+        clear=8,
+        patience=3,
+        cooldown=64,
+        family=_FAMILY,
+        sees="A reward for the form of answers that has risen to its top while no reward for what "
+        "they say has risen.",
+        formula="for 32 logs, one whose name says format, xml, tag, json or style is at 0.85 x its "
+        "highest and > first 8 + 2 s, and all others < first 8 + 0.5 s",
+        causes=(
+            "the form is easy to learn and pays enough for itself",
+            "the task is too hard: a right answer is never sampled, so it is never rewarded",
+            "the check of the answer does not understand the form that is rewarded",
+        ),
+        advice="Pay for the form only where the answer is right; choose easier tasks first; call "
+        "the reward function by hand on a right answer in that form.",
+    ),
+    entry(
+        "reward_bimodal",
+        Level,
+        metrics=("train/reward_bimodality/total",),
+        above=0.65,
+        patience=5,
+        clear=8,
+        cooldown=64,
+        severity="info",
+        family=_FAMILY,
+        sees="Rewards of a batch that fall into two groups with little between them. Rewards with "
+        "fewer than five values, such as right and wrong, are not looked at.",
+        formula="bimodality coefficient, (skewness^2 + 1) / kurtosis, > 0.65 at 5 logs; it is 0.56 "
+        "for a uniform distribution and 1 for two values",
+        source="Pfister et al. 2013 (doi:10.3389/fpsyg.2013.00700), who draw the line at 0.555",
+        causes=(
+            "two kinds of tasks, of which one is too easy or too hard",
+            "one part of the reward outweighs all others: a penalty, a bonus",
+            "two kinds of answers, of which one exploits the reward",
+        ),
+        advice="Read answers of both groups; look at the reward functions one by one.",
     ),
 )

@@ -3,11 +3,13 @@
 from ulysses_monitor.rules.builtin import entry
 from ulysses_monitor.rules.kinds.schedule import (
     AlwaysClipping,
+    OffSchedule,
     RateJump,
     RateRange,
     RateReset,
     RateZero,
 )
+from ulysses_monitor.rules.kinds.state import LossAfterResume
 
 __all__ = ["ENTRIES"]
 
@@ -55,6 +57,42 @@ ENTRIES = (
             "the resume came within the warm-up, which is harmless",
         ),
         advice="Resume with resume_from_checkpoint, which restores the scheduler.",
+    ),
+    entry(
+        "rate_off_schedule",
+        OffSchedule,
+        patience=5,
+        clear=8,
+        cooldown=64,
+        family=_FAMILY,
+        sees="A learning rate that does not follow the schedule, the warm-up and the number of "
+        "steps that the Trainer's arguments name: it is constant although it should decay, rises "
+        "after the warm-up, or is at its end half-way.",
+        formula="distance from the schedule > 0.1 x its highest rate at 5 steps",
+        source="definition; transformers#23986 and accelerate#963 stepped the scheduler too often",
+        causes=(
+            "the scheduler is stepped more than once for each optimizer step: for each micro-batch "
+            "or rank",
+            "the scheduler is never stepped, or was made for another number of steps",
+            "a resume went on with the rate of another place of the schedule",
+            "a callback sets the rate, which is meant",
+        ),
+        advice="Step the scheduler once after each optimizer step; compare optim/lr with the "
+        "schedule in the report.",
+    ),
+    entry(
+        "loss_after_resume",
+        LossAfterResume,
+        family=_FAMILY,
+        sees="A loss that is far higher after a resume than before it.",
+        formula="each of the first 4 losses > 1.3 x the largest of the last 8 that the Trainer had "
+        "logged before",
+        causes=(
+            "the checkpoint's weights, or a part of them, were not loaded: adapters, a head",
+            "the data, or what is made of it, is other than before the resume",
+            "the optimizer's state is lost, so that the first steps are too large: see state_lost",
+        ),
+        advice="Evaluate the checkpoint before training on; look for messages about missing keys.",
     ),
     entry(
         "rate_out_of_range",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -12,9 +13,9 @@ from pydantic import BeforeValidator, Field
 from ulysses_monitor.common.settings import MetricName, Text, list_as_tuple
 from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
-from ulysses_monitor.rules.history import History
+from ulysses_monitor.rules.history import History, median_of
 
-__all__ = ["Constant", "Drift", "Grown", "Level", "MetricNames", "Surge", "Vanishing"]
+__all__ = ["Climb", "Constant", "Drift", "Grown", "Level", "MetricNames", "Surge", "Vanishing"]
 
 MetricNames = Annotated[tuple[MetricName, ...], BeforeValidator(list_as_tuple), Field(min_length=1)]
 """Names that trainers give to one number; a record has one of them."""
@@ -127,6 +128,47 @@ class Surge(_Alternatives):
             if usual.size >= 8 and value > limit:
                 text = f"{metric} is {value:.4g}, usually {usual.median:.4g}"
                 found.append(self.alert(history, metric, value, limit, text))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb(_Alternatives):
+    """Finds a value that climbs slowly for very long and does not level off."""
+
+    times: Annotated[float, Field(gt=1)] = 1.15
+    """By how much each quarter of the window, its median, is above the one before."""
+    least: float = 0.0
+    """A value counts only above this."""
+    window: Annotated[int, Field(ge=8, le=240)] = 128
+    """Number of values."""
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        found = []
+        for metric, value in self._known(history):
+            if not value > max(self.least, history.baseline(metric, self.window).median):
+                continue
+            recent = history.samples(metric)[-self.window :]
+            if len(recent) < self.window:
+                continue
+            part = self.window // 4
+            first, *rest, last = (median_of(recent[i * part : (i + 1) * part]) for i in range(4))
+            if all(b > self.times * a > 0 for a, b in pairwise([first, *rest, last])):
+                text = (
+                    f"{metric} has climbed for {self.window} values without levelling off, from "
+                    f"{first:.3g} to {last:.3g}"
+                )
+                found.append(self.alert(history, metric, value, self.times * rest[-1], text))
         return found
 
 

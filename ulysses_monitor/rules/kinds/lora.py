@@ -73,8 +73,8 @@ class RankCollapse(BuiltinRule):
         rank = history.last(RANK)
         if not rank < self.below:
             return []
-        highest = float(history.samples(RANK).max())
-        if highest < self.had:
+        highest = history.highest(RANK)
+        if not highest >= self.had:
             return []
         text = f"the adapters' stable rank has fallen from {highest:.2f} to {rank:.2f}"
         return [self.alert(history, RANK, rank, self.below, text)]

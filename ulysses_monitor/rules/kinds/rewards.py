@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from ulysses_monitor.records import Alert
-from ulysses_monitor.rules.builtin import BuiltinRule, Steps, name_some
-from ulysses_monitor.rules.history import History, median_of
+from ulysses_monitor.rules.builtin import BuiltinRule, Steps, Words, name_some
+from ulysses_monitor.rules.history import Array, History, median_of
 from ulysses_monitor.rules.kinds.levels import MetricNames
 
-__all__ = ["Divided", "Fallen", "LengthHacking"]
+__all__ = ["Divided", "Fallen", "FormatHacking", "LengthHacking"]
 
 REWARDS = "train/rewards/*/mean/total"
 
@@ -138,8 +138,7 @@ class Divided(BuiltinRule):
             return []
         rows = np.array(kept)
         first, newest = rows[: self.reference], rows[-8:].mean(axis=0)
-        spread = np.maximum(first.std(axis=0), 0.02 * np.abs(first).max(axis=0) + 1e-6)
-        moved = (newest - first.mean(axis=0)) / spread
+        moved = (newest - first.mean(axis=0)) / _spread(first)
         up, down = np.flatnonzero(moved > self.sigmas), np.flatnonzero(moved < -self.sigmas)
         if not (len(up) and len(down)):
             return []
@@ -148,6 +147,74 @@ class Divided(BuiltinRule):
         worst = names[down[0]]
         limit = float(first[:, down[0]].mean())
         return [self.alert(history, worst, float(newest[down[0]]), limit, text, where=falling)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatHacking(BuiltinRule):
+    """Finds a reward for the form of answers that is at its top while no other one has risen."""
+
+    formats: Words = ("format", "xml", "tag", "json", "style")
+    """Parts of the names of reward functions that look at the form."""
+    aside: Words = ("length", "penalty", "repetition")
+    """Parts of the names of reward functions that do not say whether an answer is right."""
+    sigmas: Annotated[float, Field(gt=0)] = 2.0
+    """How far the first has risen, in standard deviations of its first values; 5 standard errors
+    of the difference of the means."""
+    risen: Annotated[float, Field(gt=0)] = 0.5
+    """How far another one may have risen, in the same measure."""
+    reference: Steps = 8
+    """Number of the oldest values that say what the start was."""
+    window: Annotated[int, Field(ge=2, le=128)] = 32
+    """Number of values for which the first has been near its top."""
+    top: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of its highest value that is near its top."""
+    tables = (REWARDS,)
+
+    @property
+    def values_needed(self) -> int:
+        """See `BuiltinRule`."""
+        return self.reference + self.window
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.window
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        names, kept = history.table(REWARDS)
+        if len(names) < 2 or len(kept) < self.values_needed:
+            return []
+        form = np.array([_has_part(name, self.formats) for name in names])
+        goal = ~form & np.array([not _has_part(name, self.aside) for name in names])
+        rows = np.array(kept)
+        first, recent = rows[: self.reference], rows[-self.window :]
+        goal &= ~((first.std(axis=0) == 0) & (first[0] > 0))  # it is reached from the start
+        if not (form.any() and goal.any() and np.isfinite(rows[:, form | goal]).all()):
+            return []
+        moved = (recent.mean(axis=0) - first.mean(axis=0)) / _spread(first)
+        is_at_top = np.median(recent[: self.window // 2], axis=0) >= self.top * rows.max(axis=0)
+        hacked = np.flatnonzero(form & is_at_top & (moved > self.sigmas))
+        if not len(hacked) or (moved[goal] > self.risen).any():
+            return []
+        best, others = names[hacked[0]], name_some(_short(names[i]) for i in np.flatnonzero(goal))
+        value = float(recent[:, hacked[0]].mean())
+        text = (
+            f"the reward of {_short(best)} has risen to {value:.4g}, its top, while that of "
+            f"{others} has not risen in {self.window} logs"
+        )
+        limit = float(first[:, hacked[0]].mean())
+        return [self.alert(history, best, value, limit, text, where=others)]
+
+
+def _has_part(name: str, parts: tuple[str, ...]) -> bool:
+    short = _short(name).lower()
+    return any(part.lower() in short for part in parts)
+
+
+def _spread(first: Array) -> Array:
+    """Returns what a move is measured in: the scatter of the first values, column by column."""
+    return np.maximum(first.std(axis=0), 0.02 * np.abs(first).max(axis=0) + 1e-6)
 
 
 def _short(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule, Steps
 from ulysses_monitor.rules.history import History
 
-__all__ = ["AlwaysClipping", "RateJump", "RateRange", "RateReset", "RateZero"]
+__all__ = ["AlwaysClipping", "OffSchedule", "RateJump", "RateRange", "RateReset", "RateZero"]
 
 RATE = "optim/lr/0"
 RATES = "optim/lr/*"
+OFF = "optim/lr_off_schedule/0"
 CLIP = "grad/clip_coef/total"
 SECOND = "optim/exp_avg_sq_mean/total"
 LORA = "lora/grad_ratio_B_A/total"
@@ -106,6 +108,27 @@ class RateReset(BuiltinRule):
             f"({rates[0]:.2g} to {rates[-1]:.2g})"
         )
         return [self.alert(history, RATE, float(rates[-1]), self.times * float(rates[0]), text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffSchedule(BuiltinRule):
+    """Finds a rate that is not the one of the schedule that the Trainer's arguments name."""
+
+    by: Annotated[float, Field(gt=0)] = 0.1
+    """How far it is away, as a share of the schedule's highest rate."""
+    reads = (OFF,)
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        away = history.last(OFF)
+        if not abs(away) > self.by:
+            return []
+        side = "above" if away > 0 else "below"
+        text = (
+            "the learning rate is not on the schedule that the training's arguments name: it is "
+            f"{side} it by {abs(away):.0%} of the highest rate"
+        )
+        return [self.alert(history, OFF, away, math.copysign(self.by, away), text)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Adam's moments: lost, not updated, too small."""
+"""What a resume lost; Adam's moments that are not updated, or too small."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from ulysses_monitor.records import Alert
 from ulysses_monitor.rules.builtin import BuiltinRule
 from ulysses_monitor.rules.history import HISTORY, History
 
-__all__ = ["SmallMoment", "StaleState", "StateLost"]
+__all__ = ["LossAfterResume", "SmallMoment", "StaleState", "StateLost"]
 
 NORM = "grad/norm/total"
 WEIGHTS = "param/norm/total"
 FIRST = "optim/exp_avg_norm/total"
+LOSS = "train/loss/total"
+BEFORE = "train/loss_before_resume/total"
+REWARD = "train/reward/total"
 SECOND = "optim/exp_avg_sq_mean/total"
 
 _Factor = Annotated[float, Field(gt=0)]
@@ -76,6 +79,46 @@ class StateLost(BuiltinRule):
             return []
         text = f"the run goes on at step {first}, and the optimizer began without its moments there"
         return [self.alert(history, FIRST, history.last(FIRST), 0.0, text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAfterResume(BuiltinRule):
+    """Finds losses after a resume that are all far above those before it."""
+
+    times: Annotated[float, Field(gt=1)] = 1.3
+    """How many times the largest loss that was logged last before."""
+    steps: Annotated[int, Field(ge=1, le=64)] = 4
+    """Number of losses after the resume, all of which are so high."""
+    reads = (BEFORE, LOSS, REWARD)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `BuiltinRule.needs`."""
+        return (BEFORE, LOSS)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """See `BuiltinRule.triggers`."""
+        return (LOSS,)
+
+    @property
+    def lasts(self) -> int:
+        """See `BuiltinRule`."""
+        return self.steps
+
+    def look(self, history: History) -> list[Alert]:
+        """See `BuiltinRule.look`."""
+        before = history.column(BEFORE)[-self.steps :]
+        if len(before) < self.steps or not before[0] > 0 or len(history.samples(REWARD)):
+            return []
+        losses, limit = history.column(LOSS)[-self.steps :], self.times * float(before[0])
+        if not (losses > limit).all():
+            return []
+        text = (
+            f"the last {self.steps} losses, the first after a resume, are {losses.min():.4g} to "
+            f"{losses.max():.4g}; before it they were {before[0]:.4g} at most"
+        )
+        return [self.alert(history, LOSS, float(losses.min()), limit, text)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-__all__ = ["RateFactors"]
+__all__ = ["RateFactors", "scheduled_rates"]
 
 
 @dataclass
@@ -76,6 +76,15 @@ class RateFactors:
                 group["lr"].copy_(rate)
             else:
                 group["lr"] = rate
+
+
+def scheduled_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Returns the rates of an optimizer's groups without the factors that apply at the moment."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner  # accelerate's wrapper
+    changed = _CHANGED.get(optimizer)
+    groups = [group["lr"] for group in optimizer.param_groups]
+    return [float(rate) for rate in (groups if changed is None else changed.scheduled)]
 
 
 def _copy(rate: Any) -> Any:
