@@ -243,8 +243,6 @@ class TrainerWatcher(TrainerCallback):
             with replace_file(folder / self._state_file(trainer)) as file:
                 file.write(held)
 
-    # -- what the Trainer does not tell --------------------------------------------------------
-
     def _find_trainer(self, state: TrainerState) -> Trainer:
         """Returns the Trainer that trains: the given one, or the one on the stack.
 
@@ -259,8 +257,8 @@ class TrainerWatcher(TrainerCallback):
         kind = trainer.args.lr_scheduler_type
         checkpoint = None
         if state.global_step:
-            path = resumed_checkpoint(trainer) / self._state_file(trainer)
-            checkpoint = read_on_rank_0(path, engine)
+            place = resumed_checkpoint(trainer) / self._state_file(trainer)
+            checkpoint = read_on_rank_0(place, engine)
         return Training(
             step=state.global_step,
             max_steps=state.max_steps if state.max_steps > 0 else None,
@@ -274,9 +272,8 @@ class TrainerWatcher(TrainerCallback):
 
     def _state_file(self, trainer: Trainer) -> str:
         """Returns the name of the policies' file in a checkpoint; each monitor has its own."""
-        callbacks = trainer.callback_handler.callbacks
-        place = [c for c in callbacks if isinstance(c, TrainerWatcher)].index(self)
-        return f"ulysses_policies_{place}.npz"
+        watchers = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrainerWatcher)]
+        return f"ulysses_policies_{watchers.index(self)}.npz"
 
 
 class MonitorCallback(TrainerWatcher):

@@ -89,8 +89,9 @@ class RowShares:
             return
         ids = batch["input_ids"].to(labels.device)
         mask = batch.get("attention_mask")
-        has_mask = isinstance(mask, Tensor) and mask.shape == ids.shape
-        attended = mask.to(labels.device).ne(0) if has_mask else torch.ones_like(ids).bool()
+        attended, has_mask = torch.ones_like(ids).bool(), False
+        if isinstance(mask, Tensor) and mask.shape == ids.shape:
+            attended, has_mask = mask.to(labels.device).ne(0), True
         is_one = torch.full_like(ids[:, 0], has_mask).bool()
         self._step.append(
             _Rows(
