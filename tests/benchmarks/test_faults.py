@@ -47,6 +47,7 @@ def test_each_reported_bug_links_the_thread_that_reports_it() -> None:
         assert bug.what
 
 
+@pytest.mark.full
 def test_another_seed_is_another_training() -> None:
     first, second = (next(faulty(0, seed)).run() for seed in (0, 1))
     assert _losses(first) != _losses(second)
@@ -66,12 +67,12 @@ def _case(fault: str) -> Case:
     ("fault", "steps"),
     [
         ("layer_reinitialised", 10),
-        ("reward_fails_silently", 10),
+        pytest.param("reward_fails_silently", 10, marks=pytest.mark.full),
         ("adapter_of_the_head_not_called", 1),
         ("state_lost_at_resume", 1),
-        ("end_masked_as_padding", 1),
-        ("rows_cut_at_a_third", 30),
-        ("marks_between_all_tokens", 5),
+        pytest.param("end_masked_as_padding", 1, marks=pytest.mark.full),
+        pytest.param("rows_cut_at_a_third", 30, marks=pytest.mark.full),
+        pytest.param("marks_between_all_tokens", 5, marks=pytest.mark.full),
     ],
 )
 def test_a_fault_is_caught_by_a_rule_that_names_its_cause(fault: str, steps: int) -> None:
