@@ -47,7 +47,7 @@ def find_schedule(trainer: Trainer) -> Callable[[int], float] | None:
     if not isinstance(trainer.lr_scheduler, LambdaLR):
         return None
     # The Trainer's own may have been made for another number of steps, so make it anew.
-    defaults: dict[str, Any] = trainer.optimizer.defaults  # type: ignore[union-attr]
+    defaults: dict[str, Any] = trainer.optimizer.defaults
     rate = float(defaults.get("lr", args.learning_rate))  # of which lowest rates are a share
     unused = torch.optim.SGD([torch.zeros(1, device="cpu")], lr=rate)
     made = get_scheduler(
@@ -55,7 +55,7 @@ def find_schedule(trainer: Trainer) -> Callable[[int], float] | None:
         optimizer=unused,
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type] # as Trainer
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
     return made.lr_lambdas[0] if isinstance(made, LambdaLR) else None
 

@@ -214,7 +214,8 @@ def _has_part(name: str, parts: tuple[str, ...]) -> bool:
 
 def _spread(first: Array) -> Array:
     """Returns what a move is measured in: the scatter of the first values, column by column."""
-    return np.maximum(first.std(axis=0), 0.02 * np.abs(first).max(axis=0) + 1e-6)
+    found: Array = np.maximum(first.std(axis=0), 0.02 * np.abs(first).max(axis=0) + 1e-6)
+    return found
 
 
 def _short(name: str) -> str:
