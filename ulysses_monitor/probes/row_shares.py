@@ -89,9 +89,10 @@ class RowShares:
             return
         ids = batch["input_ids"].to(labels.device)
         mask = batch.get("attention_mask")
-        has_mask = isinstance(mask, Tensor) and mask.shape == ids.shape
-        attended = mask.to(labels.device).ne(0) if has_mask else torch.ones_like(ids).bool()
-        is_one = torch.full_like(ids[:, 0], has_mask).bool()
+        attended = torch.ones_like(ids, dtype=torch.bool)
+        is_one = torch.zeros_like(attended[:, 0])
+        if isinstance(mask, Tensor) and mask.shape == ids.shape:
+            attended, is_one = mask.to(labels.device).ne(0), ~is_one
         self._step.append(
             _Rows(
                 hashes=hash_rows(ids, attended),
