@@ -272,9 +272,8 @@ class TrainerWatcher(TrainerCallback):
 
     def _state_file(self, trainer: Trainer) -> str:
         """Returns the name of the policies' file in a checkpoint; each monitor has its own."""
-        callbacks = trainer.callback_handler.callbacks
-        place = [c for c in callbacks if isinstance(c, TrainerWatcher)].index(self)
-        return f"ulysses_policies_{place}.npz"
+        watchers = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrainerWatcher)]
+        return f"ulysses_policies_{watchers.index(self)}.npz"
 
 
 class MonitorCallback(TrainerWatcher):
