@@ -180,8 +180,8 @@ def end_masked_as_padding(setting: Setting) -> HFTraining:
     "huggingface/transformers/issues/26827",
     "huggingface/transformers/pull/24088",
     what="the scheduler is stepped once for each of two processes: the rate is 0 at half the steps",
-    names=("rate_zero",),
-    onset=26,
+    names=("rate_off_schedule", "rate_zero"),
+    onset=2,
 )
 def schedule_stepped_for_each_process(setting: Setting) -> HFTraining:
     def twice(kind: type[Any]) -> type[Any]:

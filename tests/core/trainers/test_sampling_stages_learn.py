@@ -5,7 +5,9 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests.support.forget import forget_last_trainer
 from tests.support.spawn import spawn
@@ -16,12 +18,14 @@ from tests.support.stage_cases import (
     reward_small_words,
 )
 from ulysses_monitor.common.errors import InputError
+from ulysses_monitor.integrations.rewards import bimodality
 
 SEEDS = (1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"max_steps": 24, "beta": 0.0, "num_generations": 4},
     "ppo": {"max_steps": 64},
 }
+TWO_GROUPS = [i / 100 + (i > 7) for i in range(16)]
 NUMBERS: dict[str, Any] = {"init_kl_coef": 0.02, "target": None, "cliprange": 0.2}
 NUMBERS |= {"cliprange_value": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95}
 NUMBERS |= {"score_norm": False, "whiten_rewards": False}
@@ -38,11 +42,22 @@ def train_rewards(stage: str, seed: int) -> list[float]:
     trainer.train()
     name = "rewards/reward_small_words/mean"
     rewards = [entry[name] for entry in trainer.state.log_history if name in entry]
-    shapes = [e["reward_bimodality"] for e in trainer.state.log_history if "reward_bimodality" in e]
-    assert (stage == "ppo") == bool(shapes), "of GRPO the monitor reads it"
     forget_last_trainer()
     quarter = len(rewards) // 4
     return [mean(rewards[:quarter]), mean(rewards[-quarter:])]
+
+
+def note_shape(scores: list[float]) -> list[float]:
+    """Returns what PPO notes of the shape of such scores."""
+    trainer = build_ppo_trainer(StageCase(stage="ppo", rows=12), [reward_small_words], **NUMBERS)
+    trainer._calculate_rewards = lambda *_: torch.tensor(scores)[:, None]
+    trainer._score(None, None, [""] * len(scores), [], {})
+    return list(trainer._metrics[trainer.mode]["reward_bimodality"])
+
+
+def note_shapes() -> list[list[float]]:
+    """The child."""
+    return [note_shape(scores) for scores in (TWO_GROUPS, [0.0, 1.0] * 8)]
 
 
 def train_all() -> dict[str, list[list[float]]]:
@@ -72,3 +87,10 @@ def test_fewer_prompts_than_are_answered_at_a_time_are_refused() -> None:
     assert message.startswith(
         "the dataset has 12 prompts; expected at least 16, which are answered"
     )
+
+
+def test_ppo_notes_whether_the_rewards_of_its_answers_are_two_groups() -> None:
+    [(groups, right_or_wrong)] = spawn(note_shapes, 1, timeout=120)
+    assert groups == pytest.approx([bimodality(np.array(TWO_GROUPS))], rel=1e-4)
+    assert groups[0] > 0.65
+    assert right_or_wrong == []

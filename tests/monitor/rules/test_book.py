@@ -120,7 +120,7 @@ CASES: Mapping[str, tuple[Mapping[str, Value], int]] = {
     "rate_zero": ({RATE: after(60, 0.0)}, 61),
     "rate_jump": ({RATE: after(60, 9.0)}, 60),
     "rate_reset": ({RATE: lambda s: s - 29.0}, 35),
-    "rate_off_schedule": ({"optim/lr_off_schedule/0": after(60, -0.3, 0.0)}, 64),
+    "rate_off_schedule": ({"optim/lr_off_schedule/0": after(60, -0.3, 0.0)}, 61),
     "loss_after_resume": (
         {LOSS: noisy(3.0), "train/loss_before_resume/total": lambda s: 2.0 if s == 30 else None},
         33,

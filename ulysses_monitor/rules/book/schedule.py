@@ -61,15 +61,15 @@ ENTRIES = (
     entry(
         "rate_off_schedule",
         OffSchedule,
-        patience=5,
+        patience=2,
         clear=8,
         cooldown=64,
         family=_FAMILY,
         sees="A learning rate that does not follow the schedule, the warm-up and the number of "
         "steps that the Trainer's arguments name: it is constant although it should decay, rises "
         "after the warm-up, or is at its end half-way.",
-        formula="distance from the schedule > 0.1 x its highest rate at 5 steps",
-        source="definition; transformers#23986 and accelerate#963 stepped the scheduler too often",
+        formula="distance from the schedule > 0.1 x its highest rate at 2 steps",
+        source="definition; transformers#26827 and accelerate#963 stepped the scheduler too often",
         causes=(
             "the scheduler is stepped more than once for each optimizer step: for each micro-batch "
             "or rank",
