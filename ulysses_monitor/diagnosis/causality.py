@@ -12,7 +12,7 @@ __all__ = ["LEADS_TO", "Chain", "find_chains"]
 
 _BLOWS_UP = (
     *("early_update", "early_gradient", "gradient_spike", "exploding_layer", "layer_shift"),
-    *("exploding_gradient", "loss_spike", "divergence", "nonfinite"),
+    *("exploding_gradient", "loss_spike", "loss_rises", "divergence", "nonfinite"),
 )
 _STANDS_STILL = ("nothing_moves", "not_learning", "plateau", "lora_idle", "update_ratio_small")
 _TOO_FAR = (
@@ -23,6 +23,14 @@ _TOO_FAR = (
 
 LEADS_TO: Mapping[str, Sequence[str]] = {
     # The data and what is made of it.
+    "labels_misaligned": ("loss_above_chance", "loss_collapse", "token_accuracy_perfect"),
+    "labels_changed": ("data_changed", "loss_spike", "loss_rises", "divergence"),
+    "padding_trained": ("dominant_token", "loss_collapse", "token_accuracy_perfect"),
+    "special_tokens": ("dominant_token", "loss_collapse"),
+    "dominant_token": ("loss_collapse", "token_accuracy_perfect"),
+    "data_changed": ("gradient_spike", "loss_spike", "loss_rises", "divergence"),
+    "duplicate_rows": ("loss_without_noise", "loss_collapse", "overfitting"),
+    "ends_not_trained": ("truncated_answers",),
     "no_labels": ("loss_zero", "nothing_moves", "vanishing_gradient"),
     "same_data_on_ranks": ("loss_collapse", "overfitting"),
     "loss_without_noise": ("loss_collapse", "token_accuracy_perfect", "overfitting"),
@@ -34,9 +42,21 @@ LEADS_TO: Mapping[str, Sequence[str]] = {
     "rate_reset": _TOO_FAR,
     # LoRA's B begins at zero, and A gets no gradient before B has moved.
     "rate_zero": (*_STANDS_STILL, "state_not_updated", "no_gradient", "lora_imbalance"),
+    # The optimizer's settings, and its state.
+    "betas_swapped": _TOO_FAR,
+    "epsilon_large": ("update_ratio_small", "not_learning", "plateau"),
+    "decay_strong": ("weights_shrink", "update_ratio_large", "loss_rises", "divergence"),
+    "state_lost": ("loss_after_resume", *_TOO_FAR),
+    "loss_after_resume": ("gradient_spike", "loss_spike"),
     # Ranks.
+    "straggler": ("throughput_drop", "stall"),
     "replica_drift": _BLOWS_UP,
     # What is trained, and how far it moves.
+    "tie_lost": ("does_not_move", "loss_rises", "divergence"),
+    "adapter_without_gradient": (
+        *("no_gradient", "does_not_move", "lora_imbalance"),
+        *_STANDS_STILL,
+    ),
     "no_gradient": (
         *("does_not_move", "vanishing_layer", "layer_shift", "lora_imbalance"),
         *_STANDS_STILL,
@@ -51,6 +71,10 @@ LEADS_TO: Mapping[str, Sequence[str]] = {
     "second_moment_small": ("update_ratio_small", "update_ratio_large", "not_learning", "plateau"),
     "always_clipping": ("update_ratio_small", "not_learning", "plateau"),
     "update_ratio_small": ("not_learning", "plateau"),
+    "gradients_not_cleared": (
+        *("gradients_accumulate", "always_clipping", "update_ratio_large"),
+        *_BLOWS_UP,
+    ),
     "gradients_accumulate": ("always_clipping", "update_ratio_large", *_BLOWS_UP),
     "update_ratio_large": _TOO_FAR,
     "weights_jump": _BLOWS_UP,
@@ -80,11 +104,15 @@ LEADS_TO: Mapping[str, Sequence[str]] = {
     # How a training breaks down.
     "early_update": _BLOWS_UP,
     "early_gradient": _BLOWS_UP,
+    "early_activation": _BLOWS_UP,
+    "early_kurtosis": _BLOWS_UP,
+    "early_attention": _BLOWS_UP,
     "exploding_layer": _BLOWS_UP,
     "layer_shift": _BLOWS_UP,
     "gradient_spike": ("exploding_gradient", "loss_spike", "divergence", "nonfinite"),
     "exploding_gradient": ("loss_spike", "divergence", "nonfinite"),
     "loss_spike": ("gradient_spike", "divergence", "nonfinite"),
+    "loss_rises": ("divergence", "nonfinite"),
     "divergence": ("nonfinite", "plateau"),
     # A norm leaves NaN out: that of a tensor full of it is zero.
     "nonfinite": (

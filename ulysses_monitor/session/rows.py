@@ -42,7 +42,7 @@ _MOST_EVENTS = 200
 """Events with rows in one run."""
 
 _ASKED = "rows/asked"
-_ABOUT_ROWS = ("train/loss/", "train/loss_rank_std/", "grad/")
+_ABOUT_ROWS = ("train/loss/", "train/loss_rank_std/", "grad/nonfinite", "grad/norm/")
 """What an alert is about if the rows of its step may be the cause."""
 
 
@@ -239,7 +239,8 @@ class RowLog:
 
         The rows of all ranks are asked for, and come with the next step's vector.
         """
-        rows = sort_rows(self._shared.get(alert.step, ()))
+        is_missing = alert.metric.startswith("grad/norm/") and alert.value == 0  # the model's doing
+        rows = [] if is_missing else sort_rows(self._shared.get(alert.step, ()))
         if not rows or not alert.metric.startswith(_ABOUT_ROWS) or alert.severity == "info":
             return alert
         if self._events < _MOST_EVENTS:
