@@ -138,8 +138,8 @@ class TrainerWatcher(TrainerCallback):
         def end_step(session: Session) -> None:
             session.step_ends(state.global_step)
             resumed, self._resumed = self._resumed, {}
-            if rank() == 0:
-                session.log(resumed)
+            if rank() == 0 and resumed:
+                session.guarded("the loss before a resume", lambda: session.log(resumed), None)
             requests = session.take_requests()
             if "save" in requests:
                 control.should_save = True

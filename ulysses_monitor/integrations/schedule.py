@@ -47,7 +47,7 @@ def find_schedule(trainer: Trainer) -> Callable[[int], float] | None:
     if not isinstance(trainer.lr_scheduler, LambdaLR):
         return None
     # The Trainer's own may have been made for another number of steps, so make it anew.
-    defaults: dict[str, Any] = trainer.optimizer.defaults
+    defaults: dict[str, Any] = getattr(trainer.optimizer, "defaults", {})  # DeepSpeed's has none
     rate = float(defaults.get("lr", args.learning_rate))  # of which lowest rates are a share
     unused = torch.optim.SGD([torch.zeros(1, device="cpu")], lr=rate)
     made = get_scheduler(
