@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from benchmarks.faults import (
     of_data,
@@ -95,7 +96,7 @@ class Case:
 
 
 def _no_run() -> Recorded:
-    raise NotImplementedError
+    raise NotImplementedError("this case came back from a process without what trains it")
 
 
 def _seeded(setting: Setting, seed: int) -> Setting:
@@ -158,13 +159,11 @@ def healthy(half: int, seed: int = 0) -> Iterator[Case]:
 def _reported(half: int, seed: int) -> Iterator[Case]:
     setting = _seeded(SIZES[half], seed)
     for bug in REPORTED.values():
-        run = _on_ranks("reported", bug.name, setting) if bug.ranks > 1 else _bound(bug, setting)
+        run = (
+            _on_ranks("reported", bug.name, setting) if bug.ranks > 1 else partial(bug.run, setting)
+        )
         kind = f"{bug.ranks} ranks" if bug.ranks > 1 else "Trainer"
         yield Case(bug.name, kind, half, run, bug.onset, bug.names, GROUPS[2], seed)
-
-
-def _bound(bug: object, setting: Setting) -> Callable[[], Recorded]:
-    return lambda: bug.run(setting)  # type: ignore[attr-defined, no-any-return]
 
 
 def _healthy_trainers(half: int, seed: int) -> Iterator[Case]:

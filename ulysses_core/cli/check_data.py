@@ -119,7 +119,7 @@ def _print(health: Health, config: RunConfig) -> None:
     console.print(as_text(f"found nothing: {', '.join(health.clean)}", "dim"))
     for reason in dict.fromkeys(health.skipped.values()):
         checks = [name for name, why in health.skipped.items() if why == reason]
-        console.print(as_text(f"not checked, {reason}: {', '.join(checks)}", "dim"))
+        console.print(as_text(f"not checked ({reason}): {', '.join(checks)}", "dim"))
 
 
 def _make_numbers(health: Health) -> Table:

@@ -139,7 +139,7 @@ def _describe_checks(found: Diagnosis) -> Iterator[Text]:
     if checks.quiet:
         yield as_text(f"found nothing: {', '.join(checks.quiet)}", "dim")
     for reason, rules in group_reasons(checks.unchecked).items():
-        yield as_text(f"not checked, {reason}: {', '.join(rules)}", "dim")
+        yield as_text(f"not checked ({reason}): {', '.join(rules)}", "dim")
 
 
 def _count(rules: Sequence[str]) -> str:

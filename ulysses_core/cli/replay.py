@@ -187,7 +187,7 @@ def _print_result(result: _Result, show_all: bool) -> None:
     for name, reason in result.left_out.items() if result.is_of_policies else ():
         typer.echo(as_text(f"skipped {name}: {reason}").plain)
     for reason, names in () if result.is_of_policies else group_reasons(result.left_out).items():
-        typer.echo(as_text(f"not checked, {reason}: {', '.join(names)}").plain)
+        typer.echo(as_text(f"not checked ({reason}): {', '.join(names)}").plain)
     if not result.events:
         typer.echo(f"no {result.event_name}s")
         return

@@ -48,6 +48,6 @@ def group_reasons(unchecked: Mapping[str, str]) -> dict[str, list[str]]:
     for rule, reason in unchecked.items():
         what, known, why = reason.partition(_MISSING)
         shared, _, own = what.partition(_OWN)
-        key = f"what they read is not recorded: {why}" if known else shared
+        key = why if known else shared
         groups.setdefault(key, []).append(f"{rule} ({own})" if own else rule)
     return dict(sorted(groups.items(), key=lambda each: -len(each[1])))

@@ -51,7 +51,7 @@ def test_a_diagnosis_is_told_in_plain_words(ulysses: Ulysses, broken: Path) -> N
     place = lines.index("What probably followed from it")
     assert lines[place + 1].startswith("nonfinite  critical, at step 50, follows from loss_spike")
     assert any(line.startswith("2 rules fired") for line in lines)
-    assert any(line.startswith("not checked, ") and "lora_idle" in line for line in lines)
+    assert any(line.startswith("not checked (") and "lora_idle" in line for line in lines)
 
 
 def test_a_run_without_alerts_says_that_nothing_looks_broken(
@@ -105,7 +105,7 @@ def test_wrong_input_is_one_line(
 
 def test_replay_shows_which_rules_were_not_checked(ulysses: Ulysses, broken: Path) -> None:
     _, out, _ = ulysses("replay", "runs/one")
-    assert "not checked, train/loss/total has 50 values: plateau (needs 200)" in out
+    assert "not checked (train/loss/total has 50 values): plateau (needs 200)" in out
     found = json.loads(ulysses("replay", "runs/one", "--json")[1])["rules"]
     assert found["not_checked"]["lora_idle"].endswith("or they could not be read")
     assert "lora_idle" not in found["summary"]

@@ -330,7 +330,7 @@ def test_reasons_are_grouped() -> None:
         "c": "the run has 5 steps; the rule waits for 33",
     }
     assert group_reasons(unchecked) == {
-        "what they read is not recorded: the training does not evaluate": ["a", "b"],
+        "the training does not evaluate": ["a", "b"],
         "the run has 5 steps": ["c (waits for 33)"],
     }
 
